@@ -1,0 +1,266 @@
+"""What a reward function may do to its worker, and what it cannot do to the run."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from vargrl.rewards import pool as pools
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+
+
+@pytest.fixture(autouse=True)
+def judges_are_importable(monkeypatch):
+  monkeypatch.syspath_prepend(HERE)
+
+
+def open_pool(name, workers=1, timeout=30.0, retries=0, chunk=2, **options):
+  return contextlib.closing(
+    pools.Pool(name, options, workers=workers, timeout=timeout, retries=retries, chunk=chunk)
+  )
+
+
+def images(n):
+  return np.arange(n * 12, dtype=np.uint8).reshape(n, 2, 2, 3)
+
+
+def pids(pool):
+  return [worker.process.pid for worker in pool.workers]
+
+
+def gone(pid, within=0.0):
+  """True when no process has this id, not even a zombie."""
+  end = time.monotonic() + within
+  while True:
+    try:
+      os.kill(pid, 0)
+    except ProcessLookupError:
+      return True
+    if time.monotonic() > end:
+      return False
+    time.sleep(0.02)
+
+
+def ended(pid, within):
+  """True when it is gone, or a zombie for which process 1 is to blame."""
+  stat = pathlib.Path(f'/proc/{pid}/stat')
+  return gone(pid, within) or (stat.exists() and ') Z ' in stat.read_text())
+
+
+def failures(pool):
+  return {k: v for k, v in pool.counts.items() if v}
+
+
+def test_every_row_gets_its_own_score_whatever_the_chunks():
+  with open_pool('judges.mean', workers=2, chunk=3) as pool:
+    for n in (7, 1, 0, 8):
+      r_B = pool.scores(images(n), list(range(n)))
+      assert r_B.dtype == np.float32
+      np.testing.assert_array_equal(r_B, images(n).mean((1, 2, 3)))
+    assert failures(pool) == {}
+
+
+def test_rows_are_shared_by_all_workers_but_no_call_has_more_than_a_chunk():
+  with open_pool('judges.chunk_size', workers=2, chunk=3) as pool:
+    assert pool.scores(images(4), np.arange(4)).tolist() == [2] * 4
+    assert pool.scores(images(7), np.arange(7)).tolist() == [3, 3, 3, 3, 3, 3, 1]
+
+
+def test_none_nan_and_inf_cost_one_row_each_and_are_counted():
+  with open_pool('judges.holes', chunk=8) as pool:
+    r_B = pool.scores(images(6), np.arange(6))
+    np.testing.assert_array_equal(r_B, [0, np.nan, np.nan, np.nan, np.nan, 5])
+    assert failures(pool) == {'nan': 4}
+    pool.scores(images(1), np.arange(1))
+    assert failures(pool) == {}  # counts are of the latest scores
+
+
+@pytest.mark.parametrize('how', ['raise', 'exit', 'sigkill'])
+def test_failing_once_costs_a_retry_and_no_row(how, tmp_path):
+  with open_pool('judges.once', workers=2, retries=1, how=how, folder=str(tmp_path)) as pool:
+    r_B = pool.scores(images(4), np.arange(4))
+    np.testing.assert_array_equal(r_B, np.arange(4))
+    assert failures(pool) == {'retry': 2}
+
+
+def test_a_chunk_that_always_raises_is_lost_and_the_others_are_not():
+  with open_pool('judges.raises_for', workers=2, retries=2, bad=3) as pool:
+    r_B = pool.scores(images(6), np.arange(6))
+    np.testing.assert_array_equal(r_B, [0, 1, np.nan, np.nan, 4, 5])
+    assert failures(pool) == {'error': 2, 'retry': 2}
+    assert 'RuntimeError: prompt 3 is not to my taste' in pool.last_error
+    assert 'judges.py' in pool.last_error
+
+
+@pytest.mark.parametrize('how, code', [('exit', 3), ('sigkill', -9)])
+def test_a_worker_that_always_dies_costs_its_rows_and_is_replaced(how, code):
+  with open_pool('judges.always', retries=1, how=how) as pool:
+    before = pids(pool)
+    assert np.isnan(pool.scores(images(2), np.arange(2))).all()
+    assert failures(pool) == {'death': 2, 'retry': 1}
+    assert f'exit code {code}' in pool.last_error
+    assert gone(before[0]) and pids(pool) != before
+
+
+def test_a_hanging_function_is_killed_with_what_it_started(tmp_path):
+  file = tmp_path / 'pid'
+  with open_pool('judges.hangs_with_a_child', timeout=1.0, file=str(file)) as pool:
+    before, start = pids(pool), time.monotonic()
+    assert np.isnan(pool.scores(images(2), np.arange(2))).all()
+    assert 0.9 < time.monotonic() - start < 10
+    assert failures(pool) == {'timeout': 2} and '1 s' in pool.last_error
+    assert gone(before[0])
+    assert ended(int(file.read_text()), within=2.0)
+
+
+def test_a_worker_killed_or_stopped_while_idle_costs_no_row():
+  with open_pool('judges.mean', workers=2, timeout=1.0, retries=1) as pool:
+    os.kill(pids(pool)[0], signal.SIGKILL)
+    os.kill(pids(pool)[1], signal.SIGSTOP)
+    big = np.zeros((4, 512, 512, 3), np.uint8)  # more than a pipe holds
+    assert pool.scores(big, np.arange(4)).tolist() == [0] * 4
+    assert pool.counts['death'] == pool.counts['timeout'] == 0
+
+
+def test_a_wrong_number_of_scores_is_an_error_not_a_failed_row():
+  with open_pool('judges.returns', retries=3, chunk=4, what='short') as pool:
+    text = 'reward judges.returns: returned 3 scores, expected 4'
+    with pytest.raises(ValueError, match=text):
+      pool.scores(images(4), np.arange(4))
+
+
+@pytest.mark.parametrize(
+  'what, found',
+  [
+    ('scalar', r'float of shape \(\), expected 4'),
+    ('column', r'ndarray of shape \(4, 1\), expected 4'),
+    ('nothing', r'NoneType of shape \(\), expected 4'),
+    ('ragged', r'no array \(.*\), expected 4 numbers'),
+    ('text', 'dtype <U4, expected real'),
+    ('complex', 'dtype complex128, expected real'),
+  ],
+)
+def test_what_is_not_one_number_for_each_image_is_an_error(what, found):
+  with pytest.raises(ValueError, match=f'reward f: returned {found}'):
+    pools.verdicts('f', judges_return(what, 4), 4)
+
+
+def test_booleans_integers_and_object_arrays_are_scores():
+  assert pools.verdicts('f', judges_return('bool', 3), 3).tolist() == [1, 1, 1]
+  assert pools.verdicts('f', judges_return('integers', 3), 3).tolist() == [0, 1, 2]
+  np.testing.assert_array_equal(pools.verdicts('f', judges_return('objects', 3), 3), [np.nan, 1, 2])
+
+
+def judges_return(what, n):
+  import judges
+
+  return judges.returns([None] * n, None, what=what)
+
+
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    ('judges.meen', "judges has no 'meen'; did you mean 'mean'"),
+    ('dies.f', r'the worker died \(exit code 7\) while importing it'),
+    ('nowhere.f', "found no module 'nowhere' on sys.path"),
+    ('__main__.f', 'workers have no __main__; put the function into a module'),
+  ],
+)
+def test_a_pool_of_what_cannot_be_imported_is_an_error_before_any_image(name, message):
+  with pytest.raises(ValueError, match=f'reward {name}: {message}'):
+    pools.Pool(name, {}, workers=1, timeout=30, retries=0, chunk=2)
+
+
+@pytest.mark.parametrize(
+  'name, options, message',
+  [
+    ('judges.NOT_A_FUNCTION', {}, 'found a int, expected a function'),
+    ('judges.prompt', {'scal': 2}, "unknown option 'scal'; did you mean 'scale'"),
+    ('judges.always', {}, "missing a required argument: 'how'"),
+    ('sharpness.reward', {}, 'missing a required argument'),  # a device reward, called as host's
+    ('broken.f', {}, r'importing broken: Traceback[\s\S]*OSError: weights not found'),
+    ('vargrl.rewards.jpg', {}, "vargrl.rewards has no 'jpg'; did you mean 'jpeg'"),
+  ],
+)
+def test_a_worker_refuses_a_wrong_function_or_option(name, options, message):
+  with pytest.raises(ValueError, match=f'reward {name}: {message}'):
+    pools.load(name, options)
+
+
+def test_images_of_the_wrong_type_and_too_few_prompts_are_errors():
+  with open_pool('judges.mean') as pool:
+    with pytest.raises(ValueError, match=r'found float64 \(2, 2, 2, 3\)'):
+      pool.scores(images(2) / 255, np.arange(2))
+    with pytest.raises(ValueError, match='and 1 prompts'):
+      pool.scores(images(2), np.arange(1))
+    assert pool.scores(images(1), ['a']).shape == (1,)  # the pool survives both
+
+
+def test_after_an_error_no_stale_answer_is_taken_for_a_new_one():
+  with open_pool('judges.raises_for', workers=2, bad=0, seconds=0.3) as pool:
+    with pytest.raises(RuntimeError, match='no verdict for 2 of 8'):
+      pools.run([pool], images(8), np.arange(8), max_failed=0.0)
+    assert pool.scores(images(2), np.arange(2) + 1).tolist() == [1, 2]
+
+
+def test_close_leaves_no_process_not_even_a_zombie():
+  with open_pool('judges.mean', workers=2) as pool:
+    workers = pids(pool)
+    assert not any(map(gone, workers))
+  assert all(map(gone, workers))
+  with pytest.raises(ValueError, match='closed'):
+    pool.scores(images(1), [0])
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from vargrl.rewards import pool as pools
+print('main runs', flush=True)
+pool = pools.Pool(sys.argv[1], {'how': 'hang'} if 'always' in sys.argv[1] else {},
+                  workers=1, timeout=60, retries=0, chunk=2)
+print(pool.workers[0].process.pid, flush=True)
+print(pool.scores(np.zeros((2, 4, 4, 3), np.uint8), [0, 1]), flush=True)
+"""
+
+
+def script(command, name, tmp_path, **kwargs):
+  env = os.environ | {'PYTHONPATH': f'{HERE}{os.pathsep}{ROOT}', 'TMPDIR': str(tmp_path)}
+  env['JAX_PLATFORMS'] = 'cpu'
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen([sys.executable, *command, name], env=env, **pipes, **kwargs)
+
+
+@pytest.mark.parametrize('way', ['file', 'module', 'notebook'])
+def test_workers_run_neither_main_nor_jax(way, tmp_path):
+  """However it was started, and with no `if __name__ == '__main__'`; a notebook has no file."""
+  program = 'import jax' + SCRIPT
+  (tmp_path / 'program.py').write_text(program)
+  command = {'file': ['program.py'], 'module': ['-m', 'program'], 'notebook': ['-c', program]}[way]
+  process = script(command, 'judges.jax_is_here', tmp_path, cwd=tmp_path)
+  out, err = process.communicate(timeout=60)
+  ran, pid, scores = out.splitlines()
+  assert (ran, scores, err) == ('main runs', '[0. 0.]', '')
+  assert process.returncode == 0 and gone(int(pid), within=1.0)  # without close()
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])
+def test_a_hanging_worker_dies_with_its_parent_and_leaves_neither_word_nor_file(number, tmp_path):
+  process = script(['-c', SCRIPT], 'judges.always', tmp_path, start_new_session=True)
+  pid = int([process.stdout.readline() for _ in range(2)][1])
+  while not list(tmp_path.glob('vargrl_rewards_*/*')):
+    time.sleep(0.02)
+  time.sleep(0.2)  # it hangs by now
+  os.killpg(process.pid, number)  # as a terminal does on Ctrl-C
+  _, err = process.communicate(timeout=30)
+  assert ended(pid, within=2.0)
+  assert err.count('Traceback') == (number == signal.SIGINT)  # the parent's own
+  assert list(tmp_path.iterdir()) == []

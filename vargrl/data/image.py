@@ -1,0 +1,91 @@
+"""Pictures: encoded bytes to pixels of one size, and pixels to floats and back."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+CROPS = ('none', 'center', 'random')
+
+
+class Unreadable(ValueError):
+  """The bytes are not a whole picture: empty, truncated, of another kind, or without a range."""
+
+
+def decode(data) -> np.ndarray:
+  """uint8 [y, x, 3], upright (EXIF), alpha over white; raises Unreadable, and nothing else.
+
+  `data` is an encoded picture (bytes) or decoded pixels, uint8 [y, x, 1 or 3]. A flipped byte in a
+  JPEG or WEBP decodes silently to wrong pixels: only a checksum could tell.
+  """
+  if isinstance(data, np.ndarray) and data.ndim == 3:
+    return np.broadcast_to(data, (*data.shape[:2], 3))
+  if not len(data):
+    raise Unreadable('picture: 0 bytes')
+  try:
+    with Image.open(io.BytesIO(data)) as picture:
+      picture.load()
+      ImageOps.exif_transpose(picture, in_place=True)
+      return np.asarray(_rgb(picture))
+  except Exception as e:  # Pillow's readers raise OSError, SyntaxError, struct.error, IndexError...
+    raise Unreadable(f'picture of {len(data)} bytes: {type(e).__name__}: {e}') from e
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+  if picture.mode == 'F':
+    raise ValueError('floating-point pixels have no fixed range; 8 or 16 bits expected')
+  if picture.mode.startswith('I'):
+    # convert('RGB') clips 16 bits at 255. The high byte is what Pillow keeps of 16-bit colour.
+    high = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
+    return Image.fromarray(high.astype(np.uint8)).convert('RGB')
+  if not picture.has_transparency_data:
+    return picture if picture.mode == 'RGB' else picture.convert('RGB')
+  picture = picture.convert('RGBA')
+  white = Image.new('RGBA', picture.size, 'white')
+  return Image.alpha_composite(white, picture).convert('RGB')
+
+
+def resize(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+  """uint8 [height, width, 3] by Lanczos; the same array if it has that size already."""
+  if image.shape[:2] == (height, width):
+    return image
+  picture = Image.fromarray(np.ascontiguousarray(image))
+  return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def fit(image: np.ndarray, *, size: int, crop: str, rng: np.random.Generator | None) -> np.ndarray:
+  """uint8 [size, size, 3]: squeezed to it ('none'), or cropped at the 'center' or at 'random'.
+
+  A crop is VAR's: the shorter side becomes round(1.125 * size), the aspect ratio is kept.
+  https://github.com/FoundationVision/VAR/blob/main/utils/data.py. Only 'random' draws from `rng`.
+  """
+  if crop == 'none':
+    return resize(image, height=size, width=size)
+  if crop not in CROPS:
+    raise ValueError(f'crop: {crop!r} found, one of {CROPS} expected')
+  y, x = image.shape[:2]
+  short = round(1.125 * size)
+  # The longer side is truncated, not rounded, as torchvision's Resize does.
+  y, x = (short, int(short * x / y)) if y <= x else (int(short * y / x), short)
+  image = resize(image, height=y, width=x)
+  if crop == 'center':
+    top, left = round((y - size) / 2), round((x - size) / 2)
+  else:
+    top, left = rng.integers(y - size + 1), rng.integers(x - size + 1)
+  return image[top:top + size, left:left + size]
+
+
+def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """The image, mirrored left to right with probability one half."""
+  return image[:, ::-1] if rng.random() < .5 else image
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+  """float32 in [-1, 1] of uint8 pixels."""
+  return 2 * image.astype(np.float32) / 255 - 1
+
+
+def to_uint8(image) -> np.ndarray:
+  """uint8 pixels of floats in [-1, 1]; what lies outside is clipped."""
+  image = (np.asarray(image, np.float32) + 1) * 127.5
+  return np.clip(np.round(image), 0, 255).astype(np.uint8)

@@ -1,0 +1,138 @@
+"""The few pieces that every model is made of. Letters: see vargrl/types.py."""
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl.parallel.rules import shard
+
+
+def letters(init, axes):
+  """An initializer whose parameter knows its letters, hence its sharding."""
+  return nn.with_logical_partitioning(init, tuple(axes))
+
+
+class Einsum(nn.Module):
+  """einsum(eqn, x, w). The equation names the weight's axes: its init and its sharding follow."""
+  eqn: str                  # 'BLD,DNH->BNLH'
+  shape: tuple[int, ...]
+  bias: str = ''            # the axes of the bias, 'NH'
+  init: object = None       # None: normal with variance 1 / fan-in
+
+  @nn.compact
+  def __call__(self, x):
+    w_axes, y_axes = self.eqn.split(',')[1].split('->')
+    ins = tuple(i for i, a in enumerate(w_axes) if a not in y_axes)
+    outs = tuple(i for i, a in enumerate(w_axes) if a in y_axes)
+    init = self.init or nn.initializers.variance_scaling(1., 'fan_in', 'normal', ins, outs)
+    w = self.param('w', letters(init, w_axes), self.shape)
+    # FSDP, said aloud: cast, then gather D, keep N on tensor. Without it, XLA may rematerialise.
+    w = shard(w.astype(x.dtype), w_axes)
+    y = jnp.einsum(self.eqn, x, w)
+    if self.bias:
+      size = dict(zip(w_axes, self.shape))
+      b = self.param('b', letters(nn.initializers.zeros, self.bias), [size[a] for a in self.bias])
+      y += broadcast(b.astype(x.dtype), self.bias, y_axes)
+    return shard(y, y_axes)
+
+
+def broadcast(b, axes, y_axes):
+  """A bias with letters `axes`, shaped to be added to an array with letters `y_axes`."""
+  return b.reshape([b.shape[axes.index(a)] if a in axes else 1 for a in y_axes])
+
+
+class Conv(nn.Module):
+  """2-D convolution, NHWC; `pad` is (low, high) on both sides."""
+  features: int
+  size: int = 3
+  stride: int = 1
+  pad: tuple[int, int] = (1, 1)
+
+  @nn.compact
+  def __call__(self, x_Byxc):
+    init = nn.initializers.variance_scaling(1., 'fan_in', 'normal', (0, 1, 2), 3)
+    shape = (self.size, self.size, x_Byxc.shape[-1], self.features)
+    w = self.param('w', letters(init, 'yxcD'), shape)
+    b = self.param('b', letters(nn.initializers.zeros, 'D'), (self.features,))
+    w = shard(w.astype(x_Byxc.dtype), 'yxcd')
+    y = jax.lax.conv_general_dilated(x_Byxc, w, (self.stride,) * 2, [self.pad] * 2,
+                                     dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return y + b.astype(x_Byxc.dtype)
+
+
+class GroupNorm(nn.Module):
+  """Over 32 groups of channels, in float32, eps 1e-6, variance in two passes as torch does."""
+  groups: int = 32
+
+  @nn.compact
+  def __call__(self, x_Byxc):
+    B, *_, c = x_Byxc.shape
+    x = x_Byxc.astype(jnp.float32).reshape(B, -1, self.groups, c // self.groups)
+    x -= x.mean((1, 3), keepdims=True)
+    x *= jax.lax.rsqrt(jnp.mean(x ** 2, (1, 3), keepdims=True) + 1e-6)
+    scale = self.param('scale', letters(nn.initializers.ones, 'D'), (c,))
+    bias = self.param('bias', letters(nn.initializers.zeros, 'D'), (c,))
+    return (x.reshape(x_Byxc.shape) * scale + bias).astype(x_Byxc.dtype)
+
+
+def layer_norm(x, eps=1e-6):
+  """Without affine parameters: AdaLN brings its own. float32 inside and out."""
+  x = x.astype(jnp.float32)
+  x -= x.mean(-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(x ** 2, -1, keepdims=True) + eps)
+
+
+def unit(x):
+  """x / |x| over the last axis, float32; torch's F.normalize with its eps."""
+  x = x.astype(jnp.float32)
+  return x / jnp.maximum(jnp.sqrt(jnp.sum(x ** 2, -1, keepdims=True)), 1e-12)
+
+
+def attend(q_BNLH, segments, *, scale):
+  """One softmax over all segments (k_BKSH, v_BKSH, mask_LS or None), which are never concatenated.
+
+  A prefix shared by many rows stays one copy under vmap; a concatenation would repeat it per row.
+  Query heads are grouped over the K heads of the keys. Softmax in float32. Returns o_BNLH.
+  """
+  B, N, L, H = q_BNLH.shape
+  K = segments[0][0].shape[1]
+  q_BKGLH = q_BNLH.reshape(B, K, N // K, L, H) * scale
+  logits = []
+  for k_BKSH, _, mask_LS in segments:
+    x_BKGLS = jnp.einsum('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH).astype(jnp.float32)
+    logits.append(x_BKGLS if mask_LS is None else jnp.where(mask_LS, x_BKGLS, -2e38))
+  top = functools.reduce(jnp.maximum, [jax.lax.stop_gradient(x.max(-1, keepdims=True))
+                                       for x in logits])
+  weights = [jnp.exp(x - top) for x in logits]
+  total = sum(w.sum(-1, keepdims=True) for w in weights)
+  o_BKGLH = sum(jnp.einsum('BKGLS,BKSH->BKGLH', (w / total).astype(v.dtype), v)
+                for w, (_, v, _) in zip(weights, segments))
+  return o_BKGLH.reshape(B, N, L, H)
+
+
+def causal_by_scale(scales):
+  """mask_LS [L, L] bool: a token sees its own scale and all coarser ones."""
+  level_L = level(scales)
+  return level_L[:, None] >= level_L[None, :]
+
+
+def level(scales):
+  """The number of the scale that each of the L tokens belongs to, int32 numpy [L]."""
+  return np.repeat(np.arange(len(scales), dtype=np.int32), [s * s for s in scales])
+
+
+def offsets(scales):
+  """Where each scale starts among the L tokens, and L itself: len(scales) + 1 Python ints."""
+  sizes = [s * s for s in scales]
+  return [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+
+
+def normal(std):
+  """Normal initializer; torch's trunc_normal_ cuts at +-2 absolute, which these stds never reach."""
+  return nn.initializers.normal(std)
+
+
+LN_100 = math.log(100.)

@@ -1,0 +1,279 @@
+"""VAR: next-scale prediction (https://arxiv.org/abs/2404.02905), as in FoundationVision/VAR.
+
+The decoder sees continuous inputs: for scale i the tokenizer's reconstruction from scales < i,
+resized to scale i. It does not know the tokenizer, the rewards, or who computes its loss.
+"""
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl.models import cache as caches
+from vargrl.models import layers
+from vargrl.models.layers import Einsum, letters
+from vargrl.parallel.rules import shard
+
+SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  depth: int
+  width: int
+  heads: int
+  scales: tuple[int, ...] = SCALES_256
+  vocab: int = 4096
+  channels: int = 32
+  classes: int = 1000         # class `classes` is the unconditional one
+  mlp_ratio: int = 4
+  shared_adaln: bool = False  # one AdaLN for all blocks plus an offset for each (d36-512)
+  l2_norm: bool = True        # unit queries and keys with a learned temperature per head
+  gamma: float = 1e-3         # scale of the residual gates at init
+  drop_path: float = 0.       # rate of the last block; block 0 has none
+  label_drop: float = 0.1     # share of labels replaced by the unconditional one in pretraining
+  dtype: str = 'float32'
+  remat: str = 'none'         # 'blocks' recomputes each block in the backward pass
+
+  @property
+  def length(self): return sum(s * s for s in self.scales)
+  @property
+  def head_dim(self): return self.width // self.heads
+  @property
+  def offsets(self): return layers.offsets(self.scales)
+
+
+def published(depth, gamma, **changes):
+  return Config(**dict(depth=depth, width=64 * depth, heads=depth, gamma=gamma,
+                       drop_path=0.1 * depth / 24) | changes)
+
+
+# https://github.com/FoundationVision/VAR
+SIZES = {
+    'd16': published(16, 1e-3),
+    'd20': published(20, 1e-3),
+    'd24': published(24, 1e-4),
+    'd30': published(30, 1e-5),
+    'd36-512': published(36, 5e-6, scales=SCALES_512, shared_adaln=True),
+    # Small ones: same modules, for a laptop.
+    'digits': Config(4, 128, 4, scales=(1, 2, 3, 4), vocab=128, channels=8, classes=10, gamma=0.1),
+    'smoke': Config(2, 32, 2, scales=(1, 2, 4), vocab=32, channels=4, classes=10, gamma=0.1),
+}
+
+
+class AdaLN(nn.Module):
+  """cond_BD -> `parts` modulations [B, 1, d] each, in the official order."""
+  parts: int
+  width: int
+  factors: tuple[float, ...]  # of the init of each part
+  std: float
+
+  @nn.compact
+  def __call__(self, cond_BD):
+    def init(key, shape, dtype=jnp.float32):
+      return self.std * jax.random.normal(key, shape, dtype) * jnp.array(self.factors)[:, None]
+    shape = (cond_BD.shape[-1], self.parts, self.width)
+    return Einsum('BD,Dcd->Bcd', shape, bias='cd', init=init, name='lin')(jax.nn.silu(cond_BD))
+
+
+class Block(nn.Module):
+  c: Config
+
+  @nn.compact
+  def __call__(self, x_BLD, cond, prefix, own, keep_B2, mask_LS, start, keep_cache):
+    """One layer. With a cache: prefix {'k', 'v', 'ada'} from the first scale, own (k, v)[:start].
+
+    cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it.
+    """
+    c = self.c
+    ada_B6D = prefix['ada'] if prefix is not None else self.modulation(cond)
+    g1, g2, scale1, scale2, shift1, shift2 = jnp.split(ada_B6D, 6, 1)
+
+    y_BLD = (layers.layer_norm(x_BLD) * (1 + scale1) + shift1).astype(x_BLD.dtype)
+    q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD)
+    segments = [(k_BNSH, v_BNSH, mask_LS)]
+    if own is not None and start:
+      segments.insert(0, (own[0][:, :, :start], own[1][:, :, :start], None))
+    if prefix is not None:
+      segments.insert(0, (prefix['k'], prefix['v'], None))
+    o_BNLH = layers.attend(q_BNLH, segments, scale=scale)
+    std = 1 / math.sqrt(3 * c.width) / math.sqrt(2 * c.depth)
+    y_BLD = Einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), bias='D',
+                   init=layers.normal(std), name='o')(o_BNLH)
+    x_BLD += self.branch(y_BLD, g1, keep_B2, 0)
+
+    F, init = c.mlp_ratio * c.width, layers.normal(1 / math.sqrt(3 * c.width))
+    y_BLD = (layers.layer_norm(x_BLD) * (1 + scale2) + shift2).astype(x_BLD.dtype)
+    y_BLF = Einsum('BLD,DF->BLF', (c.width, F), bias='F', init=init, name='fc1')(y_BLD)
+    y_BLD = Einsum('BLF,FD->BLD', (F, c.width), bias='D', init=layers.normal(std), name='fc2')(
+        jax.nn.gelu(y_BLF, approximate=True))
+    x_BLD += self.branch(y_BLD, g2, keep_B2, 1)
+    kept = {'k': k_BNSH, 'v': v_BNSH} if keep_cache else None
+    if keep_cache and prefix is None: kept['ada'] = ada_B6D
+    return x_BLD, kept
+
+  def modulation(self, cond):
+    c = self.c
+    if not c.shared_adaln:
+      factors = (c.gamma,) * 2 + (.5,) * 4
+      return AdaLN(6, c.width, factors, 1 / math.sqrt(3 * c.width), name='ada')(cond)
+    def init(key, shape, dtype=jnp.float32):
+      factors = jnp.array((c.gamma,) * 2 + (.5,) * 4)
+      return jax.random.normal(key, shape, dtype) / math.sqrt(c.width) * factors[:, None]
+    return self.param('ada', letters(init, 'cD'), (6, c.width)).astype(cond.dtype)[None] + cond
+
+  def heads(self, y_BLD):
+    """q, k, v and the softmax scale. Keys have no bias: softmax would not see it without l2-norm."""
+    c, shape = self.c, (self.c.width, self.c.heads, self.c.head_dim)
+    init = layers.normal(1 / math.sqrt(3 * c.width))
+    q = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='q')(y_BLD)
+    k = Einsum('BLD,DNH->BNLH', shape, init=init, name='k')(y_BLD)
+    v = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='v')(y_BLD)
+    if not c.l2_norm: return q, k, v, 0.25 / math.sqrt(c.head_dim)
+    temperature = self.param('temperature', letters(nn.initializers.constant(math.log(4.)), 'N'),
+                             (c.heads,))
+    temperature_N11 = jnp.exp(jnp.minimum(temperature, layers.LN_100))[:, None, None]
+    return (layers.unit(q) * temperature_N11).astype(y_BLD.dtype), \
+        layers.unit(k).astype(y_BLD.dtype), v, 1.
+
+  def branch(self, y_BLD, gate_B1D, keep_B2, which):
+    y_BLD = y_BLD * gate_B1D.astype(y_BLD.dtype)
+    return y_BLD if keep_B2 is None else y_BLD * keep_B2[:, which, None, None].astype(y_BLD.dtype)
+
+
+class Model(nn.Module):
+  """forward: teacher forcing. prefill + extend: the same numbers, scale by scale, with a cache."""
+  c: Config
+
+  def setup(self):
+    c = self.c
+    init, blocks = layers.normal(1 / math.sqrt(3 * c.width)), Block
+    if c.remat == 'blocks':
+      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(7, 8))
+    self.blocks = nn.scan(
+        blocks, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.depth,
+        in_axes=(nn.broadcast, 0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
+        metadata_params={nn.PARTITION_NAME: 'X'})(c)
+    table = lambda name, *shape: self.param(name, letters(init, 'VD' if len(shape) > 1 else 'D'), shape)
+    self.classes = table('classes', c.classes + 1, c.width)
+    self.levels = self.param('levels', letters(init, 'sD'), (len(c.scales), c.width))
+    self.positions = self.param('positions', letters(init, 'LD'), (c.length, c.width))
+    self.start = table('start', c.width)
+    self.words = Einsum('BLC,CD->BLD', (c.channels, c.width), bias='D', init=init)
+    if c.shared_adaln: self.shared = AdaLN(6, c.width, (1.,) * 6, 1 / math.sqrt(3 * c.width))
+    self.head_ada = AdaLN(2, c.width, (.5,) * 2, 1 / math.sqrt(3 * c.width))
+    self.head = Einsum('BLD,DV->BLV', (c.width, c.vocab), bias='V',
+                       init=layers.normal(0.02 / math.sqrt(3 * c.width)))
+
+  def __call__(self, label_B, inputs_BLC, keep_BX2=None):
+    return self.logits(*self.forward(label_B, inputs_BLC, keep_BX2))
+
+  def condition(self, label_B):
+    """Class embedding [B, D], what the blocks are conditioned on, and the head's modulation."""
+    class_BD = shard(self.classes.astype(self.c.dtype), 'VD')[label_B]
+    return class_BD, self.shared(class_BD) if self.c.shared_adaln else class_BD, self.head_ada(class_BD)
+
+  def embed(self, start, inputs_BLC):
+    """Inputs of tokens start, start + 1, ... (start > 0) with their level and position added."""
+    stop = start + inputs_BLC.shape[1]
+    return self.words(inputs_BLC.astype(self.c.dtype)) + self.place(start, stop)
+
+  def place(self, start, stop):
+    level_L = layers.level(self.c.scales)[start:stop]
+    return (self.levels[level_L] + self.positions[start:stop]).astype(self.c.dtype)
+
+  def forward(self, label_B, inputs_BLC, keep_BX2=None):
+    """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
+
+    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
+    """
+    class_BD, cond, head_B2D = self.condition(label_B)
+    x_B1D = (class_BD + self.start.astype(class_BD.dtype))[:, None] + self.place(0, 1)
+    x_BLD = jnp.concatenate([x_B1D, self.embed(1, inputs_BLC)], 1)
+    L = x_BLD.shape[1]
+    mask_LS = jnp.asarray(layers.causal_by_scale(self.c.scales)[:L, :L])
+    keep_XB2 = None if keep_BX2 is None else jnp.swapaxes(keep_BX2, 0, 1)
+    x_BLD, _ = self.blocks(shard(x_BLD, 'BLD'), cond, None, None, keep_XB2, mask_LS, 0, False)
+    return x_BLD, head_B2D
+
+  def prefill(self, label_B):
+    """The first scale, which only the label decides: logits_B1V of token 0 and the cache."""
+    class_BD, cond, head_B2D = self.condition(label_B)
+    x_B1D = (class_BD + self.start.astype(class_BD.dtype))[:, None] + self.place(0, 1)
+    x_B1D, prefix = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, None, 0, True)
+    own = caches.empty(self.c.depth, len(label_B), self.c.heads, self.c.length - 1, self.c.head_dim,
+                       x_B1D.dtype)
+    return self.logits(x_B1D, head_B2D), caches.Cache({**prefix, 'head': head_B2D}, own)
+
+  def extend(self, inputs_BLC, cache, scale):
+    """Logits of scale number `scale` > 0 from its inputs, and the cache extended by it."""
+    start, stop = self.c.offsets[scale] - 1, self.c.offsets[scale + 1] - 1
+    assert inputs_BLC.shape[1] == stop - start
+    prefix = {k: cache.prefix[k] for k in ('k', 'v', 'ada')}
+    x_BLD, new = self.blocks(shard(self.embed(start + 1, inputs_BLC), 'BLD'), None, prefix,
+                             cache.own, None, None, start, True)
+    own = caches.write(cache.own, (new['k'], new['v']), start)
+    return self.logits(x_BLD, cache.prefix['head']), cache.replace(own=own)
+
+  def logits(self, x_BLD, head_B2D):
+    """float32 logits_BLV; x_BLD may be any slice of positions."""
+    scale, shift = jnp.split(head_B2D, 2, 1)
+    y_BLD = layers.layer_norm(x_BLD) * (1 + scale) + shift
+    return self.head(y_BLD.astype(self.c.dtype)).astype(jnp.float32)
+
+
+def init(model, key):
+  """Boxed parameters (each knows its letters)."""
+  c = model.c
+  inputs_BLC = jnp.zeros((1, c.length - 1, c.channels))
+  return model.init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
+
+
+def drop_rates(c):
+  """Drop-path rate of each layer, float32 numpy [X]."""
+  return np.linspace(0, c.drop_path, c.depth, dtype=np.float32)
+
+
+def torch_table(c):
+  """ours: (official key, einops pattern theirs -> ours); see vargrl/checkpoint/torch.py."""
+  table = {
+      'classes': ('class_emb.weight', 'V D -> V D'),
+      'levels': ('lvl_embed.weight', 's D -> s D'),
+      'positions': ('pos_1LC', '1 L D -> L D'),
+      'start': ('pos_start', '1 1 D -> D'),
+      'words/w': ('word_embed.weight', 'D C -> C D'),
+      'words/b': ('word_embed.bias', 'D -> D'),
+      'head/w': ('head.weight', 'V D -> D V'),
+      'head/b': ('head.bias', 'V -> V'),
+      'head_ada/lin/w': ('head_nm.ada_lin.1.weight', '(c d) D -> D c d'),
+      'head_ada/lin/b': ('head_nm.ada_lin.1.bias', '(c d) -> c d'),
+      'blocks/{q,k,v}/w': ('blocks.{X}.attn.mat_qkv.weight', '(g N H) D -> g D N H'),
+      'blocks/q/b': ('blocks.{X}.attn.q_bias', '(N H) -> N H'),
+      'blocks/v/b': ('blocks.{X}.attn.v_bias', '(N H) -> N H'),
+      'blocks/o/w': ('blocks.{X}.attn.proj.weight', 'D (N H) -> N H D'),
+      'blocks/o/b': ('blocks.{X}.attn.proj.bias', 'D -> D'),
+      'blocks/fc1/w': ('blocks.{X}.ffn.fc1.weight', 'F D -> D F'),
+      'blocks/fc1/b': ('blocks.{X}.ffn.fc1.bias', 'F -> F'),
+      'blocks/fc2/w': ('blocks.{X}.ffn.fc2.weight', 'D F -> F D'),
+      'blocks/fc2/b': ('blocks.{X}.ffn.fc2.bias', 'D -> D'),
+  }
+  if c.l2_norm: table['blocks/temperature'] = ('blocks.{X}.attn.scale_mul_1H11', '1 N 1 1 -> N')
+  if c.shared_adaln:
+    return table | {
+        'blocks/ada': ('blocks.{X}.ada_gss', '1 1 c D -> c D'),
+        'shared/lin/w': ('shared_ada_lin.1.weight', '(c d) D -> D c d'),
+        'shared/lin/b': ('shared_ada_lin.1.bias', '(c d) -> c d')}
+  return table | {
+      'blocks/ada/lin/w': ('blocks.{X}.ada_lin.1.weight', '(c d) D -> D c d'),
+      'blocks/ada/lin/b': ('blocks.{X}.ada_lin.1.bias', '(c d) -> c d')}
+
+
+def torch_constants(c):
+  """Buffers of the official state dict: derived from the config, written on export."""
+  level_L = layers.level(c.scales)
+  bias = np.where(layers.causal_by_scale(c.scales), 0., -np.inf).astype(np.float32)
+  return {'lvl_1L': level_L[None].astype(np.int64), 'attn_bias_for_masking': bias[None, None]} | {
+      f'blocks.{i}.attn.zero_k_bias': np.zeros(c.width, np.float32) for i in range(c.depth)}

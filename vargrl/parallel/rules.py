@@ -1,0 +1,73 @@
+"""One letter, one mesh axis. Only this file says `fsdp`.
+
+Upper-case letters of the alphabet may be sharded, lower-case ones never are. Weights carry their
+letters as flax's logical names; activations are constrained by the letters of their einsum.
+"""
+import math
+
+import flax.linen as nn
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+WEIGHTS = {'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+# B is left to the compiler: inside the vmapped rollout it is 1 or the guidance pair, and the batch's
+# mesh axes belong to vmap's spmd_axis_name; outside, the input's sharding propagates.
+ACTIVATIONS = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+DECODING = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+ROWS = ('data', 'fsdp')
+
+
+def spec(axes, shape, table, mesh):
+  """'DNH' -> PartitionSpec('fsdp', 'tensor', None); an axis that does not divide is replicated."""
+  def one(letter, size):
+    if letter == 'B': return PartitionSpec.UNCONSTRAINED
+    name = table.get(letter)
+    return name if name and size % mesh.shape[name] == 0 else None
+  return PartitionSpec(*(one(letter, size) for letter, size in zip(axes, shape)))
+
+
+def shard(x, axes):
+  """Constrains an activation by the letters of its name; without a mesh, does nothing."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty: return x
+  return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, ACTIVATIONS, mesh))
+
+
+def weights(boxed, mesh, table=WEIGHTS):
+  """Boxed parameters (each knows its letters) -> the tree of their shardings."""
+  def one(p):
+    if not isinstance(p, nn.LogicallyPartitioned): return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, spec(p.names, p.value.shape, table, mesh))
+  return jax.tree.map(one, boxed, is_leaf=lambda p: isinstance(p, nn.LogicallyPartitioned))
+
+
+def rows(mesh, prompts, rollouts=1):
+  """Mesh axes of the P prompts and of the R rollouts of each, so that every device has equal rows.
+
+  A group stays together where the prompts suffice; on a mesh with more devices than prompts, its
+  rows are spread too. Raises ValueError where neither divides.
+  """
+  data, fsdp = (mesh.shape[a] for a in ROWS)
+  if prompts % (data * fsdp) == 0: return ROWS, ()
+  if prompts % data == 0 and rollouts % fsdp == 0: return ROWS[:1], ROWS[1:]
+  if rollouts % (data * fsdp) == 0: return (), ROWS
+  raise ValueError(f'batch: {prompts} prompts x {rollouts} rows do not divide over the mesh\'s '
+                   f'data={data} x fsdp={fsdp}')
+
+
+def replicated(shapes, shardings):
+  """Share of the bytes that every device holds in full; 0 on a mesh of one device."""
+  total, whole = 0, 0
+  for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings)):
+    size = math.prod(x.shape) * x.dtype.itemsize
+    total += size
+    whole += size * (s.is_fully_replicated and s.mesh.shape['fsdp'] * s.mesh.shape['tensor'] > 1)
+  return whole / max(total, 1)
+
+
+def check(shapes, shardings, *, at_most):
+  """Refuses weights that are mostly replicated: a mesh axis is then paid for and not used."""
+  share = replicated(shapes, shardings)
+  if share > at_most:
+    raise ValueError(f'sharding: {share:.1%} of the parameter bytes are replicated on the mesh, at '
+                     f'most {at_most:.0%} expected; choose a mesh that divides the model\'s sizes')

@@ -1,0 +1,20 @@
+"""Compressibility: the size of the image as a JPEG file (https://arxiv.org/abs/2305.13301)."""
+
+import io
+
+from PIL import Image
+
+HOST = True
+
+
+def reward(image_Byxc, label_B, *, quality, sign):
+  """r_B = -sign * kilobytes (of 1000): sign=1 for images that compress well, -1 for the others."""
+  del label_B
+  return [-sign * len(encode(image_yxc, quality)) / 1000 for image_yxc in image_Byxc]
+
+
+def encode(image_yxc, quality) -> bytes:
+  """The JPEG file, with Pillow's defaults for all but the quality (so chroma is 4:2:0)."""
+  file = io.BytesIO()
+  Image.fromarray(image_yxc).save(file, 'JPEG', quality=quality)
+  return file.getvalue()

@@ -1,0 +1,135 @@
+"""Several rewards as one score: device rewards in one program, host rewards in worker processes."""
+
+import functools
+import importlib
+import inspect
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl.rewards import pool as pools
+
+
+def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk):
+  """The Mix of {nickname: {'name': path, 'weight': float, **options}}.
+
+  Of `bind`, functions that no config can hold, a device reward gets those that it has a
+  keyword-only parameter for.
+  """
+  if not 0 <= max_failed <= 1 or not rewards:
+    found = f'max_failed={max_failed} and {len(rewards)} rewards'
+    raise ValueError(f'rewards: found {found}, expected a share in [0, 1] and at least one')
+  names, weights, device, host = {}, {}, {}, {}
+  try:
+    for nickname, options in plain(rewards).items():
+      if not isinstance(options, dict) or not {'name', 'weight'} <= options.keys():
+        raise ValueError(f"reward {nickname}: found {options}, expected 'name' and 'weight' in it")
+      name, weights[nickname] = options.pop('name'), float(options.pop('weight'))
+      names[nickname], function = name, device_reward(name)
+      if function is None:
+        knobs = dict(workers=workers, timeout=timeout, retries=retries, chunk=chunk)
+        host[nickname] = pools.Pool(name, options, **knobs)
+      else:
+        device[nickname] = bound(name, function, options, bind)
+  except BaseException:
+    for pool in host.values():
+      pool.close()
+    raise
+  return Mix(names, weights, device, host, max_failed)
+
+
+def plain(x):
+  """Dictionaries for what is like one (a ConfigDict), or each worker would import its library."""
+  return {k: plain(v) for k, v in x.items()} if hasattr(x, 'items') else x
+
+
+def device_reward(name):
+  """`reward` of a device module; None for a host reward, whose function only workers import."""
+  if name.startswith('rewards.'):
+    files = pathlib.Path(__file__).parent.glob('*.py')
+    ours = [f'rewards.{f.stem}' for f in files if '\nHOST = ' in f.read_text()]
+    if name not in ours:
+      raise ValueError(f'reward {name}: found no such file' + pools.nearest(name, ours))
+  path, _ = pools.locate(name)
+  if path.removeprefix('vargrl.') != name:
+    return None  # a function, not a module that says HOST: called as host rewards are
+  try:
+    module = importlib.import_module(path)
+  except ImportError as e:
+    raise ValueError(f'reward {name}: importing {path} failed: {e}') from e
+  if not (hasattr(module, 'HOST') and hasattr(module, 'reward')):
+    expected = f'HOST = True or False and a function `reward` in it, or {name}.<function>'
+    raise ValueError(f'reward {name}: found a module, expected {expected}')
+  return None if module.HOST else module.reward
+
+
+def bound(name, function, options, bind):
+  """function(frozen, image_Byxc, label_B), its other parameters filled from `bind` and options."""
+  parameters = inspect.signature(function).parameters
+  given = {k: v for k, v in bind.items() if k in parameters}
+  if both := sorted(given.keys() & options.keys()):
+    raise ValueError(f'reward {name}: {both[0]!r} is bound, expected no option of that name')
+  pools.check_options(name, function, options | given, ('frozen', 'image_Byxc', 'label_B'))
+  return functools.partial(function, **options, **given)
+
+
+class Mix:
+  """A handle to the rewards of an experiment, made by `make`."""
+
+  def __init__(self, names, weights, device, host, max_failed):
+    self.names, self.weights, self.host, self.max_failed = names, weights, host, max_failed
+    self.device = device and jax.jit(functools.partial(device_scores, names, device))
+
+  def score(self, frozen, image_Byxc, label_B):
+    """(r_B float32, NaN for rows without all verdicts; {nickname: r_B}; {name: rows or calls}).
+
+    image_Byxc in [-1, 1]; label_B an array, or texts if there are host rewards only.
+    """
+    each = {}
+    pixels_Byxc = pixels(image_Byxc) if self.host else None  # first: it waits for no reward
+    if self.device:
+      labels = label_B if hasattr(label_B, 'dtype') else np.asarray(label_B)
+      each |= self.device(frozen, image_Byxc, labels)
+    if self.host:  # while the device works
+      hosts = self.host.values()
+      r = pools.run(hosts, np.asarray(pixels_Byxc), label_B, max_failed=self.max_failed)
+      each |= dict(zip(self.host, r, strict=True))
+    each = {k: pools.finite(each[k]) for k in self.names}
+    r_B = pools.finite(sum(self.weights[k] * each[k] for k in each))  # 0 * NaN is NaN: masked too
+    return r_B, each, self.counts(r_B, each)
+
+  def counts(self, r_B, each):
+    """Rows lost by kind, over all rewards, and rows masked; an error if those are too many."""
+    lost = {k: int(np.isnan(x_B).sum()) for k, x_B in each.items()}
+    worst, masked = max(lost, key=lost.get), int(np.isnan(r_B).sum())
+    last_error = self.host[worst].last_error if worst in self.host else 'it returned NaN or Inf'
+    pools.refuse(self.names[worst], masked, len(r_B), self.max_failed, last_error)
+    kinds = (*pools.KINDS, 'retry')
+    counts = {kind: sum(p.counts[kind] for p in self.host.values()) for kind in kinds}
+    counts['nan'] += sum(lost[k] for k in each if k not in self.host)
+    return {f'reward/{k}': v for k, v in (counts | {'masked': masked}).items()}
+
+  def close(self):
+    for pool in self.host.values():
+      pool.close()
+
+
+@jax.jit
+def pixels(image_Byxc):
+  """[-1, 1] -> uint8, rounded; on the device, so that a quarter of the bytes travels."""
+  x_Byxc = jnp.round((image_Byxc.astype(jnp.float32) + 1) / 2 * 255)
+  return jnp.clip(x_Byxc, 0, 255).astype(jnp.uint8)
+
+
+def device_scores(names, functions, frozen, image_Byxc, label_B):
+  """{nickname: r_B} of all device rewards: one program, so that XLA shares what they share."""
+  each = {}
+  for nickname, function in functions.items():
+    r_B = function(frozen, image_Byxc.astype(jnp.float32), label_B)
+    if r_B.shape != image_Byxc.shape[:1]:
+      found = f'returned shape {r_B.shape}, expected {image_Byxc.shape[:1]}'
+      raise ValueError(f'reward {names[nickname]}: {found}, one number for each image')
+    each[nickname] = r_B.astype(jnp.float32)
+  return each

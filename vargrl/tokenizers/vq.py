@@ -1,0 +1,214 @@
+"""VAR's multi-scale residual VQ tokenizer (https://arxiv.org/abs/2404.02905, section 3.2).
+
+Tokens of all scales are concatenated coarse to fine, t_BL. A scale's codes are brought to the latent
+grid by bicubic resampling, smoothed by one of a few shared residual convolutions (phi), and summed.
+"""
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl.models import layers
+from vargrl.models.layers import Conv, letters
+from vargrl.models.var import SCALES_256, SCALES_512
+from vargrl.tokenizers import autoencoder
+from vargrl.tokenizers.resize import area, bicubic, resize
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  vocab: int = 4096
+  channels: int = 32
+  width: int = 160
+  mults: tuple[int, ...] = (1, 1, 2, 2, 4)
+  blocks: int = 2
+  scales: tuple[int, ...] = SCALES_256
+  phis: int = 4            # partially shared: the scales are dealt to this many convolutions
+  residual: float = 0.5    # phi(h) = (1 - residual) h + residual conv(h)
+  commitment: float = 0.25
+  spread: float = 0.       # std of the codebook at init; 0: uniform in +-1 / vocab, as VQGAN
+  dtype: str = 'float32'
+
+  @property
+  def grid(self): return self.scales[-1]
+  @property
+  def image_size(self): return self.grid * 2 ** (len(self.mults) - 1)
+  @property
+  def length(self): return sum(s * s for s in self.scales)
+  @property
+  def offsets(self): return layers.offsets(self.scales)
+
+
+# https://github.com/FoundationVision/VAR: one tokenizer, two schedules. The others are for a laptop.
+SIZES = {
+    'var': Config(),
+    'var-512': Config(scales=SCALES_512),
+    'small': Config(width=32),
+    'digits': Config(vocab=128, channels=8, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 3, 4),
+                     spread=1.),
+    'smoke': Config(vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 4), spread=1.),
+}
+
+
+def phi_of_scale(count, phis):
+  """Which of the shared convolutions each scale uses: the nearest of `phis` ticks to i / (count - 1).
+
+  Some scales are ties in real arithmetic (2 and 7 of 10); float64 decides them, as in the original.
+  """
+  inset = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
+  ticks = np.linspace(inset, 1 - inset, phis)
+  return [int(np.argmin(np.abs(ticks - i / (count - 1)))) if count > 1 else 0 for i in range(count)]
+
+
+class Model(nn.Module):
+  c: Config
+
+  def setup(self):
+    c = self.c
+    self.encoder = autoencoder.Encoder(c.width, c.mults, c.blocks, c.channels)
+    self.decoder = autoencoder.Decoder(c.width, c.mults, c.blocks)
+    self.quant_conv, self.post_quant_conv = Conv(c.channels), Conv(c.channels)
+    self.phi = [Conv(c.channels) for _ in range(c.phis)]
+    init = nn.initializers.normal(c.spread) if c.spread else (
+        lambda key, shape: jax.random.uniform(key, shape, minval=-1 / c.vocab, maxval=1 / c.vocab))
+    self.codebook = self.param('codebook', letters(init, 'VC'), (c.vocab, c.channels))
+
+  def __call__(self, image_Byxc):
+    return self.reconstruct(image_Byxc)
+
+  def features(self, image_Byxc):
+    """The quantizer's input f_BhwC, float32."""
+    return self.quant_conv(self.encoder(image_Byxc.astype(self.c.dtype))).astype(jnp.float32)
+
+  def nearest(self, z_BLC):
+    """Index of the nearest code, the lowest on a tie. Full precision: a flipped index moves all later
+    residuals."""
+    dots = jnp.einsum('BLC,VC->BLV', z_BLC, self.codebook, precision=jax.lax.Precision.HIGHEST)
+    distance = (z_BLC ** 2).sum(-1, keepdims=True) + (self.codebook ** 2).sum(-1) - 2 * dots
+    return jnp.argmin(distance, -1).astype(jnp.int32)
+
+  def contribution(self, t_BL, i):
+    """What the tokens of scale i add to the latent, z_BhwC."""
+    s, grid = self.c.scales[i], self.c.grid
+    h = self.codebook[t_BL].reshape(-1, s, s, self.c.channels)
+    if s != grid: h = resize(h, bicubic(s, grid))
+    r = self.c.residual
+    return h * (1 - r) + self.phi[phi_of_scale(len(self.c.scales), self.c.phis)[i]](h) * r
+
+  def quantize(self, f_BhwC):
+    """f -> (t_BL, [cumulative z_BhwC after each scale]); gradients reach codebook and phi alone."""
+    rest = jax.lax.stop_gradient(f_BhwC)
+    z, tokens, steps = jnp.zeros_like(rest), [], []
+    for i, s in enumerate(self.c.scales):
+      small = rest if s == self.c.grid else resize(rest, area(self.c.grid, s))
+      t_BL = self.nearest(small.reshape(len(small), s * s, -1))
+      h = self.contribution(t_BL, i)
+      z, rest = z + h, rest - jax.lax.stop_gradient(h)
+      tokens.append(t_BL)
+      steps.append(z)
+    return jnp.concatenate(tokens, 1), steps
+
+  def encode(self, image_Byxc):
+    """image_Byxc in [-1, 1] -> t_BL."""
+    return self.quantize(self.features(image_Byxc))[0]
+
+  def split(self, t_BL):
+    return jnp.split(t_BL, self.c.offsets[1:-1], 1)
+
+  def embed(self, t_BL):
+    """Teacher-forcing inputs of tokens 1 .. L-1, [B, L-1, C]: what `step` returns, for all scales."""
+    z, out = self.zeros(len(t_BL)), []
+    for i, t in enumerate(self.split(t_BL)[:-1]):
+      z, next_BLC = self.step(z, t, i)
+      out.append(next_BLC)
+    return jnp.concatenate(out, 1)
+
+  def zeros(self, batch):
+    return jnp.zeros((batch, self.c.grid, self.c.grid, self.c.channels))
+
+  def step(self, z_BhwC, t_BL, i):
+    """Adds the tokens of scale i; also the decoder's inputs of scale i + 1 (None after the last)."""
+    z_BhwC = z_BhwC + self.contribution(t_BL, i)
+    if i + 1 == len(self.c.scales): return z_BhwC, None
+    small = resize(z_BhwC, area(self.c.grid, self.c.scales[i + 1]))
+    return z_BhwC, small.reshape(len(small), -1, self.c.channels)
+
+  def decode_latent(self, z_BhwC):
+    """z_BhwC -> image_Byxc, not clamped (training needs the gradient beyond [-1, 1])."""
+    z = self.post_quant_conv(z_BhwC.astype(self.c.dtype))
+    return self.decoder(z).astype(jnp.float32)
+
+  def decode(self, t_BL):
+    """t_BL -> image_Byxc in [-1, 1]."""
+    z = self.zeros(len(t_BL))
+    for i, t in enumerate(self.split(t_BL)): z = z + self.contribution(t, i)
+    return jnp.clip(self.decode_latent(z), -1, 1)
+
+  def reconstruct(self, image_Byxc):
+    """(image_Byxc not clamped, loss_B of the quantizer, t_BL), straight-through.
+
+    loss = mean over scales of commitment |sg(z_i) - f|^2 + |z_i - sg(f)|^2, z_i the cumulative latent.
+    """
+    f, sg = self.features(image_Byxc), jax.lax.stop_gradient
+    t_BL, steps = self.quantize(f)
+    mse = lambda a, b: jnp.mean((a - b) ** 2, (1, 2, 3))
+    loss_B = sum(self.c.commitment * mse(sg(z), f) + mse(z, sg(f)) for z in steps) / len(steps)
+    return self.decode_latent(f + sg(steps[-1] - f)), loss_B, t_BL
+
+
+def init(model, key):
+  """Boxed parameters (each knows its letters)."""
+  size = model.c.image_size
+  return model.init(key, jnp.zeros((1, size, size, 3)))['params']
+
+
+def torch_table(c):
+  """ours: (official key, einops pattern theirs -> ours); see vargrl/checkpoint/torch.py."""
+  table = {'codebook': ('quantize.embedding.weight', 'V C -> V C')}
+
+  def conv(ours, theirs):
+    table[f'{ours}/w'] = (f'{theirs}.weight', 'o i y x -> y x i o')
+    table[f'{ours}/b'] = (f'{theirs}.bias', 'o -> o')
+
+  def norm(ours, theirs):
+    table[f'{ours}/scale'] = (f'{theirs}.weight', 'c -> c')
+    table[f'{ours}/bias'] = (f'{theirs}.bias', 'c -> c')
+
+  def block(ours, theirs, shortcut=False):
+    for i in (1, 2):
+      norm(f'{ours}/norm{i}', f'{theirs}.norm{i}')
+      conv(f'{ours}/conv{i}', f'{theirs}.conv{i}')
+    if shortcut: conv(f'{ours}/nin_shortcut', f'{theirs}.nin_shortcut')
+
+  def attention(ours, theirs):
+    norm(f'{ours}/norm', f'{theirs}.norm')
+    for name in ('qkv', 'proj_out'): conv(f'{ours}/{name}', f'{theirs}.{name}')
+
+  def side(name, word, blocks, before, sampler):
+    """before: channels that enter the first block of each level."""
+    for end in ('conv_in', 'conv_out'): conv(f'{name}/{end}', f'{name}.{end}')
+    norm(f'{name}/norm_out', f'{name}.norm_out')
+    for i in (1, 2): block(f'{name}/mid_block_{i}', f'{name}.mid.block_{i}')
+    attention(f'{name}/mid_attn_1', f'{name}.mid.attn_1')
+    last = len(c.mults) - 1
+    for level, mult in enumerate(c.mults):
+      for i in range(blocks):
+        changes = i == 0 and before[level] != mult
+        block(f'{name}/{word}_{level}_block_{i}', f'{name}.{word}.{level}.block.{i}', changes)
+        if level == last:
+          attention(f'{name}/{word}_{level}_attn_{i}', f'{name}.{word}.{level}.attn.{i}')
+      if level < last if word == 'down' else level:
+        conv(f'{name}/{word}_{level}_{sampler}', f'{name}.{word}.{level}.{sampler}.conv')
+
+  side('encoder', 'down', c.blocks, (1, *c.mults), 'downsample')
+  side('decoder', 'up', c.blocks + 1, (*c.mults[1:], c.mults[-1]), 'upsample')
+  for name in ('quant_conv', 'post_quant_conv'): conv(name, name)
+  for i in range(c.phis): conv(f'phi_{i}', f'quantize.quant_resi.qresi_ls.{i}')
+  return table
+
+
+def torch_constants(c):
+  """The usage record of the official module: not learned, regenerated on export."""
+  return {'quantize.ema_vocab_hit_SV': np.zeros((len(c.scales), c.vocab), np.float32)}

@@ -1,0 +1,82 @@
+"""The pytrees that cross a border, and the alphabet that names their axes.
+
+  B batch rows   P prompts   R rollouts of each prompt   L query positions   S key positions
+  X layers (the scan axis)   D model width   N query heads   K key/value heads   G query heads per kv
+  head   H head dim   F mlp width   V vocabulary or codebook   C latent channels   h w latent grid
+  y x c pixels and colour   t denoising steps   e bits of a code   d a second model width
+
+Upper case may be sharded, lower case never is. Multi-scale tokens are concatenated coarse to fine:
+L = sum of s*s over the scales. Rows come as P x R everywhere, R rows sharing one prompt: supervised
+data has R = 1, a preference pair R = 2 (chosen, rejected), a GRPO group R = its size.
+"""
+import importlib
+import difflib
+import pathlib
+from typing import Any
+
+import flax
+import jax
+
+
+@flax.struct.dataclass
+class State:
+  """What training changes and a checkpoint holds. The step is the loop's, and the checkpoint's name."""
+  params: Any
+  opt: Any
+
+
+@flax.struct.dataclass
+class Rollout:
+  """Sampled tokens; [L] inside the rollout, [P, R, L] outside.
+
+  tokens: int32. logp: log-probability of each token under the policy of record at the sampling
+  temperature, before truncation. sampler: under the distribution it was drawn from. float32, nats.
+  """
+  tokens: jax.Array
+  logp: jax.Array
+  sampler: jax.Array
+
+
+@flax.struct.dataclass
+class Scores:
+  """What a teacher-forced pass says of given tokens; each [P, R, L], float32, nats.
+
+  logp: of the token. entropy: of the distribution. kl: KL(policy || reference), exact over the
+  vocabulary. reference: the reference's log-probability of the token. Both None without a reference.
+  hit: 1 where the token is the most likely one.
+  """
+  logp: jax.Array
+  entropy: jax.Array
+  hit: jax.Array
+  kl: Any = None
+  reference: Any = None
+
+
+@flax.struct.dataclass
+class Experience:
+  """What an update learns from. label [P] int32; tokens [P, R, L] int32; the rest may be None.
+
+  old: log-probabilities [P, R, L] of the policy that sampled. advantage, weight: [P, R]; a row
+  without a verdict has weight 0. keep: drop-path factors [P, R, X, 2]. image: [P, y, x, c].
+  """
+  label: Any = None
+  tokens: Any = None
+  old: Any = None
+  reference: Any = None
+  advantage: Any = None
+  weight: Any = None
+  keep: Any = None
+  image: Any = None
+
+
+def lookup(name):
+  """'objectives.grpo' -> the module vargrl/objectives/grpo.py; a name in a config is a path."""
+  root = pathlib.Path(__file__).parent
+  known = ['.'.join(p.relative_to(root).with_suffix('').parts) for p in sorted(root.rglob('*.py'))]
+  known = [k for k in known if '.' in k and not k.endswith('__init__')]
+  if name not in known:
+    folder = [k for k in known if k.split('.')[0] == name.split('.')[0]] or known
+    near = difflib.get_close_matches(name, known, 1, 0.4) or folder[:1]
+    raise ValueError(f'name: there is no {name!r} (vargrl/{name.replace(".", "/")}.py); '
+                     f'did you mean {near[0]!r}?')
+  return importlib.import_module(f'vargrl.{name}')
