@@ -9,10 +9,12 @@ Upper case may be sharded, lower case never is. Multi-scale tokens are concatena
 L = sum of s*s over the scales. Rows come as P x R everywhere, R rows sharing one prompt: supervised
 data has R = 1, a preference pair R = 2 (chosen, rejected), a GRPO group R = its size.
 """
-import importlib
+import dataclasses
 import difflib
+import importlib
+import itertools
 import pathlib
-from typing import Any
+from typing import Any, Callable, NamedTuple
 
 import flax
 import jax
@@ -54,10 +56,11 @@ class Scores:
 
 @flax.struct.dataclass
 class Experience:
-  """What an update learns from. label [P] int32; tokens [P, R, L] int32; the rest may be None.
+  """What an update learns from; every array leads with P, R or both, so that it can be cut in parts.
 
-  old: log-probabilities [P, R, L] of the policy that sampled. advantage, weight: [P, R]; a row
-  without a verdict has weight 0. keep: drop-path factors [P, R, X, 2]. image: [P, y, x, c].
+  label [P] int32; tokens [P, R, L] int32. old: log-probabilities [P, R, L] of the policy that
+  sampled; None means "the present one". reference: those of the reference. advantage, weight [P, R]:
+  a row without a verdict has weight 0. keep: drop-path factors [P, R, X, 2]. image [P, y, x, c].
   """
   label: Any = None
   tokens: Any = None
@@ -67,6 +70,46 @@ class Experience:
   weight: Any = None
   keep: Any = None
   image: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """The functions of a run, pure in their weights; an objective uses what it needs. See build.py.
+
+  `params` is {'policy': weights, 'critic': weights if any}; `frozen` {name: weights}.
+  """
+  init: Callable            # key -> boxed params
+  config: Any               # the policy's
+  scales: tuple = ()
+  classes: int = 0
+  generate: Callable = None      # (policy, frozen, label_P, keys_PR) -> Rollout
+  logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
+  encode: Callable = None        # (frozen, image_Byxc) -> t_BL
+  decode: Callable = None        # (frozen, t_BL) -> image_Byxc
+  keys: Callable = None          # (rng, P, R) -> keys_PR
+  score: Callable = None         # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
+  reconstruct: Callable = None   # (tokenizer, image_Byxc) -> (image_Byxc, loss_B, t_BL)
+  classify: Callable = None      # (classifier, image_Byxc) -> logits_BV
+  critic: Callable = None        # (critic, image_Byxc) -> logits, higher is more real
+  perceptual: Callable = None    # (frozen, image_Byxc, image_Byxc) -> distance_B
+  close: Callable = lambda: None
+
+
+class Collected(NamedTuple):
+  """What `collect` gives the loop. pictures: None, or a call -> {name: (uint8 [n, y, x, 3], captions)}."""
+  batch: Experience
+  metrics: dict
+  pictures: Callable | None = None
+
+
+def offsets(scales):
+  """Where each scale starts among the L tokens, and L itself: len(scales) + 1 Python ints."""
+  return [sum(s * s for s in scales[:i]) for i in range(len(scales) + 1)]
+
+
+def bounds(scales):
+  """(start, stop) of each scale among the L tokens."""
+  return list(itertools.pairwise(offsets(scales)))
 
 
 def lookup(name):

@@ -124,12 +124,6 @@ def level(scales):
   return np.repeat(np.arange(len(scales), dtype=np.int32), [s * s for s in scales])
 
 
-def offsets(scales):
-  """Where each scale starts among the L tokens, and L itself: len(scales) + 1 Python ints."""
-  sizes = [s * s for s in scales]
-  return [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-
-
 def normal(std):
   """Normal initializer; torch's trunc_normal_ cuts at +-2 absolute, which these stds never reach."""
   return nn.initializers.normal(std)

@@ -15,6 +15,7 @@ from vargrl.models import cache as caches
 from vargrl.models import layers
 from vargrl.models.layers import Einsum, letters
 from vargrl.parallel.rules import shard
+from vargrl.types import offsets
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -43,7 +44,7 @@ class Config:
   @property
   def head_dim(self): return self.width // self.heads
   @property
-  def offsets(self): return layers.offsets(self.scales)
+  def offsets(self): return offsets(self.scales)
 
 
 def published(depth, gamma, **changes):

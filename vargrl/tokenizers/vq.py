@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models import layers
 from vargrl.models.layers import Conv, letters
 from vargrl.models.var import SCALES_256, SCALES_512
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bicubic, resize
+from vargrl.types import offsets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Config:
   @property
   def length(self): return sum(s * s for s in self.scales)
   @property
-  def offsets(self): return layers.offsets(self.scales)
+  def offsets(self): return offsets(self.scales)
 
 
 # https://github.com/FoundationVision/VAR: one tokenizer, two schedules. The others are for a laptop.

@@ -1,0 +1,158 @@
+"""A run's config -> its functions, its abstract weights and where they come from. Nothing compiles here."""
+import dataclasses
+import difflib
+from functools import partial
+import pathlib
+
+import flax.linen as nn
+import jax
+
+from vargrl.checkpoint import store as stores
+from vargrl.models import critics
+from vargrl.parallel import rules
+from vargrl.rewards import mix
+from vargrl.types import Models, lookup
+
+
+def module(section, what):
+  """dict(name, size, **changes) -> (python module, linen model of that size)."""
+  python = lookup(section.name)
+  if section.size not in python.SIZES:
+    raise ValueError(f'{what}.size: {section.size!r}, expected one of {sorted(python.SIZES)}')
+  changes = {k: v for k, v in section.items() if k not in ('name', 'size')}
+  known = [f.name for f in dataclasses.fields(python.Config)]
+  for key in changes:
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1, 0)
+      raise ValueError(f'{what}.{key}: {section.name} has no such option; did you mean {near[0]!r}?')
+  changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+  return python, python.Model(dataclasses.replace(python.SIZES[section.size], **changes))
+
+
+FROZEN = ('tokenizer', 'classifier', 'perceptual')  # sections whose weights a run uses and never trains
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+  """models: the functions. trained, frozen: {name: key -> boxed params} of all weights."""
+  models: Models
+  trained: dict
+  frozen: dict
+
+
+def build(config):
+  """The functions of a run; raises ValueError where the config's parts do not fit each other."""
+  policy, model = module(config.policy, 'policy')
+  trained, frozen = {'policy': partial(policy.init, model)}, {}
+  parts = {}
+  for name in FROZEN:
+    if name in config:
+      python, parts[name] = module(config[name], name)
+      frozen[name] = partial(python.init, parts[name])
+  if 'critic' in config:
+    python, parts['critic'] = module(config.critic, 'critic')
+    trained['critic'] = partial(python.init, parts['critic'])
+  if config.reference: frozen['reference'] = trained['policy']
+
+  functions = dict(init=trained['policy'], config=model.c)
+  if 'rollout' in config: functions |= sampling(config, model, parts)
+  if config.policy.name.startswith('tokenizers.'):
+    functions['reconstruct'] = lambda params, x: model.apply({'params': params}, x, method='reconstruct')
+  if hasattr(model.c, 'stages'):
+    functions['classify'] = lambda params, x: model.apply({'params': params}, x)
+  if 'critic' in parts:
+    functions['critic'] = lambda params, x: parts['critic'].apply({'params': params}, x)
+  if 'perceptual' in parts:
+    features = lambda frozen, x: parts['perceptual'].apply(
+        {'params': frozen['perceptual']}, x, method='features')
+    functions['perceptual'] = lambda frozen, a, b: critics.perceptual(
+        features(frozen, a), features(frozen, b))
+  if 'rewards' in config.objective.collect: functions |= scoring(config, parts)
+  return Built(Models(**functions), trained, frozen)
+
+
+def sampling(config, model, parts):
+  """The functions of a next-scale policy; rollout knobs are checked by its Config."""
+  if 'tokenizer' not in parts: raise ValueError('tokenizer: missing in a config that has a rollout')
+  rollout, tokenizer = lookup(config.rollout.name), parts['tokenizer']
+  for key in ('scales', 'vocab', 'channels'):
+    ours, theirs = getattr(model.c, key), getattr(tokenizer.c, key)
+    if ours != theirs:
+      raise ValueError(f'policy.{key}: {ours} in policy {config.policy.size!r}, {theirs} in tokenizer '
+                       f'{config.tokenizer.size!r}')
+  knobs = {k: v for k, v in config.rollout.items() if k != 'name'}
+  fields = {f.name for f in dataclasses.fields(rollout.Config)}
+  if set(knobs) != fields:
+    raise ValueError(f'rollout: keys {sorted(knobs)}, expected {sorted(fields)}')
+  c = rollout.Config(**knobs)
+
+  def logprobs(params, frozen, batch, reference=None):
+    return rollout.logprobs(model, tokenizer, c, params, frozen['tokenizer'], batch.label, batch.tokens,
+                            batch.keep, reference)
+
+  return dict(
+      scales=model.c.scales, classes=model.c.classes, keys=rollout.keys, logprobs=logprobs,
+      generate=lambda params, frozen, label_P, keys_PR: rollout.generate(
+          model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PR),
+      encode=lambda frozen, x: tokenizer.apply({'params': frozen['tokenizer']}, x, method='encode'),
+      decode=lambda frozen, t_BL: rollout.decode(tokenizer, frozen['tokenizer'], t_BL))
+
+
+def scoring(config, parts):
+  """The rewards of `objective.collect`, started (host rewards have worker processes)."""
+  collect, bind = config.objective.collect, {}
+  if 'classifier' in parts:
+    bind['classifier'] = lambda params, x: parts['classifier'].apply({'params': params}, x)
+  elif any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
+    raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
+  if not 0 <= collect.pool.max_failed < 1:
+    raise ValueError(f'objective.collect.pool.max_failed: {collect.pool.max_failed}, expected a share in '
+                     '[0, 1)')
+  rewards = mix.make(collect.rewards, bind=bind, **collect.pool)
+  return dict(score=rewards.score, close=rewards.close)
+
+
+def abstract(init, mesh):
+  """key -> boxed params, as ShapeDtypeStructs with their shardings, unboxed."""
+  boxed = jax.eval_shape(init, jax.random.key(0))
+  shapes = nn.unbox(boxed)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                      shapes, rules.weights(boxed, mesh))
+
+
+def born(init, key, shapes):
+  """Weights from their initializers, each array made where it will live."""
+  shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)(key)
+
+
+def key_of(seed, name):
+  """The key that the weights `name` of a run with this seed are drawn with."""
+  return jax.random.fold_in(jax.random.key(seed), sum(map(ord, name)))
+
+
+def source(config, name, root):
+  """The checkpoint folder that config.init names for `name`, or None. A run of the chain is a folder
+  below the chain's workdir `root`."""
+  if name not in config.init or not config.init[name]: return None
+  path = str(config.init[name])
+  return str(pathlib.Path(root) / path / 'checkpoints') if '/' not in path else path
+
+
+def weights(config, name, init, mesh, root, say=print):
+  """Frozen or initial weights: loaded where config.init says so, drawn from the seed otherwise."""
+  shapes, folder = abstract(init, mesh), source(config, name, root)
+  if folder: return stores.load(folder, shapes, item='params/policy')
+  if name == 'reference':  # a copy of what the policy starts from
+    return weights(config, 'policy', init, mesh, root, say)
+  if name != 'policy' and name != 'critic': say(f'{name}: no checkpoint in init, random weights')
+  return born(init, key_of(config.seed, name), shapes)
+
+
+def check_sources(config, built, mesh, root):
+  """Missing checkpoints are told before anything is compiled."""
+  for name in [*built.trained, *built.frozen]:
+    folder = source(config, name, root)
+    if folder and not any(p.name.isdigit() for p in pathlib.Path(folder).glob('*')):
+      raise FileNotFoundError(f'init.{name}: no checkpoint in {folder}')
+

@@ -1,0 +1,85 @@
+"""An experiment is one run or a chain of runs in one file; each run has its own folder."""
+import pathlib
+import time
+
+from vargrl import metrics, report
+from vargrl import train as training
+
+
+def runs(config):
+  """[(name, run config)]; the name of a single run is ''."""
+  return [(name, config[name]) for name in config.chain] if 'chain' in config else [('', config)]
+
+
+def chosen(config, name):
+  """One run of the chain by its name, the last one if the name is empty."""
+  known = dict(runs(config))
+  if not name: return runs(config)[-1]
+  if name not in known: raise ValueError(f'--run: {name!r}, expected one of {list(known)}')
+  return name, known[name]
+
+
+def train(flags):
+  """Trains what is not finished, in order; then the report and the numbers before and after."""
+  root, config, began = pathlib.Path(flags.workdir), flags.config, time.time()
+  for _, run in runs(config): check_names(run)
+  for name, run in runs(config):
+    if training.finished(run, root / name):
+      print(f'{name or root.name}: finished, {run.steps} steps')
+    else:
+      training.train(run, root / name, root=root)
+    path = write_report(root, config)
+  for row in before_after(root, config):
+    print(f'{row["name"]:20} before {row["before"]:.4g}   after {row["after"]:.4g}')
+  print(f'time {time.time() - began:.0f} s\nreport {path.resolve()}')
+
+
+def check_names(run):
+  """Every name of every run of the chain is looked up before the first one starts."""
+  from vargrl.types import lookup
+  sections = [run.policy, run.objective, run.data, *run.evals.values()]
+  sections += [run[key] for key in ('tokenizer', 'classifier', 'critic', 'rollout') if key in run]
+  for section in sections: lookup(section.name)
+
+
+def evaluate(flags):
+  """The evaluators of a run on its last checkpoint, printed."""
+  name, config = chosen(flags.config, flags.run)
+  root = pathlib.Path(flags.workdir)
+  import jax
+  import numpy as np
+  run, params, frozen, step = restored(config, root / name, root)
+  with jax.set_mesh(run.mesh):
+    for nickname, evaluator, _ in run.evals:
+      for key, value in evaluator(params, frozen):
+        if np.ndim(value) == 0: print(f'step {step}  {nickname}/{key:16} {value:.6g}')
+  run.models.close()
+
+
+def restored(config, workdir, root):
+  """(Run, params, frozen weights, step) of the last good checkpoint below `workdir`."""
+  import jax
+
+  from vargrl.checkpoint import store
+  run = training.Run(config, root)
+  folder = workdir / 'checkpoints'
+  with jax.set_mesh(run.mesh):
+    params = store.load(folder, run.shapes.params, item='params')
+    step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    return run, params, run.frozen(), step
+
+
+def before_after(root, config):
+  """Rows of the summary: first and last value of each metric of the last run."""
+  if 'summary' not in config: return []
+  rows, out = metrics.load(root / runs(config)[-1][0]), []
+  for key, better in config.summary:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if values: out.append({'name': key, 'before': values[0], 'after': values[-1], 'better': better})
+  return out
+
+
+def write_report(root, config):
+  title = config.title if 'title' in config else root.name
+  return report.write(root, title=title, runs=[name for name, _ in runs(config)],
+                      summary=before_after(root, config))

@@ -1,0 +1,95 @@
+"""python -m vargrl.main {train,eval,sample,bench} --config experiments/X.py --workdir DIR [--config.key=value]"""
+import difflib
+import os
+import pathlib
+import sys
+
+MODES = {'train': 'train, or continue, every run of the experiment in --workdir',
+         'eval': 'run the evaluators on the last checkpoint',
+         'sample': 'draw images from the last checkpoint: a PNG grid and an .npz',
+         'bench': 'time rollout and update, images/s, tokens/s and utilisation'}
+
+
+def main(argv=None):
+  """Exit codes: 0 done; 2 a wrong input, told in one sentence."""
+  argv = list(sys.argv if argv is None else argv)
+  mode = argv[1] if len(argv) > 1 else ''
+  if mode not in MODES:
+    near = difflib.get_close_matches(mode, MODES, 1, 0.4)
+    print(f'{__doc__}\n' + ''.join(f'\n  {k:8}{v}' for k, v in MODES.items()), file=sys.stderr)
+    if mode and not mode.startswith('-'):
+      print(f'\nerror: no command {mode!r}' + (f', did you mean {near[0]!r}?' if near else ''), file=sys.stderr)
+    return 0 if mode in ('-h', '--help') else 2
+  try:
+    flags = parse([argv[0], *argv[2:]])
+    start()
+    from vargrl import bench, chain, sample
+    run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'bench': bench.main}
+    run[mode](flags)
+  except (ValueError, FileNotFoundError, PermissionError, KeyError, AttributeError) as e:
+    if os.environ.get('VARGRL_TRACEBACK'): raise
+    print(f'error: {sentence(e)}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def sentence(e):
+  text = str(e.args[0]) if isinstance(e, KeyError) and e.args else str(e)
+  return ' '.join(text.split('\n')) if '\n  ' not in text else text
+
+
+def parse(argv):
+  """Flags; absl and ml_collections do the work, their errors come out as ValueError."""
+  from absl import flags as absl_flags
+  from ml_collections import config_flags
+  values = absl_flags.FlagValues()
+  check_file(argv)
+  config_flags.DEFINE_config_file('config', None, 'The experiment, experiments/NAME.py or '
+                                  'experiments/NAME.py:variant.', lock_config=True, flag_values=values)
+  absl_flags.DEFINE_string('workdir', None, 'Where everything of the experiment is kept.', flag_values=values)
+  absl_flags.DEFINE_string('run', '', 'A run of a chain; the last one if empty.', flag_values=values)
+  absl_flags.DEFINE_integer('each', 8, 'sample: images of each class.', flag_values=values)
+  absl_flags.DEFINE_list('labels', [], 'sample: classes, all (at most 10) if empty.', flag_values=values)
+  absl_flags.DEFINE_integer('seed', 0, 'sample: seed.', flag_values=values)
+  absl_flags.DEFINE_string('out', '', 'sample: path without ending; WORKDIR/samples if empty.',
+                           flag_values=values)
+  absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
+  try:
+    rest = values(argv)
+  except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    raise ValueError(sentence(e)) from e
+  if rest[1:]: raise ValueError(f'argument {rest[1]!r} found, flags (--name=value) expected')
+  for name in ('config', 'workdir'):
+    if values[name].value is None: raise ValueError(f'--{name} is missing')
+  if '://' in values.workdir: raise ValueError(f'--workdir: {values.workdir} found, a local folder expected')
+  return values
+
+
+def check_file(argv):
+  """An unknown experiment is told with the nearest one."""
+  for i, arg in enumerate(argv):
+    name, _, value = arg.lstrip('-').partition('=')
+    if name != 'config': continue
+    path = pathlib.Path((value or ' '.join(argv[i + 1:i + 2])).split(':')[0])
+    if path.is_file(): continue
+    known = [str(p) for p in sorted(path.parent.glob('*.py'))] or \
+        [str(p) for p in sorted(pathlib.Path('experiments').glob('*.py'))]
+    near = difflib.get_close_matches(str(path), known, 1, 0)
+    raise ValueError(f'--config: there is no experiment {str(path)!r}'
+                     + (f', did you mean {near[0]!r}?' if near else ''))
+
+
+def start():
+  """Compiled programs are kept between processes, so that a resumed run starts quickly."""
+  import logging
+
+  import jax
+  logging.getLogger('absl').setLevel(logging.WARNING)
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache')) / 'vargrl' / 'jax'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,55 @@
+"""DPO (https://arxiv.org/abs/2305.18290) on pairs of images: R = 2 rows of a prompt, chosen first."""
+import jax
+import jax.numpy as jnp
+
+from vargrl.metrics import average
+from vargrl.objectives import reduce
+from vargrl.types import Collected, Experience
+
+KINDS = ('sigmoid', 'sigmoid_norm', 'ipo', 'hinge')
+
+
+def collect(models):
+  """{'label', 'chosen', 'rejected'} -> Experience with the reference's log-probabilities."""
+  @jax.jit
+  def prepare(frozen, batch):
+    tokens = [models.encode(frozen, batch[name]) for name in ('chosen', 'rejected')]
+    experience = Experience(label=batch['label'], tokens=jnp.stack(tokens, 1))
+    scores = models.logprobs(frozen['reference'], frozen, experience)
+    return experience.replace(reference=scores.logp)
+
+  def run(params, frozen, batch, rng):
+    return Collected(prepare(frozen, batch), {})
+  return run
+
+
+def check_loss(*, kind, beta, smoothing, alpha, reference, **_):
+  if kind not in KINDS: raise ValueError(f'objective.loss.kind: {kind!r}, expected one of {KINDS}')
+  if beta <= 0: raise ValueError(f'objective.loss.beta: {beta}, expected a positive number')
+  if not 0 <= smoothing < .5:
+    raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 <= smoothing < 0.5')
+  if not reference: raise ValueError('objective: dpo needs a reference in the config')
+
+
+def loss(models, params, frozen, batch, *, kind, beta, smoothing, alpha):
+  """kind: 'sigmoid' sums the log-ratios of all tokens; 'sigmoid_norm' and 'ipo' take their weighted
+  mean (https://arxiv.org/abs/2310.12036), for sums over hundreds of tokens saturate; 'hinge' is
+  relu(1 - beta margin). alpha weighs scales as in GRPO."""
+  scores = models.logprobs(params['policy'], frozen, batch)
+  weight_L = reduce.token_weights(models.scales, alpha=alpha, first=0, last=len(models.scales) - 1)
+  mean_PR = ((scores.logp - batch.reference) * weight_L).sum(-1)
+  size = 1 if kind in ('sigmoid_norm', 'ipo') else len(weight_L)
+  chosen_P, rejected_P = (size * mean_PR).T
+  margin_P = chosen_P - rejected_P
+  if kind == 'ipo': each_P = (margin_P - 1 / (2 * beta)) ** 2
+  elif kind == 'hinge': each_P = jax.nn.relu(1 - beta * margin_P)
+  else:
+    each_P = -(1 - smoothing) * jax.nn.log_sigmoid(beta * margin_P) \
+        - smoothing * jax.nn.log_sigmoid(-beta * margin_P)
+  value, stop = average(each_P), reduce.stop
+  return value, {'loss': value, 'rewards/margins': average(stop(beta * margin_P)),
+                 'rewards/accuracies': average(stop(margin_P > 0)),
+                 'rewards/chosen': average(stop(beta * chosen_P)),
+                 'rewards/rejected': average(stop(beta * rejected_P)),
+                 'logps/chosen': average(stop(scores.logp[:, 0].sum(-1))),
+                 'logps/rejected': average(stop(scores.logp[:, 1].sum(-1)))}

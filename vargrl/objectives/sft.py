@@ -1,0 +1,44 @@
+"""Cross-entropy of given tokens: pretraining on images, and supervised tuning."""
+import jax
+import jax.numpy as jnp
+
+from vargrl.metrics import average
+from vargrl.objectives import reduce
+from vargrl.types import Collected, Experience, bounds
+
+
+def collect(models, *, label_drop, drop_path):
+  """images and labels -> Experience: tokens, and everything random drawn here, as data.
+
+  label_drop: share of labels replaced by the unconditional class. drop_path: rate of the last layer,
+  rising linearly from 0 at the first (https://arxiv.org/abs/1603.09382), both branches drawn apart.
+  """
+  layers = models.config.depth
+
+  @jax.jit
+  def prepare(frozen, batch, rng):
+    tokens_BL = models.encode(frozen, batch['image'])
+    drop_key, keep_key = jax.random.split(rng)
+    B = len(tokens_BL)
+    dropped_B = jax.random.uniform(drop_key, (B,)) < label_drop
+    label_B = jnp.where(dropped_B, models.classes, batch['label'])
+    keep = None
+    if drop_path:
+      kept_X1 = 1 - jnp.linspace(0, drop_path, layers)[:, None]
+      keep = (jax.random.uniform(keep_key, (B, 1, layers, 2)) < kept_X1) / kept_X1
+    return Experience(label=label_B, tokens=tokens_BL[:, None], keep=keep)
+
+  def run(params, frozen, batch, rng):
+    return Collected(prepare(frozen, batch, rng), {})
+  return run
+
+
+def loss(models, params, frozen, batch, *, alpha):
+  """Mean over rows of the weighted sum over tokens; alpha = 0 weighs every token 1 / L."""
+  scores = models.logprobs(params['policy'], frozen, batch)
+  weight_L = reduce.token_weights(models.scales, alpha=alpha, first=0, last=len(models.scales) - 1)
+  value = average((-scores.logp * weight_L).sum(-1))
+  metrics = {'loss': value, 'accuracy': average(scores.hit), 'entropy': average(scores.entropy)}
+  for i, (a, b) in enumerate(bounds(models.scales)):
+    metrics[f'nll/scale_{i}'] = average(-scores.logp[..., a:b])
+  return value, metrics

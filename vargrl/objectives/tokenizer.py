@@ -1,0 +1,46 @@
+"""Training a tokenizer: reconstruction, commitment, and two switches, perceptual and adversarial.
+
+The critic is trained in the same update: its part of the loss sees the images without gradient, the
+tokenizer's part sees the critic's weights without gradient, so one optimizer moves both.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl.metrics import average
+from vargrl.types import Collected, Experience
+
+
+def collect(models):
+  """images -> Experience."""
+  reconstruct = jax.jit(lambda params, image: models.reconstruct(params['policy'], image)[0])
+
+  def run(params, frozen, batch, rng):
+    def pictures():
+      image = np.asarray(batch['image'][:8])
+      out = np.asarray(reconstruct(params, batch['image'][:8]))
+      pair = np.concatenate([image, np.clip(out, -1, 1)])
+      return {'reconstruction': (np.rint((pair + 1) * 127.5).astype(np.uint8),
+                                 ['image'] * len(image) + ['decoded'] * len(image))}
+    return Collected(Experience(image=batch['image']), {}, pictures)
+  return run
+
+
+def loss(models, params, frozen, batch, *, l1, l2, quantizer, perceptual, adversarial):
+  """Weights of the terms; 0 switches a term off. adversarial: hinge loss against the critic."""
+  image, stop = batch.image, jax.lax.stop_gradient
+  out, quantizer_B, t_BL = models.reconstruct(params['policy'], image)
+  mean = lambda x: x.mean(tuple(range(1, x.ndim)))
+  terms = {'l1': l1 * mean(abs(out - image)), 'l2': l2 * mean((out - image) ** 2),
+           'quantizer': quantizer * quantizer_B}
+  if perceptual: terms['perceptual'] = perceptual * models.perceptual(frozen, out, image)
+  if adversarial:
+    critic = lambda weights, x: models.critic(weights, x)
+    terms['adversarial'] = -adversarial * mean(critic(stop(params['critic']), out))
+    real, fake = critic(params['critic'], image), critic(params['critic'], stop(out))
+    terms['critic'] = mean(jax.nn.relu(1 - real)) + mean(jax.nn.relu(1 + fake))
+  value = average(sum(terms.values()))
+  mse = average(stop((jnp.clip(out, -1, 1) - image) ** 2))
+  used_V = jnp.zeros(models.config.vocab).at[t_BL.reshape(-1)].set(1)
+  metrics = {'loss': value, 'mse': mse, 'usage': average(used_V)}
+  return value, metrics | {f'loss/{k}': average(stop(v)) for k, v in terms.items()}

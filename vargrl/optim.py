@@ -1,0 +1,69 @@
+"""Schedules and AdamW, with freezing, rate multipliers and decay as [(regex, value)] over names."""
+import math
+import re
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+def make(config, params, updates):
+  """(optax transformation, step -> learning rate) for abstract `params`.
+
+  config: name 'adamw', b1, b2, eps, clip (global norm; 0 is off), peak, warmup (updates), schedule,
+  end (last rate / peak), scale [(regex, multiplier or None to freeze)], decay [(regex, value)]. The
+  first pattern found in a parameter's name counts; every parameter must be covered.
+  """
+  if config.name != 'adamw': raise ValueError(f'optim.name: {config.name!r}, expected \'adamw\'')
+  if config.schedule not in SCHEDULES:
+    raise ValueError(f'optim.schedule: {config.schedule!r}, expected one of {SCHEDULES}')
+  if not 0 <= config.warmup < updates:
+    raise ValueError(f'optim.warmup: {config.warmup} updates, expected 0 <= warmup < {updates}')
+  scale = match(config.scale, params, 'optim.scale')
+  decay = match(config.decay, params, 'optim.decay')
+  rate = schedule(config, updates)
+  trained = jax.tree.map(lambda s: s is not None, scale, is_leaf=lambda s: s is None)
+  factor = jax.tree.map(lambda s: s or 0., scale, is_leaf=lambda s: s is None)
+
+  def by_name(numbers):
+    """updates + numbers * params, leaf by leaf; then the rate and the multiplier."""
+    def update(updates, state, params):
+      count = state
+      new = jax.tree.map(lambda u, p, d, f: -rate(count) * f * (u + d * p), updates, params, decay, factor)
+      return new, count + 1
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+  clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+  adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+  freeze = optax.masked(optax.set_to_zero(), jax.tree.map(lambda t: not t, trained))
+  # Frozen gradients are zeroed before the norm is taken, and frozen weights have no moments.
+  return optax.chain(freeze, clip, optax.masked(adam, trained), by_name(decay)), rate
+
+
+def match(patterns, params, what):
+  """{name: value} of the first pattern found in each name, as a tree like params."""
+  flat = traverse_util.flatten_dict(params, sep='/')
+  out, used = {}, set()
+  for name in flat:
+    hits = [(p, v) for p, v in patterns if re.search(p, name)]
+    if not hits: raise ValueError(f'{what}: no pattern covers the parameter {name!r}')
+    out[name] = hits[0][1]
+    used.add(hits[0][0])
+  idle = [p for p, _ in patterns if p not in used]
+  if idle: raise ValueError(f'{what}: the pattern {idle[0]!r} decides no parameter')
+  return traverse_util.unflatten_dict(out, sep='/')
+
+
+def schedule(config, updates):
+  """Linear warm-up to `peak`, then constant, or linear or cosine to end * peak at the last update."""
+  def rate(count):
+    count = jnp.asarray(count, jnp.float32)
+    warm = jnp.minimum((count + 1) / max(config.warmup, 1), 1.) if config.warmup else 1.
+    share = jnp.clip((count - config.warmup) / max(updates - 1 - config.warmup, 1), 0., 1.)
+    fall = {'constant': 1., 'linear': 1 - (1 - config.end) * share,
+            'cosine': config.end + (1 - config.end) * (1 + jnp.cos(math.pi * share)) / 2}
+    return config.peak * warm * fall[config.schedule]
+  return rate

@@ -1,0 +1,160 @@
+"""Next-scale sampling and its log-probabilities, for one prompt and one key, vmapped to P x R.
+
+`rollout` prefills once and decodes; vmap over the R keys of a group leaves the prefix unbatched, so
+it is computed and stored once per prompt; vmap over P makes the rest. `logprobs` follows the same law.
+"""
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from vargrl.models.var import Model
+from vargrl.parallel import rules
+from vargrl.parallel.rules import shard
+from vargrl.rollout import sample
+from vargrl.tokenizers import vq
+from vargrl.types import Rollout, Scores, bounds
+
+RECORDS = ('cond', 'guided', 'guided_stopgrad')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The sampler, and the policy whose log-probabilities count.
+
+  guidance: rises linearly from 0 at the first scale to this at the last; 0 means no second branch.
+  record: 'cond' (the conditional branch alone), 'guided' (what is sampled, gradient through both
+  branches), 'guided_stopgrad' (the same, no gradient through the unconditional branch).
+  """
+  guidance: float
+  temperature: float
+  top_k: int
+  top_p: float
+  record: str
+
+  def __post_init__(self):
+    if self.record not in RECORDS:
+      raise ValueError(f'rollout: record={self.record!r}, expected one of {RECORDS}')
+    if self.temperature <= 0:
+      raise ValueError(f'rollout: temperature={self.temperature}, expected a positive number')
+    if self.guidance < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
+      raise ValueError(f'rollout: guidance={self.guidance}, top_k={self.top_k}, top_p={self.top_p}; '
+                       'expected guidance >= 0, top_k >= 0, 0 <= top_p <= 1')
+
+  @property
+  def paired(self): return self.guidance > 0
+  @property
+  def records_pair(self): return self.paired and self.record != 'cond'
+
+
+def strengths(c, scales):
+  """Guidance of each scale: the ramp of FoundationVision/VAR."""
+  return [c.guidance * i / max(len(scales) - 1, 1) for i in range(len(scales))]
+
+
+def labels(model, label, paired):
+  """One class -> label_B: itself, or the guidance pair (class, unconditional)."""
+  return jnp.stack([label, jnp.full_like(label, model.c.classes)]) if paired else label[None]
+
+
+def mix(logits_BLV, strength, *, stop):
+  """The guidance pair's logits -> guided logits_LV; a single row is returned as it is."""
+  if len(logits_BLV) == 1: return logits_BLV[0]
+  uncond_LV = jax.lax.stop_gradient(logits_BLV[1]) if stop else logits_BLV[1]
+  return sample.guide(logits_BLV[0], uncond_LV, strength)
+
+
+def rollout(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label, key):
+  """One prompt (a class, int32 scalar), one key -> Rollout, each field [L]."""
+  policy = partial(model.apply, {'params': params})
+  step = partial(tokenizer.apply, {'params': vq_params}, method='step')
+  # The ramp starts at 0: the first scale is never guided, but its pair fills the cache.
+  logits_BLV, cache = policy(labels(model, label, c.paired), method='prefill')
+  z_BhwC, out = tokenizer.zeros(1), []
+  for i, strength in enumerate(strengths(c, model.c.scales)):
+    if i: logits_BLV, cache = policy(next_BLC, cache, i, method='extend')
+    guided_LV = mix(logits_BLV, strength, stop=False) / c.temperature
+    t_L, sampler_L = sample.draw(jax.random.fold_in(key, i), guided_LV, top_k=c.top_k, top_p=c.top_p)
+    record_LV = guided_LV if c.record != 'cond' else logits_BLV[0] / c.temperature
+    out.append((t_L, sample.select(record_LV, t_L), sampler_L))
+    z_BhwC, next_BLC = step(z_BhwC, t_L[None], i)
+    if c.paired and next_BLC is not None: next_BLC = next_BLC.repeat(2, 0)
+  return Rollout(*(jnp.concatenate(x) for x in zip(*out)))
+
+
+def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label, tokens_L,
+          keep_X2=None, reference=None):
+  """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass.
+
+  Logits are made, used and (in the backward pass) made again scale by scale: all L x V of them, of
+  policy and reference, never exist at once. reference: parameters of the same model, or None.
+  """
+  inputs_BLC = tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed')
+  inputs_BLC = jax.lax.stop_gradient(inputs_BLC)
+  label_B = labels(model, label, c.records_pair)
+  inputs_BLC = jnp.broadcast_to(inputs_BLC, (len(label_B), *inputs_BLC.shape[1:]))
+  keep_BX2 = None if keep_X2 is None else jnp.broadcast_to(keep_X2, (len(label_B), *keep_X2.shape))
+
+  def hidden(params, keep_BX2):
+    return model.apply({'params': params}, label_B, inputs_BLC, keep_BX2, method='forward')
+
+  def logits_of(params, x_BLD, head_B2D, strength):
+    logits_BLV = model.apply({'params': params}, x_BLD, head_B2D, method='logits')
+    return mix(logits_BLV, strength, stop=c.record == 'guided_stopgrad') / c.temperature
+
+  x_BLD, head_B2D = hidden(params, keep_BX2)
+  if reference is not None:
+    reference = jax.lax.stop_gradient(reference)
+    ref_BLD, ref_head_B2D = jax.lax.stop_gradient(hidden(reference, None))
+
+  @jax.checkpoint
+  def one_scale(params, x_BLD, head_B2D, ref_BLD, t_L, strength):
+    logits_LV = logits_of(params, x_BLD, head_B2D, strength)
+    hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
+    out = Scores(sample.select(logits_LV, t_L), sample.entropy(logits_LV), hit_L)
+    if ref_BLD is None: return out
+    ref_LV = jax.lax.stop_gradient(logits_of(reference, ref_BLD, ref_head_B2D, strength))
+    return out.replace(kl=sample.divergence(logits_LV, ref_LV), reference=sample.select(ref_LV, t_L))
+
+  parts = [one_scale(params, x_BLD[:, a:b], head_B2D, None if reference is None else ref_BLD[:, a:b],
+                     tokens_L[a:b], strength)
+           for (a, b), strength in zip(bounds(model.c.scales), strengths(c, model.c.scales))]
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def spread(P, R):
+  """spmd_axis_name of the two vmaps: the mesh axes that P and R are spread over."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = ((), ()) if mesh.empty else rules.rows(mesh, P, R)
+  return tuple({'spmd_axis_name': a} if a else {} for a in axes)
+
+
+def generate(model, tokenizer, c, params, vq_params, label_P, keys_PR):
+  """Rollout of P prompts x R keys, each field [P, R, L]. Equal rows whatever the mesh."""
+  p, r = spread(*keys_PR.shape)
+  one = partial(rollout, model, tokenizer, c, params, vq_params)
+  return jax.vmap(lambda label, keys_R: jax.vmap(lambda key: one(label, key), **r)(keys_R), **p)(
+      label_P, keys_PR)
+
+
+def logprobs(model, tokenizer, c, params, vq_params, label_P, tokens_PRL, keep_PRX2=None,
+             reference=None):
+  """Scores of P x R rows of tokens under the policy of record, each field [P, R, L]."""
+  p, r = spread(*tokens_PRL.shape[:2])
+  one = partial(score, model, tokenizer, c, params, vq_params, reference=reference)
+  rows = lambda label, tokens_RL, keep: jax.vmap(
+      lambda t, k: one(label, t, k), in_axes=(0, None if keep is None else 0), **r)(tokens_RL, keep)
+  return jax.vmap(rows, in_axes=(0, 0, None if keep_PRX2 is None else 0), **p)(
+      label_P, tokens_PRL, keep_PRX2)
+
+
+def decode(tokenizer, vq_params, tokens_BL):
+  """t_BL -> image_Byxc in [-1, 1]."""
+  return shard(tokenizer.apply({'params': vq_params}, tokens_BL, method='decode'), 'Byxc')
+
+
+def keys(rng, P, R, first=0):
+  """A key for each prompt and row: a function of (seed, step, prompt, row) alone. [P, R]."""
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  return jax.vmap(lambda k: fold(k, jnp.arange(R)))(fold(rng, first + jnp.arange(P)))
