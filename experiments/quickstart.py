@@ -72,7 +72,7 @@ def get_config(arg=''):
   r.objective.collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=256)
   r.objective.loss = dict(level='token', clip=0.2, clip_high=0.28, kl=0.05, estimator='exact', alpha=0.7,
                           first=0, last=3)
-  r.data = dict(name='data.prompts', classes=10, prompts=20)
+  r.data = dict(name='data.prompts', classes=10, prompts=16)
   r.optim.update(peak=1e-4, warmup=5, schedule='constant')
   r.optim.decay = (('.*', 0.0),)
   r.evals = dict(judge=dict(judge))
@@ -92,7 +92,7 @@ def get_config(arg=''):
       c[name].optim.warmup = 1
     c.grpo.classifier.size = 'smoke'
     c.grpo.objective.loss.last = 2
-    c.grpo.data.prompts, c.grpo.objective.collect.rollouts = 2, 4
+    c.grpo.data.prompts, c.grpo.objective.collect.rollouts = 8, 4
   elif arg: raise ValueError(f'quickstart: no variant {arg!r}, expected jpeg or smoke')
   return c
 

@@ -114,7 +114,7 @@ def scoring(config, parts):
 
 def abstract(init, mesh):
   """key -> boxed params, as ShapeDtypeStructs with their shardings, unboxed."""
-  boxed = jax.eval_shape(init, jax.random.key(0))
+  boxed = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
   shapes = nn.unbox(boxed)
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                       shapes, rules.weights(boxed, mesh))

@@ -71,8 +71,9 @@ def restored(config, workdir, root):
 
 def before_after(root, config):
   """Rows of the summary: first and last value of each metric of the last run."""
-  if 'summary' not in config: return []
-  rows, out = metrics.load(root / runs(config)[-1][0]), []
+  workdir = root / runs(config)[-1][0]
+  if 'summary' not in config or not (workdir / 'metrics.jsonl').exists(): return []
+  rows, out = metrics.load(workdir), []
   for key, better in config.summary:
     values = [row[key] for row in rows if row.get(key) is not None]
     if values: out.append({'name': key, 'before': values[0], 'after': values[-1], 'better': better})

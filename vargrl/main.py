@@ -21,7 +21,7 @@ def main(argv=None):
       print(f'\nerror: no command {mode!r}' + (f', did you mean {near[0]!r}?' if near else ''), file=sys.stderr)
     return 0 if mode in ('-h', '--help') else 2
   try:
-    flags = parse([argv[0], *argv[2:]])
+    flags = parse([argv[0], *argv[2:]], mode)
     start()
     from vargrl import bench, chain, sample
     run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'bench': bench.main}
@@ -38,14 +38,15 @@ def sentence(e):
   return ' '.join(text.split('\n')) if '\n  ' not in text else text
 
 
-def parse(argv):
+def parse(argv, mode='train'):
   """Flags; absl and ml_collections do the work, their errors come out as ValueError."""
   from absl import flags as absl_flags
   from ml_collections import config_flags
   values = absl_flags.FlagValues()
-  check_file(argv)
+  check_overrides(argv)
   config_flags.DEFINE_config_file('config', None, 'The experiment, experiments/NAME.py or '
-                                  'experiments/NAME.py:variant.', lock_config=True, flag_values=values)
+                                  'experiments/NAME.py:variant.', lock_config=True, flag_values=values,
+                                  sys_argv=argv)
   absl_flags.DEFINE_string('workdir', None, 'Where everything of the experiment is kept.', flag_values=values)
   absl_flags.DEFINE_string('run', '', 'A run of a chain; the last one if empty.', flag_values=values)
   absl_flags.DEFINE_integer('each', 8, 'sample: images of each class.', flag_values=values)
@@ -59,24 +60,46 @@ def parse(argv):
   except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(sentence(e)) from e
   if rest[1:]: raise ValueError(f'argument {rest[1]!r} found, flags (--name=value) expected')
-  for name in ('config', 'workdir'):
+  for name in ('config',) if mode == 'bench' else ('config', 'workdir'):
     if values[name].value is None: raise ValueError(f'--{name} is missing')
-  if '://' in values.workdir: raise ValueError(f'--workdir: {values.workdir} found, a local folder expected')
+  if '://' in (values.workdir or ''):
+    raise ValueError(f'--workdir: {values.workdir} found, a local folder expected')
   return values
 
 
-def check_file(argv):
-  """An unknown experiment is told with the nearest one."""
-  for i, arg in enumerate(argv):
-    name, _, value = arg.lstrip('-').partition('=')
-    if name != 'config': continue
-    path = pathlib.Path((value or ' '.join(argv[i + 1:i + 2])).split(':')[0])
-    if path.is_file(): continue
+def check_overrides(argv):
+  """An unknown experiment, variant or config key is told with the nearest one."""
+  given = dict(zip(argv, [*argv[1:], '']))
+  given = {k.lstrip('-').partition('=')[0]: k.partition('=')[2] or v for k, v in given.items()
+           if k.startswith('-')}
+  if 'config' not in given: return
+  path, _, variant = given['config'].partition(':')
+  config = load(pathlib.Path(path), variant)
+  for name in given:
+    if not name.startswith('config.'): continue
+    section, at = config, 'config'
+    for key in name.split('.')[1:]:
+      known = list(section) if hasattr(section, 'keys') else []
+      if key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0.5)
+        hint = f'did you mean {near[0]!r}?' if near else f'expected one of {sorted(known)}'
+        raise ValueError(f'--{name}: {at} has no key {key!r}, {hint}')
+      section, at = section[key], f'{at}.{key}'
+
+
+def load(path, variant):
+  """get_config(variant) of an experiment file."""
+  import importlib.util
+  if not path.is_file():
     known = [str(p) for p in sorted(path.parent.glob('*.py'))] or \
         [str(p) for p in sorted(pathlib.Path('experiments').glob('*.py'))]
     near = difflib.get_close_matches(str(path), known, 1, 0)
     raise ValueError(f'--config: there is no experiment {str(path)!r}'
                      + (f', did you mean {near[0]!r}?' if near else ''))
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
 
 
 def start():

@@ -258,6 +258,7 @@ def _prepared(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
   """The builder of a dataset that is on disk: as found there, or built or downloaded first."""
   builder = _builder(dataset, dir)
   try:
+    tfds.disable_progress_bar()
     builder.download_and_prepare(
         file_format='array_record',
         download_config=tfds.download.DownloadConfig(try_download_gcs=False))

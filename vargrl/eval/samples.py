@@ -29,11 +29,19 @@ def sampler(models):
 
   def draw(params, frozen, *, classes, each, seed, rows=50):
     label_P = np.arange(classes) if np.isscalar(classes) else np.asarray(classes)
-    P, rows, rng, images = len(label_P), min(rows, each), jax.random.key(seed), []
+    P, rng, images = len(label_P), jax.random.key(seed), []
+    ways = parallel_ways()
+    rows = -(-min(rows, each) // ways) * ways  # every device has rows, whatever the number of classes
     for i in range(-(-each // rows)):  # the last call may draw more than is kept: one shape, one compile
       out = some(params['policy'], frozen, jnp.asarray(label_P, jnp.int32),
-                 models.keys(jax.random.fold_in(rng, i), P, rows))
+                 models.keys(rng, P, rows, i * rows))
       images.append(np.asarray(out).reshape(P, rows, *out.shape[1:]))
     image = np.concatenate(images, 1)[:, :each]
     return image.reshape(-1, *image.shape[2:]), np.repeat(label_P, each)
   return draw
+
+
+def parallel_ways():
+  """How many devices the rows of a batch are spread over."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']

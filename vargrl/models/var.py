@@ -15,7 +15,7 @@ from vargrl.models import cache as caches
 from vargrl.models import layers
 from vargrl.models.layers import Einsum, letters
 from vargrl.parallel.rules import shard
-from vargrl.types import offsets
+from vargrl.types import bounds, offsets
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -60,7 +60,7 @@ SIZES = {
     'd30': published(30, 1e-5),
     'd36-512': published(36, 5e-6, scales=SCALES_512, shared_adaln=True),
     # Small ones: same modules, for a laptop.
-    'digits': Config(4, 128, 4, scales=(1, 2, 3, 4), vocab=128, channels=8, classes=10, gamma=0.1),
+    'digits': Config(3, 96, 3, scales=(1, 2, 3, 4), vocab=128, channels=8, classes=10, gamma=0.1),
     'smoke': Config(2, 32, 2, scales=(1, 2, 4), vocab=32, channels=4, classes=10, gamma=0.1),
 }
 
@@ -278,3 +278,15 @@ def torch_constants(c):
   bias = np.where(layers.causal_by_scale(c.scales), 0., -np.inf).astype(np.float32)
   return {'lvl_1L': level_L[None].astype(np.int64), 'attn_bias_for_masking': bias[None, None]} | {
       f'blocks.{i}.attn.zero_k_bias': np.zeros(c.width, np.float32) for i in range(c.depth)}
+
+
+def flops(c):
+  """Multiply-adds x 2 of one forward pass of one row over all L tokens.
+
+  Attention is counted block-causally: a token of scale i meets the keys of scales <= i alone.
+  """
+  dense = 2 * c.depth * (4 + 2 * c.mlp_ratio) * c.width ** 2 * c.length
+  attention = c.depth * sum(4 * c.width * (b - a) * b for a, b in bounds(c.scales))
+  ends = 2 * c.width * (c.vocab * c.length + c.channels * (c.length - 1))
+  adaln = 2 * c.width ** 2 * (6 * (1 if c.shared_adaln else c.depth) + 2)
+  return dense + attention + ends + adaln

@@ -124,9 +124,16 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
 
 
 def spread(P, R):
-  """spmd_axis_name of the two vmaps: the mesh axes that P and R are spread over."""
+  """spmd_axis_name of the two vmaps: the mesh axes that P and R are spread over.
+
+  Rows that do not divide over the mesh (a training batch is refused at start, an evaluation may be
+  any size) are computed on every device.
+  """
   mesh = jax.sharding.get_abstract_mesh()
-  axes = ((), ()) if mesh.empty else rules.rows(mesh, P, R)
+  try:
+    axes = ((), ()) if mesh.empty else rules.rows(mesh, P, R)
+  except ValueError:
+    axes = ((), ())
   return tuple({'spmd_axis_name': a} if a else {} for a in axes)
 
 
@@ -155,6 +162,7 @@ def decode(tokenizer, vq_params, tokens_BL):
 
 
 def keys(rng, P, R, first=0):
-  """A key for each prompt and row: a function of (seed, step, prompt, row) alone. [P, R]."""
+  """A key for each prompt and for its rows first .. first + R - 1: a function of (seed, step, prompt,
+  row) alone. [P, R]."""
   fold = jax.vmap(jax.random.fold_in, (None, 0))
-  return jax.vmap(lambda k: fold(k, jnp.arange(R)))(fold(rng, first + jnp.arange(P)))
+  return jax.vmap(lambda k: fold(k, first + jnp.arange(R)))(fold(rng, jnp.arange(P)))

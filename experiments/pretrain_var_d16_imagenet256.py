@@ -1,0 +1,45 @@
+r"""Pretraining VAR-d16 on ImageNet at 256x256, the published recipe.
+
+  python -m vargrl.main train --config experiments/pretrain_var_d16_imagenet256.py --workdir runs/var_d16
+
+200 epochs at batch 768. `init.tokenizer` names the checkpoint folder of a tokenizer run
+(experiments/tokenizer_msvq_imagenet256.py). Needs the TFDS data set imagenet2012 (ArrayRecord).
+
+  --config experiments/pretrain_var_d16_imagenet256.py:smoke     tiny sizes on digits, two steps
+"""
+from ml_collections import ConfigDict
+
+
+def get_config(arg=''):
+  c = ConfigDict()
+  c.description = 'VAR-d16 learns the tokens of ImageNet, class-conditional, 256x256.'
+  c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 333_800, 5000, 1_000_000, 2
+  c.mesh = (('data', 1), ('fsdp', -1), ('tensor', 1))
+  c.replicated_at_most = 0.02
+
+  c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
+  c.tokenizer = dict(name='tokenizers.vq', size='var')
+  c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96,
+                   record='cond')
+  c.reference, c.init = False, dict(tokenizer='')
+  c.objective = dict(name='objectives.sft', collect=dict(label_drop=0.1, drop_path=0.1 * 16 / 24),
+                     loss=dict(alpha=0.0))
+  c.minibatches, c.accum, c.epochs = 1, 1, 1
+
+  c.data = dict(name='data.source', dataset='imagenet2012', split='train', batch=768, size=256,
+                crop='random', flip=False, shuffle=True, max_unreadable=0.001, dir='', threads=16, workers=8)
+  # 1e-4 per 256 images; warm-up of 1/50 of the epochs, then linear to a tenth.
+  c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=2.0, peak=3e-4, warmup=6676,
+                 schedule='linear', end=0.1)
+  c.optim.scale = (('.*', 1.0),)
+  c.optim.decay = (('/(b|temperature|start|positions|levels)$', 0.0), ('.*', 0.05))
+  c.evals = dict(samples=dict(name='eval.samples', every=5000, classes=8, each=8, seed=0))
+
+  if arg == 'smoke':
+    c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))
+    c.policy.size = c.tokenizer.size = 'smoke'
+    c.data.update(dataset='digits', batch=16, size=8, threads=1, workers=0)
+    c.optim.warmup = 1
+    c.evals.samples.update(classes=2, each=2)
+  elif arg: raise ValueError(f'pretrain_var_d16_imagenet256: no variant {arg!r}, expected smoke')
+  return c

@@ -1,0 +1,75 @@
+"""Eight CPU devices, full-precision products and one compilation cache, for the tests and what they
+start; small models with random weights (the official init closes the residual gates)."""
+import os
+import pathlib
+import sys
+import tempfile
+import types
+
+# Level 0 of LLVM: the programs are tiny and run once, compiling them is what takes the time.
+FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+if FLAGS not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
+                      os.path.join(tempfile.gettempdir(), 'vargrl_jax_cache'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+sys.path.insert(0, str(pathlib.Path(__file__).parent / 'golden'))
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vargrl.models import var
+from vargrl.tokenizers import vq
+
+
+@pytest.fixture
+def strict_ranks():
+  """An array never broadcasts over an axis that it does not have."""
+  with jax.numpy_rank_promotion('raise'):
+    yield
+
+
+def random_weights(shapes, seed):
+  """By name, without compiling anything: 0.2 N(0, 1) for the decoder, which opens every gate;
+  fan-in scale for convolutions, norms around 1 and codes N(0, 1) for the tokenizer."""
+  rng = np.random.default_rng(seed)
+  def one(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    noise = rng.standard_normal(x.shape)
+    if name.endswith('scale'): noise = 1 + 0.2 * noise
+    elif x.ndim == 4 and x.shape[0] == x.shape[1]: noise /= np.sqrt(np.prod(x.shape[:-1]))
+    elif name != 'codebook': noise *= 0.2
+    return jnp.asarray(noise, x.dtype)
+  return jax.tree.map_with_path(one, shapes)
+
+
+def build(c, tokenizer, seed=0):
+  model, vae = var.Model(c), vq.Model(tokenizer)
+  boxed = jax.eval_shape(lambda key: var.init(model, key), jax.random.key(0))
+  vq_shapes = nn.unbox(jax.eval_shape(lambda key: vq.init(vae, key), jax.random.key(0)))
+  return types.SimpleNamespace(c=c, model=model, params=random_weights(nn.unbox(boxed), seed),
+                               boxed=boxed, vae=vae, vq_params=random_weights(vq_shapes, seed + 1))
+
+
+@pytest.fixture(scope='session')
+def small():
+  """config, tokenizer config -> .model .params .boxed .vae .vq_params"""
+  return build
+
+
+@pytest.fixture(scope='session')
+def smoke():
+  """Depth 2, width 32, 2 heads, scales 1 2 4 (21 tokens), 32 codes."""
+  return build(var.SIZES['smoke'], vq.SIZES['smoke'])
+
+
+@pytest.fixture(scope='session')
+def inputs(smoke):
+  """(label_B, tokens_BL, inputs_BLC) of two rows for `smoke`."""
+  t_BL = jax.random.randint(jax.random.key(7), (2, smoke.c.length), 0, smoke.c.vocab)
+  return jnp.array([3, 8]), t_BL, smoke.vae.apply({'params': smoke.vq_params}, t_BL, method='embed')

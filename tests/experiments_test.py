@@ -1,0 +1,52 @@
+"""Every experiment: builds abstractly at full size, imports ml_collections alone, and runs its smoke."""
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from vargrl import build, chain, main, train
+from vargrl.parallel import mesh as meshes
+
+FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
+SMOKED = [f for f in FILES if f.stem != 'quickstart']  # its smoke is the chain of resume_test
+
+
+def load(path, arg=''):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_builds_abstractly_at_full_size(path):
+  for _, config in chain.runs(load(path)):
+    mesh = meshes.make(config.mesh)
+    built = build.build(config)
+    with jax.set_mesh(mesh):
+      params = {name: build.abstract(init, mesh) for name, init in built.trained.items()}
+    count = sum(np.prod(x.shape) for x in jax.tree.leaves(params))
+    if config.policy.size == 'd16': assert count == 310_283_520
+    assert count > 0
+    built.models.close()
+
+
+@pytest.mark.parametrize('path', SMOKED, ids=lambda p: p.stem)
+def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
+  argv = ['--config', f'{path}:smoke', '--workdir', str(tmp_path)]
+  assert main.main(['vargrl', 'train', *argv]) == 0, capsys.readouterr().err
+  config = load(path, 'smoke')
+  assert train.finished(config, tmp_path)
+  assert '<svg' in (tmp_path / 'report.html').read_text()
+  if 'rollout' in config:
+    assert main.main(['vargrl', 'sample', *argv, '--each=2', '--labels=1,3', f'--out={tmp_path}/s']) == 0
+    images = np.load(tmp_path / 's.npz')
+    assert images['image'].shape == (4, 8, 8, 3) and images['image'].dtype == np.uint8
+    assert images['label'].tolist() == [1, 1, 3, 3]
+    assert (tmp_path / 's.png').stat().st_size > 100
+  if config.objective.name == 'objectives.grpo':
+    assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke', '--repeats=1']) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ('rollout', 'update', 'tokens/s', 'images/s', 'matmul peak'))

@@ -1,0 +1,141 @@
+"""Wrong input gives one clear sentence and exit code 2, before anything is compiled."""
+import jax
+import pytest
+
+from vargrl import main
+
+QUICK = 'experiments/quickstart.py:smoke'
+
+
+@pytest.fixture(scope='module')
+def compiles():
+  """A list that grows by one with every program that XLA compiles."""
+  seen = []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda name, *_, **__: seen.append(name) if 'backend_compile' in name else None)
+  jax.jit(lambda x: x * 3.25 + 1)(1.5)
+  assert seen, 'the listener hears no compilation, so the tests below would prove nothing'
+  return seen
+
+
+def run(capsys, compiles, *argv, code=2):
+  before = len(compiles)
+  assert main.main(['vargrl', *argv]) == code
+  err = capsys.readouterr().err
+  assert len(compiles) == before, 'compiled before the error'
+  lines = [line for line in err.splitlines() if line.startswith('error:')]
+  assert len(lines) == 1, err
+  return lines[0]
+
+
+def train(capsys, compiles, tmp_path, *argv, config=QUICK):
+  return run(capsys, compiles, 'train', '--config', config, '--workdir', str(tmp_path / 'w'), *argv)
+
+
+def test_unknown_command_names_the_nearest(capsys):
+  assert main.main(['vargrl', 'trian']) == 2
+  assert "did you mean 'train'" in capsys.readouterr().err
+
+
+def test_unknown_key_names_the_nearest(capsys, compiles, tmp_path):
+  assert 'peak' in train(capsys, compiles, tmp_path, '--config.grpo.optim.paek=1e-3')
+
+
+def test_unknown_key_without_a_near_one_lists_what_there_is(capsys, compiles, tmp_path):
+  assert "'size'" in train(capsys, compiles, tmp_path, '--config.grpo.policy.wdth=64')
+
+
+def test_wrong_type_of_a_value(capsys, compiles, tmp_path):
+  assert 'abc' in train(capsys, compiles, tmp_path, '--config.grpo.steps=abc')
+
+
+def test_unknown_experiment_names_the_nearest(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, config='experiments/quickstrat.py')
+  assert "did you mean 'experiments/quickstart.py'" in error
+
+
+def test_unknown_variant(capsys, compiles, tmp_path):
+  assert 'expected jpeg or smoke' in train(capsys, compiles, tmp_path,
+                                           config='experiments/quickstart.py:jpg')
+
+
+def test_unknown_objective_names_the_nearest(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.grpo.objective.name=objectives.gpro')
+  assert "did you mean 'objectives.grpo'" in error
+
+
+def test_unknown_reward_names_the_nearest(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.reference=True',
+                '--config.objective.collect.rewards.jpeg.name=rewards.jpg',
+                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  assert 'rewards.jpg' in error and 'rewards.jpeg' in error
+
+
+def test_unknown_dataset_names_the_nearest(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.tokenizer.data.dataset=digit')
+  assert "'digit'" in error and 'digits' in error
+
+
+def test_group_of_one(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.objective.collect.rollouts=1',
+                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  assert 'rollouts: 1' in error and 'at least 2' in error
+
+
+def test_batch_that_does_not_divide(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.minibatches=3',
+                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  assert '8 prompts' in error and 'divisor' in error
+
+
+def test_missing_checkpoint(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.init.policy=./nowhere/checkpoints',
+                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  assert 'init.policy' in error and 'nowhere' in error
+
+
+def test_sampling_from_nothing(capsys, compiles, tmp_path):
+  error = run(capsys, compiles, 'sample', '--config', QUICK, '--workdir', str(tmp_path))
+  assert 'no checkpoint' in error
+
+
+def test_tokenizer_that_does_not_fit_the_policy(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.tokenizer.size=digits',
+                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  assert 'policy.scales' in error
+
+
+def test_images_of_another_size(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.data.size=16',
+                config='experiments/pretrain_var_d16_imagenet256.py:smoke')
+  assert 'data.size: 16' in error and '8' in error
+
+
+def test_clip_bounds_in_the_wrong_order(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.objective.loss.clip_high=0.1',
+                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  assert 'clip=0.2, clip_high=0.1' in error
+
+
+def test_missing_flags(capsys, compiles):
+  assert '--workdir is missing' in run(capsys, compiles, 'train', '--config', QUICK)
+
+
+def test_labels_outside_the_classes(capsys, compiles, tmp_path):
+  error = run(capsys, compiles, 'sample', '--config', QUICK, '--workdir', str(tmp_path), '--labels=3,12')
+  assert "'12'" in error
+
+
+def test_resuming_with_another_shape(capsys, compiles, tmp_path):
+  config, workdir = 'experiments/pretrain_var_d16_imagenet256.py:smoke', str(tmp_path / 'w')
+  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir]) == 0
+  capsys.readouterr()
+  before = len(compiles)
+  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3',
+                    '--config.policy.size=digits', '--config.tokenizer.size=digits']) == 2
+  err = capsys.readouterr().err
+  assert len(compiles) == before
+  assert 'params/policy/positions' in err and '(21, 32)' in err and '(30, 96)' in err
+  # Nothing was lost: with the old shape, the run goes on from where it was.
+  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3']) == 0
+  assert 'steps 2 to 3' in capsys.readouterr().out

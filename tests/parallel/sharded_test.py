@@ -1,0 +1,88 @@
+"""Sharding changes where numbers are, never the numbers."""
+import dataclasses
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vargrl.models import var
+from vargrl.parallel import mesh, rules
+from vargrl.rollout import next_scale
+from vargrl.tokenizers import vq
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
+SAMPLER = next_scale.Config(guidance=1.5, temperature=.9, top_k=20, top_p=.95, record='guided')
+LABELS = jnp.arange(8) % 7
+
+
+@pytest.fixture(scope='module')
+def model(small):
+  return small(var.Config(2, 64, 4, scales=(1, 2), vocab=32, channels=4, classes=10),
+               dataclasses.replace(vq.SIZES['smoke'], scales=(1, 2)))
+
+
+def on(m, sizes, f):
+  """f(params, vq_params, labels) jitted on a mesh; sizes None: on one device, without a mesh."""
+  if sizes is None: return jax.jit(f)(m.params, m.vq_params, LABELS)
+  devices = mesh.make(list(zip(mesh.AXES, sizes)))
+  with jax.set_mesh(devices):
+    params = jax.device_put(m.params, rules.weights(m.boxed, devices))
+    everywhere = NamedSharding(devices, PartitionSpec())
+    return jax.device_get(jax.jit(f)(params, *jax.device_put((m.vq_params, LABELS), everywhere)))
+
+
+def sampled(m, P, R):
+  def f(params, vq_params, label_P):
+    keys_PR = next_scale.keys(jax.random.key(11), P, R)
+    return next_scale.generate(m.model, m.vae, SAMPLER, params, vq_params, label_P[:P], keys_PR)
+  return f
+
+
+def trained(m, tokens_PRL):
+  """Teacher-forced logits, log-probabilities, and the gradient of a loss of them."""
+  def f(params, vq_params, label_P):
+    def loss(params):
+      s = next_scale.logprobs(m.model, m.vae, SAMPLER, params, vq_params, label_P, tokens_PRL,
+                              reference=jax.tree.map(lambda x: 0.9 * x, params))
+      return jnp.mean(s.kl - s.logp * jnp.cos(jnp.arange(m.c.length))), s
+    (value, s), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    inputs = m.vae.apply({'params': vq_params}, tokens_PRL[:, 0], method='embed')
+    return value, s, gradient, m.model.apply({'params': params}, label_P, inputs)
+  return f
+
+
+@pytest.fixture(scope='module')
+def alone(model):
+  out = jax.device_get(on(model, None, sampled(model, 8, 2)))
+  tokens = jnp.array(out.tokens)
+  return out, tokens, jax.device_get(on(model, None, trained(model, tokens)))
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_sampled_tokens_are_the_same_on_every_mesh(model, alone, sizes):
+  out = on(model, sizes, sampled(model, 8, 2))
+  np.testing.assert_array_equal(out.tokens, alone[0].tokens)
+  np.testing.assert_allclose(out.logp, alone[0].logp, atol=1e-5)
+
+
+def test_a_group_cut_over_the_mesh_samples_the_same_tokens(model):
+  out = on(model, (1, 8, 1), sampled(model, 2, 8))  # fewer prompts than devices: rows are spread
+  np.testing.assert_array_equal(out.tokens, on(model, None, sampled(model, 2, 8)).tokens)
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_teacher_forcing_and_gradients_are_the_same_on_every_mesh(model, alone, sizes):
+  out = on(model, sizes, trained(model, alone[1]))
+  for path, x in jax.tree.leaves_with_path(alone[2]):
+    assert abs(x).max() > 0, path
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), out, alone[2])
+
+
+def test_weights_on_a_mesh_lie_in_parts(model):
+  devices = mesh.make(list(zip(mesh.AXES, (1, 2, 4))))
+  params = jax.device_put(model.params, rules.weights(model.boxed, devices))
+  w = params['blocks']['fc1']['w']
+  assert w.shape == (2, 64, 256)
+  assert {s.data.shape for s in w.addressable_shards} == {(2, 32, 64)}

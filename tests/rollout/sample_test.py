@@ -1,0 +1,78 @@
+"""Truncation against the official rule written out; log-probabilities that are ones."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vargrl.rollout import sample
+
+pytestmark = pytest.mark.usefixtures('strict_ranks')
+INF = np.inf
+
+
+def official(logits, top_k, top_p):
+  """FoundationVision/VAR, one row: first what is strictly below the k-th best goes, then, from the
+  least likely up, what fits into a mass of 1 - top_p; never the best."""
+  out = np.array(logits, np.float64)
+  if top_k: out[out < np.sort(out)[-top_k]] = -INF
+  if top_p:
+    p = np.exp(out - out.max())
+    p, mass = p / p.sum(), 0.
+    for i in np.argsort(out, kind='stable')[:-1]:
+      mass += p[i]
+      if mass <= 1 - top_p: out[i] = -INF
+  return out
+
+
+@pytest.mark.parametrize('top_k', [0, 1, 5, 19, 20, 50])
+@pytest.mark.parametrize('top_p', [0., .03, .5, .96, 1.])
+def test_truncation_is_the_official_rule(top_k, top_p):
+  logits = 3 * np.random.default_rng(top_k).standard_normal((40, 20)).astype(np.float32)
+  ours = np.asarray(sample.truncate(jnp.array(logits), top_k=top_k, top_p=top_p))
+  theirs = [official(x, min(top_k, 20), top_p if top_p < 1 else 0) for x in logits]
+  np.testing.assert_array_equal(ours, np.array(theirs, np.float32))
+  assert (ours.max(-1) == logits.max(-1)).all()  # the best one always stays
+
+
+def test_ties_with_the_kth_stay():
+  logits = jnp.array([[1., 3., 2., 2., 2., 0.]])
+  kept = sample.truncate(logits, top_k=2, top_p=0.)
+  assert kept.tolist() == [[-INF, 3., 2., 2., 2., -INF]]
+
+
+def test_the_mass_of_top_p_is_of_what_top_k_left():
+  logits = jnp.log(jnp.array([[.4, .3, .2, .1]]))
+  both = sample.truncate(logits, top_k=2, top_p=.55)  # of (.4, .3) / .7 the best has .571
+  assert jnp.isfinite(both).tolist() == [[True, False, False, False]]
+  alone = sample.truncate(logits, top_k=0, top_p=.55)
+  assert jnp.isfinite(alone).tolist() == [[True, True, False, False]]
+
+
+def test_draws_follow_the_truncated_distribution_and_say_its_log_probability():
+  logits = jnp.log(jnp.array([.5, .3, .15, .05]))
+  rows = jnp.broadcast_to(logits[None], (20000, 4))
+  t_L, logp_L = sample.draw(jax.random.key(0), rows, top_k=3, top_p=0.)
+  assert t_L.dtype == jnp.int32
+  p = np.array([.5, .3, .15]) / .95
+  np.testing.assert_allclose(np.bincount(t_L, minlength=4)[:3] / 20000, p, atol=.015)
+  assert (t_L < 3).all()
+  np.testing.assert_allclose(logp_L, np.log(p)[np.asarray(t_L)], rtol=1e-5)
+
+
+def test_select_normalises_entropy_and_divergence_are_their_sums():
+  rng = np.random.default_rng(0)
+  x, y = (jnp.array(4 * rng.standard_normal((6, 9)), jnp.float32) for _ in range(2))
+  all_tokens = lambda z: np.stack([sample.select(z, jnp.full(6, v)) for v in range(9)], 1)
+  logp, logq = all_tokens(x), all_tokens(y)
+  np.testing.assert_allclose(np.exp(logp).sum(-1), 1, rtol=1e-5)
+  np.testing.assert_allclose(sample.entropy(x), -(np.exp(logp) * logp).sum(-1), rtol=1e-4)
+  kl = (np.exp(logp) * (logp - logq)).sum(-1)
+  np.testing.assert_allclose(sample.divergence(x, y), kl, rtol=1e-4)
+  np.testing.assert_allclose(sample.divergence(x, x + 7), 0, atol=1e-5)
+  assert sample.select(x.astype(jnp.bfloat16), jnp.zeros(6, jnp.int32)).dtype == jnp.float32
+
+
+def test_guidance_moves_away_from_the_unconditional_branch():
+  cond, uncond = jnp.array([1., 2.]), jnp.array([0., 4.])
+  assert sample.guide(cond, uncond, 0.).tolist() == [1., 2.]
+  assert sample.guide(cond, uncond, 1.5).tolist() == [2.5, -1.]
