@@ -26,7 +26,7 @@ def get_config(arg=''):
 
   r = c.tokenizer
   r.description = 'A multi-scale residual VQ autoencoder learns to draw 8x8 digits from 30 tokens.'
-  r.steps, r.save_every, r.show_every = 800, 200, 200
+  r.steps, r.save_every, r.show_every = 400, 200, 200
   r.policy = dict(tokenizer)
   r.objective = dict(name='objectives.tokenizer', collect={})
   r.objective.loss = dict(l1=0.2, l2=1.0, quantizer=1.0, perceptual=0.0, adversarial=0.0)
@@ -45,12 +45,13 @@ def get_config(arg=''):
 
   rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=0, top_p=0.0,
                  record='cond')
-  policy = dict(name='models.var', size='digits')
+  # Recomputing a block costs a CPU less than writing down and reading back all that is in it.
+  policy = dict(name='models.var', size='digits', remat='blocks')
   judge = dict(name='eval.judge', every=0, dataset='digits', size=8, dir='', samples_each=100, seed=1)
 
   r = c.pretrain
   r.description = 'A class-conditional next-scale decoder learns the tokens of the training digits.'
-  r.steps, r.save_every = 800, 200
+  r.steps, r.save_every = 400, 200
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.init = dict(tokenizer='tokenizer')
   r.objective = dict(name='objectives.sft', collect=dict(label_drop=0.1, drop_path=0.0), loss=dict(alpha=0.0))
@@ -61,7 +62,7 @@ def get_config(arg=''):
   r = c.grpo
   r.description = 'GRPO: the classifier\'s log-probability of the class is the reward, the KL to the ' \
                   'pretrained model the leash.'
-  r.steps, r.save_every, r.show_every = 100, 25, 25
+  r.steps, r.save_every, r.show_every = 60, 20, 20
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.classifier = dict(name='models.classifier', size='digits')
   r.reference = True

@@ -26,12 +26,8 @@ import pytest
 from vargrl.models import var
 from vargrl.tokenizers import vq
 
-
-@pytest.fixture
-def strict_ranks():
-  """An array never broadcasts over an axis that it does not have."""
-  with jax.numpy_rank_promotion('raise'):
-    yield
+# An array never broadcasts over an axis that it does not have.
+jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def random_weights(shapes, seed):

@@ -1,28 +1,20 @@
 """Every experiment: builds abstractly at full size, imports ml_collections alone, and runs its smoke."""
-import importlib.util
 import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from vargrl import build, chain, main, train
+from vargrl import build, chain, experiment, main, train
 from vargrl.parallel import mesh as meshes
 
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
 SMOKED = [f for f in FILES if f.stem != 'quickstart']  # its smoke is the chain of resume_test
 
 
-def load(path, arg=''):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(arg)
-
-
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
 def test_builds_abstractly_at_full_size(path):
-  for _, config in chain.runs(load(path)):
+  for _, config in chain.runs(experiment.load(path)):
     mesh = meshes.make(config.mesh)
     built = build.build(config)
     with jax.set_mesh(mesh):
@@ -37,7 +29,7 @@ def test_builds_abstractly_at_full_size(path):
 def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
   argv = ['--config', f'{path}:smoke', '--workdir', str(tmp_path)]
   assert main.main(['vargrl', 'train', *argv]) == 0, capsys.readouterr().err
-  config = load(path, 'smoke')
+  config = experiment.load(f'{path}:smoke')
   assert train.finished(config, tmp_path)
   assert '<svg' in (tmp_path / 'report.html').read_text()
   if 'rollout' in config:

@@ -14,6 +14,7 @@ MAY = {
   'types': set(),
   'metrics': set(),
   'optim': set(),
+  'experiment': set(),
   'pictures': set(),
   'models': BASE,
   'tokenizers': BASE | {'models'},

@@ -43,13 +43,12 @@ def main(flags):
   with config.unlocked(): config.init = {}
   run = training.Run(config, '.')
   c, tokens = run.models.config, run.models.config.length
-  P, R, pair = config.data.prompts, config.objective.collect.rollouts, 1 + (config.rollout.guidance > 0)
-  record = 2 if pair == 2 and config.rollout.record != 'cond' else 1
+  P, R = config.data.prompts, config.objective.collect.rollouts
   with jax.set_mesh(run.mesh):
     best = peak(c.dtype, flags.repeats) * run.mesh.size
     print(f'{config.policy.name} {config.policy.size}: {P} prompts x {R}, {tokens} tokens, {c.dtype}, '
           f'{run.mesh.size} x {jax.devices()[0].device_kind}, matmul peak {best / 1e9:.0f} GFLOP/s')
-    pieces(run, P, R, pair, record, best, flags.repeats, var.flops(c))
+    pieces(run, P, R, passes(config), best, flags.repeats, var.flops(c))
   run.models.close()
 
 
@@ -58,14 +57,22 @@ def line(name, seconds, images, flops, best, more=''):
         f'{flops / seconds / 1e9:9.1f} GFLOP/s   {flops / seconds / best:6.1%} of peak{more}')
 
 
-def pieces(run, P, R, pair, record, best, repeats, forward):
+def passes(config):
+  """(forward passes of a rollout, of an update), per image; a backward pass counts as two."""
+  pair = 2 if config.rollout.guidance else 1
+  record = 1 if config.rollout.record == 'cond' else pair
+  policy = 3 + {'guided': 3, 'guided_stopgrad': 1}[config.rollout.record] if record == 2 else 3
+  return pair, policy + record * config.reference
+
+
+def pieces(run, P, R, passes, best, repeats, forward):
   """Rollout, decode and update, each timed alone."""
   models, state, frozen = run.models, run.initial(print), run.frozen(lambda _: None)
   label_P = jnp.arange(P, dtype=jnp.int32) % models.classes
   keys_PR = models.keys(jax.random.key(0), P, R)
   generate = jax.jit(models.generate)
   seconds, out = timed(lambda: generate(state.params['policy'], frozen, label_P, keys_PR), repeats)
-  line('rollout', seconds, P * R, P * R * pair * forward, best)
+  line('rollout', seconds, P * R, P * R * passes[0] * forward, best)
 
   t_BL = out.tokens.reshape(P * R, -1)
   decode = jax.jit(models.decode).lower(frozen, t_BL).compile()
@@ -77,7 +84,6 @@ def pieces(run, P, R, pair, record, best, repeats, forward):
   batch = Experience(label=label_P, tokens=out.tokens, old=out.logp, weight=ones,
                      advantage=jax.random.normal(jax.random.key(1), (P, R)))
   _, update = run.pieces()
-  passes = 3 + ('reference' in frozen)  # forward and backward of the policy, forward of the reference
   holder = [state]
 
   def step():
@@ -85,4 +91,4 @@ def pieces(run, P, R, pair, record, best, repeats, forward):
     return facts
   seconds, _ = timed(step, repeats)
   rate = f'   {P * R * models.config.length / seconds:9.0f} tokens/s'
-  line('update', seconds, P * R, P * R * record * passes * forward, best, rate)
+  line('update', seconds, P * R, P * R * passes[1] * forward, best, rate)

@@ -4,6 +4,8 @@ import os
 import pathlib
 import sys
 
+from vargrl import experiment
+
 MODES = {'train': 'train, or continue, every run of the experiment in --workdir',
          'eval': 'run the evaluators on the last checkpoint',
          'sample': 'draw images from the last checkpoint: a PNG grid and an .npz',
@@ -73,8 +75,7 @@ def check_overrides(argv):
   given = {k.lstrip('-').partition('=')[0]: k.partition('=')[2] or v for k, v in given.items()
            if k.startswith('-')}
   if 'config' not in given: return
-  path, _, variant = given['config'].partition(':')
-  config = load(pathlib.Path(path), variant)
+  config = experiment.load(given['config'])
   for name in given:
     if not name.startswith('config.'): continue
     section, at = config, 'config'
@@ -85,21 +86,6 @@ def check_overrides(argv):
         hint = f'did you mean {near[0]!r}?' if near else f'expected one of {sorted(known)}'
         raise ValueError(f'--{name}: {at} has no key {key!r}, {hint}')
       section, at = section[key], f'{at}.{key}'
-
-
-def load(path, variant):
-  """get_config(variant) of an experiment file."""
-  import importlib.util
-  if not path.is_file():
-    known = [str(p) for p in sorted(path.parent.glob('*.py'))] or \
-        [str(p) for p in sorted(pathlib.Path('experiments').glob('*.py'))]
-    near = difflib.get_close_matches(str(path), known, 1, 0)
-    raise ValueError(f'--config: there is no experiment {str(path)!r}'
-                     + (f', did you mean {near[0]!r}?' if near else ''))
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant)
 
 
 def start():

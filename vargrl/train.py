@@ -64,7 +64,7 @@ def make_update(loss, tx, accum):
       carry, _ = jax.lax.scan(lambda c, part: (add(c, one(part)), None), one(first), rest)
       grads, (value, metrics) = carry
     grads = jax.tree.map(lambda g: g / jnp.maximum(value.count, 1e-6), grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(value.total) & (value.count > 0)
     updates, opt = tx.update(grads, state.opt, state.params)
     new = State(optax.apply_updates(state.params, updates), opt)

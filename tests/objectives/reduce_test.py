@@ -102,18 +102,18 @@ def test_a_group_without_a_difference_has_no_advantage(std, eps):
 
 def test_levels_by_hand():
   d_PRL = jnp.array([[[0.1, 0.2, 0.3], [-0.3, 0, 0.6]]])
-  one, ones = jnp.ones(3), (1, 1, 1)
+  one, ones = jnp.ones((1, 1, 3)), (1, 1, 1)
   np.testing.assert_array_equal(reduce.log_ratio(d_PRL, one, ones, level='token'), d_PRL)
   # Means over the row: 0.2 and 0.1; over the two active tokens of the row: 0.25 and 0.3.
-  for active_L, means in ((one, [0.2, 0.1]), (jnp.array([0.0, 1, 1]), [0.25, 0.3])):
-    found = reduce.log_ratio(d_PRL, active_L, ones, level='sequence')
+  for active_11L, means in ((one, [0.2, 0.1]), (jnp.array([[[0.0, 1, 1]]]), [0.25, 0.3])):
+    found = reduce.log_ratio(d_PRL, active_11L, ones, level='sequence')
     np.testing.assert_allclose(found, np.repeat(means, 3).reshape(1, 2, 3), rtol=1e-6)
   # Scales of 1 and 4 tokens: (0.1 + 0.2 + 0.3 + 0.4) / 4 = 0.25.
   d_PRL = jnp.array([[[0.5, 0.1, 0.2, 0.3, 0.4]]])
-  found = reduce.log_ratio(d_PRL, jnp.ones(5), (1, 2), level='scale')
+  found = reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), (1, 2), level='scale')
   np.testing.assert_allclose(found, [[[0.5, 0.25, 0.25, 0.25, 0.25]]], rtol=1e-6)
   with pytest.raises(ValueError, match='level'):
-    reduce.log_ratio(d_PRL, jnp.ones(5), (1, 2), level='image')
+    reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), (1, 2), level='image')
 
 
 # low 0.2, high 0.3. With A = 1 the gain is min(ratio, 1.3); with A = -1 it is -max(ratio, 0.8).

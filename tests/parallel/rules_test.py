@@ -1,8 +1,8 @@
 """One letter, one mesh axis: the tables, the mesh, and what they refuse."""
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 

@@ -6,7 +6,6 @@ import pytest
 
 from vargrl.rollout import sample
 
-pytestmark = pytest.mark.usefixtures('strict_ranks')
 INF = np.inf
 
 

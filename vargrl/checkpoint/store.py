@@ -232,7 +232,7 @@ def _differences(saved, wanted):
   def text(leaf):
     return f'{tuple(leaf["shape"])} {leaf["dtype"]}'
   lines = []
-  for name in sorted(saved | wanted):
+  for name in sorted(saved | wanted, key=lambda x: (not x.startswith('params/'), x)):
     if name not in wanted:
       lines.append(f'- {name} {text(saved[name])}')
     elif name not in saved:

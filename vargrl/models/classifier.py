@@ -37,7 +37,8 @@ class Model(nn.Module):
   @nn.compact
   def features(self, image_Byxc):
     """image_Byxc in [-1, 1] -> the activations at the end of each stage."""
-    x, out = (image_Byxc - jnp.array(self.c.shift)) / jnp.array(self.c.scale), []
+    shift_111c, scale_111c = (jnp.array(v)[None, None, None] for v in (self.c.shift, self.c.scale))
+    x, out = (image_Byxc - shift_111c) / scale_111c, []
     for stage, (features, count) in enumerate(self.c.stages):
       if stage: x = nn.max_pool(x, (2, 2), (2, 2))
       for i in range(count): x = jax.nn.relu(Conv(features, name=f'conv_{stage}_{i}')(x))

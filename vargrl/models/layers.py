@@ -60,7 +60,7 @@ class Conv(nn.Module):
     w = shard(w.astype(x_Byxc.dtype), 'yxcd')
     y = jax.lax.conv_general_dilated(x_Byxc, w, (self.stride,) * 2, [self.pad] * 2,
                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    return y + b.astype(x_Byxc.dtype)
+    return y + broadcast(b.astype(x_Byxc.dtype), 'D', 'ByxD')
 
 
 class GroupNorm(nn.Module):
@@ -75,6 +75,7 @@ class GroupNorm(nn.Module):
     x *= jax.lax.rsqrt(jnp.mean(x ** 2, (1, 3), keepdims=True) + 1e-6)
     scale = self.param('scale', letters(nn.initializers.ones, 'D'), (c,))
     bias = self.param('bias', letters(nn.initializers.zeros, 'D'), (c,))
+    scale, bias = broadcast(scale, 'D', 'ByxD'), broadcast(bias, 'D', 'ByxD')
     return (x.reshape(x_Byxc.shape) * scale + bias).astype(x_Byxc.dtype)
 
 
@@ -103,7 +104,7 @@ def attend(q_BNLH, segments, *, scale):
   logits = []
   for k_BKSH, _, mask_LS in segments:
     x_BKGLS = jnp.einsum('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH).astype(jnp.float32)
-    logits.append(x_BKGLS if mask_LS is None else jnp.where(mask_LS, x_BKGLS, -2e38))
+    logits.append(x_BKGLS if mask_LS is None else jnp.where(mask_LS[None, None, None], x_BKGLS, -2e38))
   top = functools.reduce(jnp.maximum, [jax.lax.stop_gradient(x.max(-1, keepdims=True))
                                        for x in logits])
   weights = [jnp.exp(x - top) for x in logits]

@@ -75,7 +75,7 @@ class AdaLN(nn.Module):
   @nn.compact
   def __call__(self, cond_BD):
     def init(key, shape, dtype=jnp.float32):
-      return self.std * jax.random.normal(key, shape, dtype) * jnp.array(self.factors)[:, None]
+      return self.std * jax.random.normal(key, shape, dtype) * jnp.array(self.factors)[None, :, None]
     shape = (cond_BD.shape[-1], self.parts, self.width)
     return Einsum('BD,Dcd->Bcd', shape, bias='cd', init=init, name='lin')(jax.nn.silu(cond_BD))
 
@@ -136,8 +136,8 @@ class Block(nn.Module):
     if not c.l2_norm: return q, k, v, 0.25 / math.sqrt(c.head_dim)
     temperature = self.param('temperature', letters(nn.initializers.constant(math.log(4.)), 'N'),
                              (c.heads,))
-    temperature_N11 = jnp.exp(jnp.minimum(temperature, layers.LN_100))[:, None, None]
-    return (layers.unit(q) * temperature_N11).astype(y_BLD.dtype), \
+    temperature_1N11 = jnp.exp(jnp.minimum(temperature, layers.LN_100))[None, :, None, None]
+    return (layers.unit(q) * temperature_1N11).astype(y_BLD.dtype), \
         layers.unit(k).astype(y_BLD.dtype), v, 1.
 
   def branch(self, y_BLD, gate_B1D, keep_B2, which):
@@ -184,7 +184,7 @@ class Model(nn.Module):
 
   def place(self, start, stop):
     level_L = layers.level(self.c.scales)[start:stop]
-    return (self.levels[level_L] + self.positions[start:stop]).astype(self.c.dtype)
+    return (self.levels[level_L] + self.positions[start:stop]).astype(self.c.dtype)[None]
 
   def forward(self, label_B, inputs_BLC, keep_BX2=None):
     """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
@@ -192,7 +192,7 @@ class Model(nn.Module):
     keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
     """
     class_BD, cond, head_B2D = self.condition(label_B)
-    x_B1D = (class_BD + self.start.astype(class_BD.dtype))[:, None] + self.place(0, 1)
+    x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
     x_BLD = jnp.concatenate([x_B1D, self.embed(1, inputs_BLC)], 1)
     L = x_BLD.shape[1]
     mask_LS = jnp.asarray(layers.causal_by_scale(self.c.scales)[:L, :L])
@@ -203,7 +203,7 @@ class Model(nn.Module):
   def prefill(self, label_B):
     """The first scale, which only the label decides: logits_B1V of token 0 and the cache."""
     class_BD, cond, head_B2D = self.condition(label_B)
-    x_B1D = (class_BD + self.start.astype(class_BD.dtype))[:, None] + self.place(0, 1)
+    x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
     x_B1D, prefix = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, None, 0, True)
     own = caches.empty(self.c.depth, len(label_B), self.c.heads, self.c.length - 1, self.c.head_dim,
                        x_B1D.dtype)

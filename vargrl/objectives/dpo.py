@@ -37,7 +37,7 @@ def loss(models, params, frozen, batch, *, kind, beta, smoothing, alpha):
   relu(1 - beta margin). alpha weighs scales as in GRPO."""
   scores = models.logprobs(params['policy'], frozen, batch)
   weight_L = reduce.token_weights(models.scales, alpha=alpha, first=0, last=len(models.scales) - 1)
-  mean_PR = ((scores.logp - batch.reference) * weight_L).sum(-1)
+  mean_PR = ((scores.logp - batch.reference) * weight_L[None, None]).sum(-1)
   size = 1 if kind in ('sigmoid_norm', 'ipo') else len(weight_L)
   chosen_P, rejected_P = (size * mean_PR).T
   margin_P = chosen_P - rejected_P

@@ -99,19 +99,19 @@ def loss(models, params, frozen, batch, *, level, clip, clip_high, kl, estimator
   """The clipped surrogate minus kl times the KL, summed over tokens by weight, averaged over rows."""
   scales = models.scales
   scores = models.logprobs(params['policy'], frozen, batch, frozen.get('reference'))
-  weight_L = reduce.token_weights(scales, alpha=alpha, first=first, last=last)
-  active_L = (weight_L > 0).astype(np.float32)
+  weight_11L = reduce.token_weights(scales, alpha=alpha, first=first, last=last)[None, None]
+  active_11L = (weight_11L > 0).astype(np.float32)
   weight_PR, advantage_PR1 = batch.weight, batch.advantage[..., None]
 
   old = reduce.stop(scores.logp) if batch.old is None else batch.old
   d_PRL = jnp.clip(scores.logp - old, -20, 20)
-  ratio_PRL = jnp.exp(reduce.log_ratio(d_PRL, active_L, scales, level=level))
+  ratio_PRL = jnp.exp(reduce.log_ratio(d_PRL, active_11L, scales, level=level))
   gain_PRL, low_PRL, high_PRL = reduce.clipped(ratio_PRL, advantage_PR1, low=clip, high=clip_high)
   term_PRL = -gain_PRL
   if kl: term_PRL += kl * reduce.kl(scores, ratio_PRL, estimator=estimator)
-  value = average((term_PRL * weight_L).sum(-1), weight_PR)
+  value = average((term_PRL * weight_11L).sum(-1), weight_PR)
 
-  mask_PRL = weight_PR[..., None] * active_L
+  mask_PRL = weight_PR[..., None] * active_11L
   token = lambda x: average(reduce.stop(x), mask_PRL)
   metrics = {'loss': value, 'ratio': token(ratio_PRL), 'entropy': token(scores.entropy),
              'ratio/abs_log': token(abs(d_PRL)),

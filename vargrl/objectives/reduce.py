@@ -25,7 +25,7 @@ def token_weights(scales, *, alpha, first, last):
   return (weight_L / weight_L.sum()).astype(np.float32)
 
 
-def log_ratio(d_PRL, active_L, scales, *, level):
+def log_ratio(d_PRL, active_11L, scales, *, level):
   """log pi - log pi_old -> what the ratio is the exponential of, still [P, R, L].
 
   'scale' and 'sequence' are geometric means (the product over 256 tokens would be noise alone);
@@ -33,7 +33,7 @@ def log_ratio(d_PRL, active_L, scales, *, level):
   """
   if level == 'token': return d_PRL
   if level == 'sequence':
-    mean_PR1 = (d_PRL * active_L).sum(-1, keepdims=True) / active_L.sum()
+    mean_PR1 = (d_PRL * active_11L).sum(-1, keepdims=True) / active_11L.sum()
     return jnp.broadcast_to(mean_PR1, d_PRL.shape)
   if level != 'scale': raise ValueError(f'level: {level!r}, expected one of {LEVELS}')
   parts = [d_PRL[..., a:b] for a, b in bounds(scales)]

@@ -24,8 +24,8 @@ def collect(models, *, label_drop, drop_path):
     label_B = jnp.where(dropped_B, models.classes, batch['label'])
     keep = None
     if drop_path:
-      kept_X1 = 1 - jnp.linspace(0, drop_path, layers)[:, None]
-      keep = (jax.random.uniform(keep_key, (B, 1, layers, 2)) < kept_X1) / kept_X1
+      kept_11X1 = 1 - jnp.linspace(0, drop_path, layers)[None, None, :, None]
+      keep = (jax.random.uniform(keep_key, (B, 1, layers, 2)) < kept_11X1) / kept_11X1
     return Experience(label=label_B, tokens=tokens_BL[:, None], keep=keep)
 
   def run(params, frozen, batch, rng):
@@ -37,7 +37,7 @@ def loss(models, params, frozen, batch, *, alpha):
   """Mean over rows of the weighted sum over tokens; alpha = 0 weighs every token 1 / L."""
   scores = models.logprobs(params['policy'], frozen, batch)
   weight_L = reduce.token_weights(models.scales, alpha=alpha, first=0, last=len(models.scales) - 1)
-  value = average((-scores.logp * weight_L).sum(-1))
+  value = average((-scores.logp * weight_L[None, None]).sum(-1))
   metrics = {'loss': value, 'accuracy': average(scores.hit), 'entropy': average(scores.entropy)}
   for i, (a, b) in enumerate(bounds(models.scales)):
     metrics[f'nll/scale_{i}'] = average(-scores.logp[..., a:b])

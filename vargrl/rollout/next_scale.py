@@ -71,7 +71,7 @@ def rollout(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, lab
   step = partial(tokenizer.apply, {'params': vq_params}, method='step')
   # The ramp starts at 0: the first scale is never guided, but its pair fills the cache.
   logits_BLV, cache = policy(labels(model, label, c.paired), method='prefill')
-  z_BhwC, out = tokenizer.zeros(1), []
+  z_BhwC, next_BLC, out = tokenizer.zeros(1), None, []
   for i, strength in enumerate(strengths(c, model.c.scales)):
     if i: logits_BLV, cache = policy(next_BLC, cache, i, method='extend')
     guided_LV = mix(logits_BLV, strength, stop=False) / c.temperature

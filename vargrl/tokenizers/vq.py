@@ -47,8 +47,8 @@ SIZES = {
     'var-512': Config(scales=SCALES_512),
     'small': Config(width=32),
     'digits': Config(vocab=128, channels=8, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 3, 4),
-                     spread=1.),
-    'smoke': Config(vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 4), spread=1.),
+                     spread=.1),
+    'smoke': Config(vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 4), spread=.1),
 }
 
 
@@ -86,7 +86,7 @@ class Model(nn.Module):
     """Index of the nearest code, the lowest on a tie. Full precision: a flipped index moves all later
     residuals."""
     dots = jnp.einsum('BLC,VC->BLV', z_BLC, self.codebook, precision=jax.lax.Precision.HIGHEST)
-    distance = (z_BLC ** 2).sum(-1, keepdims=True) + (self.codebook ** 2).sum(-1) - 2 * dots
+    distance = (z_BLC ** 2).sum(-1, keepdims=True) + (self.codebook ** 2).sum(-1)[None, None] - 2 * dots
     return jnp.argmin(distance, -1).astype(jnp.int32)
 
   def contribution(self, t_BL, i):
@@ -205,7 +205,8 @@ def torch_table(c):
   side('encoder', 'down', c.blocks, (1, *c.mults), 'downsample')
   side('decoder', 'up', c.blocks + 1, (*c.mults[1:], c.mults[-1]), 'upsample')
   for name in ('quant_conv', 'post_quant_conv'): conv(name, name)
-  for i in range(c.phis): conv(f'phi_{i}', f'quantize.quant_resi.qresi_ls.{i}')
+  # A short schedule leaves some of the shared convolutions without a scale, and without weights.
+  for i in sorted(set(phi_of_scale(len(c.scales), c.phis))): conv(f'phi_{i}', f'quantize.quant_resi.qresi_ls.{i}')
   return table
 
 
