@@ -184,30 +184,29 @@ def train(config, workdir, *, root=None, say=print):
     bar = tqdm(total=config.steps, initial=first, desc=workdir.name, unit='step', dynamic_ncols=True,
                mininterval=1., disable=not multihost.first())
 
+    began = time.perf_counter()
     for step in range(first, config.steps + 1):
       last = step == config.steps
       for name, evaluate, every in run.evals:
         if step == 0 or last or (every and step % every == 0):
           record(writer, step, name, evaluate(state.params, frozen))
-      writer.flush()
+      if last or step % config.save_every == 0: writer.flush()  # waits for the update; a resumed run needs it
       store.save(step, state, data.get_state(), {'config': config.to_json_best_effort()}, force=last)
       if last: break
 
-      began = time.perf_counter()
       batch = multihost.from_local(next(data), run.mesh)  # what was saved has not been seen
       batch, metrics, show = collect(state.params, frozen, batch, jax.random.fold_in(rng, step))
       if show and step % config.show_every == 0:  # before the update: it takes the state's buffers
         for name, (images, captions) in show().items():
           writer.write_images(step, {name: pictures.grid(images, captions, columns=8)})
-      collected = time.perf_counter()
       for _ in range(config.epochs):
         parts = halve(batch)
         for i in range(config.minibatches):
           state, facts = update(state, frozen, jax.tree.map(lambda x, i=i: x[i], parts))
           writer.add(step, facts)
       writer.add(step, metrics | {f'data/{k}': v for k, v in data.counts.items()})
-      writer.add(step, {'lr': run.rate(step * run.updates_per_step),
-                        'time/collect': collected - began, 'time/update': time.perf_counter() - collected})
+      writer.add(step, {'lr': run.rate(step * run.updates_per_step), 'time/step': time.perf_counter() - began})
+      began = time.perf_counter()
       bar.update()
     bar.close()
     store.close()

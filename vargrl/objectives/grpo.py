@@ -2,6 +2,8 @@
 
 One group = the R rollouts of a prompt. One trajectory = one image; every token shares its advantage.
 """
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,12 +57,17 @@ def collect(models, *, rollouts, old, std, eps, kl_reward, rewards, pool):
   advantages = jax.jit(lambda r_PR: reduce.advantages(r_PR, std=std, eps=eps))
 
   def run(params, frozen, batch, rng):
+    clock = [time.perf_counter()]
+    tick = lambda x: (jax.block_until_ready(x), clock.append(time.perf_counter()))
+    tick(params)  # costs nothing: the rewards are waited for in any case
     label_P = batch['label']
     P, R = len(label_P), rollouts
     out = generate(params['policy'], frozen, label_P, models.keys(rng, P, R))
     label_B = np.repeat(np.asarray(label_P), R)
     image_Byxc = decode(frozen, out.tokens)
+    tick(image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
+    tick(r_B)
     experience = Experience(label=label_P, tokens=out.tokens, old=out.logp)
     if old == 'trainer' or kl_reward:
       scores = logprobs(params['policy'], frozen, experience, frozen.get('reference'))
@@ -78,7 +85,7 @@ def collect(models, *, rollouts, old, std, eps, kl_reward, rewards, pool):
     if old == 'trainer':
       metrics['sampler/trainer_gap'] = average(abs(out.logp - experience.old))
     metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()}
-    metrics |= counts
+    metrics |= counts | dict(zip(('time/wait_for_update', 'time/rollout', 'time/reward'), np.diff(clock)))
     return Collected(experience, metrics, lambda: pictures(image_Byxc, label_B, r_B))
   return run
 
