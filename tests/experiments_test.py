@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from vargrl import build, chain, experiment, main, train
+from vargrl import build, chain, experiment, main, sample, train
 from vargrl.parallel import mesh as meshes
 
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
@@ -39,6 +39,9 @@ def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
     assert images['label'].tolist() == [1, 1, 3, 3]
     assert (tmp_path / 's.png').stat().st_size > 100
   if config.objective.name == 'objectives.grpo':
+    again, labels = sample.draw(f'{path}:smoke', tmp_path, labels=[1, 3], each=2)
+    np.testing.assert_array_equal(again, images['image'])
+    assert labels.tolist() == [1, 1, 3, 3]
     assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke', '--repeats=1']) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ('rollout', 'update', 'tokens/s', 'images/s', 'matmul peak'))

@@ -135,7 +135,7 @@ def test_resuming_with_another_shape(capsys, compiles, tmp_path):
                     '--config.policy.size=digits', '--config.tokenizer.size=digits']) == 2
   err = capsys.readouterr().err
   assert len(compiles) == before
-  assert 'params/policy/positions' in err and '(21, 32)' in err and '(30, 96)' in err
+  assert '~ params/policy/blocks/fc1/w checkpoint (2, 32, 128)' in err and 'model (3, 96, 384)' in err
   # Nothing was lost: with the old shape, the run goes on from where it was.
   assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3']) == 0
   assert 'steps 2 to 3' in capsys.readouterr().out

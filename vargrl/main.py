@@ -3,6 +3,7 @@ import difflib
 import os
 import pathlib
 import sys
+import traceback
 
 from vargrl import experiment
 
@@ -28,11 +29,20 @@ def main(argv=None):
     from vargrl import bench, chain, sample
     run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'bench': bench.main}
     run[mode](flags)
-  except (ValueError, FileNotFoundError, PermissionError, KeyError, AttributeError) as e:
-    if os.environ.get('VARGRL_TRACEBACK'): raise
+  except (ValueError, KeyError, AttributeError, OSError, FloatingPointError) as e:
+    if os.environ.get('VARGRL_TRACEBACK') or not told(e): raise
     print(f'error: {sentence(e)}', file=sys.stderr)
     return 2
   return 0
+
+
+def told(e):
+  """True if the error was raised to be read: by this library, by the config, or by the file system.
+  Anything else may be a bug, whose traceback is needed."""
+  if isinstance(e, (OSError, FloatingPointError)): return True
+  inner = traceback.extract_tb(e.__traceback__)[-1].filename
+  if isinstance(e, (KeyError, AttributeError)): return f'{os.sep}ml_collections{os.sep}' in inner
+  return all(f'{os.sep}{name}{os.sep}' not in inner for name in ('jax', 'flax'))
 
 
 def sentence(e):

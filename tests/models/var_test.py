@@ -141,15 +141,6 @@ def test_drop_path_drops_rows_apart(smoke, inputs):
   assert abs(mixed[1] - full[1]).max() > 1e-2
 
 
-def test_drop_rates_rise_from_zero_to_the_official_ones():
-  official = {'d16': 0.0667, 'd20': 0.0833, 'd24': 0.1, 'd30': 0.125, 'd36-512': 0.15}
-  for name, last in official.items():
-    rates = var.drop_rates(var.SIZES[name])
-    assert rates.shape == (var.SIZES[name].depth,) and rates[0] == 0
-    np.testing.assert_allclose(rates[-1], last, atol=5e-5)
-    np.testing.assert_allclose(np.diff(rates), rates[-1] / (len(rates) - 1), rtol=1e-4)
-
-
 def test_the_unconditional_class_is_the_row_after_the_last(smoke, inputs):
   _, _, x_BLC = inputs
   c = smoke.c

@@ -46,7 +46,7 @@ def trained(m, tokens_PRL):
     def loss(params):
       s = next_scale.logprobs(m.model, m.vae, SAMPLER, params, vq_params, label_P, tokens_PRL,
                               reference=jax.tree.map(lambda x: 0.9 * x, params))
-      return jnp.mean(s.kl - s.logp * jnp.cos(jnp.arange(m.c.length))), s
+      return jnp.mean(s.kl - s.logp * jnp.cos(jnp.arange(m.c.length))[None, None]), s
     (value, s), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     inputs = m.vae.apply({'params': vq_params}, tokens_PRL[:, 0], method='embed')
     return value, s, gradient, m.model.apply({'params': params}, label_P, inputs)

@@ -96,9 +96,12 @@ def test_the_uncond_branch_has_its_own_label_and_a_gradient_unless_stopped(smoke
 
 def test_guided_and_stopgrad_differ_in_gradient_alone(smoke, inputs):
   logprobs = partial(next_scale.logprobs, smoke.model, smoke.vae)
-  score = lambda record: jax.jit(partial(logprobs, config(record)))(
-      smoke.params, smoke.vq_params, inputs[0], inputs[1][:, None])
-  jax.tree.map(np.testing.assert_array_equal, score('guided'), score('guided_stopgrad'))
+  def both(record):
+    value = lambda params: logprobs(config(record), params, smoke.vq_params, inputs[0], inputs[1][:, None])
+    return jax.jit(lambda p: (value(p), jax.grad(lambda p: value(p).logp.sum())(p)))(smoke.params)
+  (guided, gradient), (stopped, other) = both('guided'), both('guided_stopgrad')
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), guided, stopped)
+  assert float(abs(gradient['head']['w'] - other['head']['w']).max()) > 1e-2
 
 
 def test_labels_are_the_pair_of_class_and_unconditional(smoke):
@@ -118,7 +121,7 @@ def test_a_sampler_that_means_nothing_is_refused(change):
   with pytest.raises(ValueError, match=list(change)[0]): config(**change)
 
 
-# What a group shares is computed once. FLOPs of the program as traced; depth 1, since the cost of a
+# What a group shares is computed once. FLOPs of the compiled program; depth 1, since the cost of a
 # scan's body is counted once.
 
 @pytest.fixture(scope='module')
@@ -126,7 +129,7 @@ def flops(small):
   m = small(var.Config(1, 64, 2, scales=(1, 2), vocab=32, channels=4, classes=10),
             dataclasses.replace(vq.SIZES['smoke'], scales=(1, 2)))
   c = config('guided')
-  cost = lambda f, *args: jax.jit(f).lower(m.params, *args).cost_analysis()['flops']
+  cost = lambda f, *args: jax.jit(f).lower(m.params, *args).compile().cost_analysis()['flops']
 
   def prefill(P):
     one = lambda p, x: m.model.apply({'params': p}, next_scale.labels(m.model, x, True),

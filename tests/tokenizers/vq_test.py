@@ -144,7 +144,7 @@ def gradients(smoke, picture):
   """Of the picture and of the quantizer's loss, by the weights."""
   def parts(params):
     image, loss_B, _ = call(smoke, 'reconstruct', picture, params=params)
-    return jnp.sum(image * jnp.cos(jnp.arange(3))), loss_B.sum()
+    return jnp.sum(image * jnp.cos(jnp.arange(3.))[None, None, None]), loss_B.sum()
   return jax.jit(lambda p: [jax.grad(lambda q: parts(q)[i])(p) for i in range(2)])(smoke.vq_params)
 
 
@@ -171,7 +171,7 @@ def test_the_quantizer_loss_trains_encoder_and_codes_and_not_the_decoder(smoke, 
 def test_straight_through_hands_features_the_gradient_of_the_latent(smoke, encoded, gradients):
   """d picture / d quant_conv's bias = the sum over positions of d decoder / d latent."""
   _, _, steps = encoded
-  weigh = lambda z: jnp.sum(call(smoke, 'decode_latent', z) * jnp.cos(jnp.arange(3)))
+  weigh = lambda z: jnp.sum(call(smoke, 'decode_latent', z) * jnp.cos(jnp.arange(3.))[None, None, None])
   at_latent = jax.jit(jax.grad(weigh))(steps[-1])
   np.testing.assert_allclose(gradients[0]['quant_conv']['b'], at_latent.sum((0, 1, 2)), rtol=1e-3,
                              atol=1e-3)

@@ -21,6 +21,7 @@ class Einsum(nn.Module):
   shape: tuple[int, ...]
   bias: str = ''            # the axes of the bias, 'NH'
   init: object = None       # None: normal with variance 1 / fan-in
+  out: object = None        # dtype of sums, bias and result; None: that of x
 
   @nn.compact
   def __call__(self, x):
@@ -31,11 +32,11 @@ class Einsum(nn.Module):
     w = self.param('w', letters(init, w_axes), self.shape)
     # FSDP, said aloud: cast, then gather D, keep N on tensor. Without it, XLA may rematerialise.
     w = shard(w.astype(x.dtype), w_axes)
-    y = jnp.einsum(self.eqn, x, w)
+    y = jnp.einsum(self.eqn, x, w, preferred_element_type=self.out)
     if self.bias:
       size = dict(zip(w_axes, self.shape))
       b = self.param('b', letters(nn.initializers.zeros, self.bias), [size[a] for a in self.bias])
-      y += broadcast(b.astype(x.dtype), self.bias, y_axes)
+      y += broadcast(b.astype(y.dtype), self.bias, y_axes)
     return shard(y, y_axes)
 
 
@@ -70,6 +71,7 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, x_Byxc):
     B, *_, c = x_Byxc.shape
+    if c % self.groups: raise ValueError(f'{self.name}: {c} channels, expected a multiple of {self.groups}')
     x = x_Byxc.astype(jnp.float32).reshape(B, -1, self.groups, c // self.groups)
     x -= x.mean((1, 3), keepdims=True)
     x *= jax.lax.rsqrt(jnp.mean(x ** 2, (1, 3), keepdims=True) + 1e-6)
@@ -103,7 +105,7 @@ def attend(q_BNLH, segments, *, scale):
   q_BKGLH = q_BNLH.reshape(B, K, N // K, L, H) * scale
   logits = []
   for k_BKSH, _, mask_LS in segments:
-    x_BKGLS = jnp.einsum('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH).astype(jnp.float32)
+    x_BKGLS = jnp.einsum('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH, preferred_element_type=jnp.float32)
     logits.append(x_BKGLS if mask_LS is None else jnp.where(mask_LS[None, None, None], x_BKGLS, -2e38))
   top = functools.reduce(jnp.maximum, [jax.lax.stop_gradient(x.max(-1, keepdims=True))
                                        for x in logits])
@@ -131,3 +133,4 @@ def normal(std):
 
 
 LN_100 = math.log(100.)
+DTYPES = ('float32', 'bfloat16', 'float16')

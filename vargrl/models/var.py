@@ -34,10 +34,16 @@ class Config:
   shared_adaln: bool = False  # one AdaLN for all blocks plus an offset for each (d36-512)
   l2_norm: bool = True        # unit queries and keys with a learned temperature per head
   gamma: float = 1e-3         # scale of the residual gates at init
-  drop_path: float = 0.       # rate of the last block; block 0 has none
-  label_drop: float = 0.1     # share of labels replaced by the unconditional one in pretraining
   dtype: str = 'float32'
   remat: str = 'none'         # 'blocks' recomputes each block in the backward pass
+
+  def __post_init__(self):
+    if self.width % self.heads:
+      raise ValueError(f'policy: width {self.width}, expected a multiple of {self.heads} heads')
+    if self.dtype not in layers.DTYPES:
+      raise ValueError(f'policy.dtype: {self.dtype!r}, expected one of {layers.DTYPES}')
+    if self.remat not in ('none', 'blocks'):
+      raise ValueError(f'policy.remat: {self.remat!r}, expected none or blocks')
 
   @property
   def length(self): return sum(s * s for s in self.scales)
@@ -48,8 +54,7 @@ class Config:
 
 
 def published(depth, gamma, **changes):
-  return Config(**dict(depth=depth, width=64 * depth, heads=depth, gamma=gamma,
-                       drop_path=0.1 * depth / 24) | changes)
+  return Config(depth=depth, width=64 * depth, heads=depth, gamma=gamma, **changes)
 
 
 # https://github.com/FoundationVision/VAR
@@ -167,7 +172,7 @@ class Model(nn.Module):
     if c.shared_adaln: self.shared = AdaLN(6, c.width, (1.,) * 6, 1 / math.sqrt(3 * c.width))
     self.head_ada = AdaLN(2, c.width, (.5,) * 2, 1 / math.sqrt(3 * c.width))
     self.head = Einsum('BLD,DV->BLV', (c.width, c.vocab), bias='V',
-                       init=layers.normal(0.02 / math.sqrt(3 * c.width)))
+                       init=layers.normal(0.02 / math.sqrt(3 * c.width)), out=jnp.float32)
 
   def __call__(self, label_B, inputs_BLC, keep_BX2=None):
     return self.logits(*self.forward(label_B, inputs_BLC, keep_BX2))
@@ -223,7 +228,7 @@ class Model(nn.Module):
     """float32 logits_BLV; x_BLD may be any slice of positions."""
     scale, shift = jnp.split(head_B2D, 2, 1)
     y_BLD = layers.layer_norm(x_BLD) * (1 + scale) + shift
-    return self.head(y_BLD.astype(self.c.dtype)).astype(jnp.float32)
+    return self.head(y_BLD.astype(self.c.dtype))
 
 
 def init(model, key):
@@ -231,11 +236,6 @@ def init(model, key):
   c = model.c
   inputs_BLC = jnp.zeros((1, c.length - 1, c.channels))
   return model.init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
-
-
-def drop_rates(c):
-  """Drop-path rate of each layer, float32 numpy [X]."""
-  return np.linspace(0, c.drop_path, c.depth, dtype=np.float32)
 
 
 def torch_table(c):

@@ -70,7 +70,7 @@ def collect(models, *, rollouts, old, std, eps, kl_reward, rewards, pool):
     tick(r_B)
     experience = Experience(label=label_P, tokens=out.tokens, old=out.logp)
     if old == 'trainer' or kl_reward:
-      scores = logprobs(params['policy'], frozen, experience, frozen.get('reference'))
+      scores = logprobs(params['policy'], frozen, experience, frozen['reference'] if kl_reward else None)
       experience = experience.replace(old=scores.logp if old == 'trainer' else out.logp)
     r_PR = jnp.asarray(r_B).reshape(P, R)
     if kl_reward: r_PR -= kl_reward * (scores.logp - scores.reference).sum(-1)
@@ -115,7 +115,8 @@ def loss(models, params, frozen, batch, *, level, clip, clip_high, kl, estimator
   ratio_PRL = jnp.exp(reduce.log_ratio(d_PRL, active_11L, scales, level=level))
   gain_PRL, low_PRL, high_PRL = reduce.clipped(ratio_PRL, advantage_PR1, low=clip, high=clip_high)
   term_PRL = -gain_PRL
-  if kl: term_PRL += kl * reduce.kl(scores, ratio_PRL, estimator=estimator)
+  # k3_is weighs each token by its own ratio, whatever the level of the surrogate's.
+  if kl: term_PRL += kl * reduce.kl(scores, jnp.exp(d_PRL), estimator=estimator)
   value = average((term_PRL * weight_11L).sum(-1), weight_PR)
 
   mask_PRL = weight_PR[..., None] * active_11L

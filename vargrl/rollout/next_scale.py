@@ -58,11 +58,9 @@ def labels(model, label, paired):
   return jnp.stack([label, jnp.full_like(label, model.c.classes)]) if paired else label[None]
 
 
-def mix(logits_BLV, strength, *, stop):
+def mix(logits_BLV, strength):
   """The guidance pair's logits -> guided logits_LV; a single row is returned as it is."""
-  if len(logits_BLV) == 1: return logits_BLV[0]
-  uncond_LV = jax.lax.stop_gradient(logits_BLV[1]) if stop else logits_BLV[1]
-  return sample.guide(logits_BLV[0], uncond_LV, strength)
+  return logits_BLV[0] if len(logits_BLV) == 1 else sample.guide(logits_BLV[0], logits_BLV[1], strength)
 
 
 def rollout(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label, key):
@@ -74,7 +72,7 @@ def rollout(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, lab
   z_BhwC, next_BLC, out = tokenizer.zeros(1), None, []
   for i, strength in enumerate(strengths(c, model.c.scales)):
     if i: logits_BLV, cache = policy(next_BLC, cache, i, method='extend')
-    guided_LV = mix(logits_BLV, strength, stop=False) / c.temperature
+    guided_LV = mix(logits_BLV, strength) / c.temperature
     t_L, sampler_L = sample.draw(jax.random.fold_in(key, i), guided_LV, top_k=c.top_k, top_p=c.top_p)
     record_LV = guided_LV if c.record != 'cond' else logits_BLV[0] / c.temperature
     out.append((t_L, sample.select(record_LV, t_L), sampler_L))
@@ -90,35 +88,42 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   Logits are made, used and (in the backward pass) made again scale by scale: all L x V of them, of
   policy and reference, never exist at once. reference: parameters of the same model, or None.
   """
-  inputs_BLC = tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed')
-  inputs_BLC = jax.lax.stop_gradient(inputs_BLC)
+  stop = jax.lax.stop_gradient
+  inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
   label_B = labels(model, label, c.records_pair)
-  inputs_BLC = jnp.broadcast_to(inputs_BLC, (len(label_B), *inputs_BLC.shape[1:]))
-  keep_BX2 = None if keep_X2 is None else jnp.broadcast_to(keep_X2, (len(label_B), *keep_X2.shape))
 
-  def hidden(params, keep_BX2):
-    return model.apply({'params': params}, label_B, inputs_BLC, keep_BX2, method='forward')
+  def passes(params):
+    """[(parameters, classes)]: the pair in one pass, or in two where one of them has no gradient."""
+    if c.records_pair and c.record == 'guided_stopgrad':
+      return [(params, label_B[:1]), (stop(params), label_B[1:])]
+    return [(params, label_B)]
 
-  def logits_of(params, x_BLD, head_B2D, strength):
-    logits_BLV = model.apply({'params': params}, x_BLD, head_B2D, method='logits')
-    return mix(logits_BLV, strength, stop=c.record == 'guided_stopgrad') / c.temperature
+  def hidden(passes, keep_X2):
+    """[(x_BLD, head_B2D)] of each pass."""
+    inputs = lambda n: inputs_1LC.repeat(n, 0)
+    keep = lambda n: None if keep_X2 is None else keep_X2[None].repeat(n, 0)
+    return [model.apply({'params': p}, l_B, inputs(len(l_B)), keep(len(l_B)), method='forward')
+            for p, l_B in passes]
 
-  x_BLD, head_B2D = hidden(params, keep_BX2)
-  if reference is not None:
-    reference = jax.lax.stop_gradient(reference)
-    ref_BLD, ref_head_B2D = jax.lax.stop_gradient(hidden(reference, None))
+  def logits_of(passes, hidden, strength):
+    logits = [model.apply({'params': p}, *h, method='logits') for (p, _), h in zip(passes, hidden)]
+    return mix(jnp.concatenate(logits), strength) / c.temperature
 
   @jax.checkpoint
-  def one_scale(params, x_BLD, head_B2D, ref_BLD, t_L, strength):
-    logits_LV = logits_of(params, x_BLD, head_B2D, strength)
+  def one_scale(params, hidden, ref_hidden, t_L, strength):
+    logits_LV = logits_of(passes(params), hidden, strength)
     hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
     out = Scores(sample.select(logits_LV, t_L), sample.entropy(logits_LV), hit_L)
-    if ref_BLD is None: return out
-    ref_LV = jax.lax.stop_gradient(logits_of(reference, ref_BLD, ref_head_B2D, strength))
+    if ref_hidden is None: return out
+    ref_LV = stop(logits_of([(reference, label_B)], ref_hidden, strength))
     return out.replace(kl=sample.divergence(logits_LV, ref_LV), reference=sample.select(ref_LV, t_L))
 
-  parts = [one_scale(params, x_BLD[:, a:b], head_B2D, None if reference is None else ref_BLD[:, a:b],
-                     tokens_L[a:b], strength)
+  ours, theirs = hidden(passes(params), keep_X2), None
+  if reference is not None:
+    reference = stop(reference)
+    theirs = stop(hidden([(reference, label_B)], None))
+  cut = lambda hidden, a, b: hidden and [(x_BLD[:, a:b], head_B2D) for x_BLD, head_B2D in hidden]
+  parts = [one_scale(params, cut(ours, a, b), cut(theirs, a, b), tokens_L[a:b], strength)
            for (a, b), strength in zip(bounds(model.c.scales), strengths(c, model.c.scales))]
   return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models.layers import Conv, letters
+from vargrl.models.layers import Conv, DTYPES, letters
 from vargrl.models.var import SCALES_256, SCALES_512
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bicubic, resize
@@ -30,6 +30,11 @@ class Config:
   commitment: float = 0.25
   spread: float = 0.       # std of the codebook at init; 0: uniform in +-1 / vocab, as VQGAN
   dtype: str = 'float32'
+
+  def __post_init__(self):
+    if self.width % 32: raise ValueError(f'tokenizer.width: {self.width}, expected a multiple of 32')
+    if self.dtype not in DTYPES:
+      raise ValueError(f'tokenizer.dtype: {self.dtype!r}, expected one of {DTYPES}')
 
   @property
   def grid(self): return self.scales[-1]
