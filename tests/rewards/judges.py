@@ -65,6 +65,19 @@ def fail(how):
     time.sleep(1000)
 
 
+def poisoned(images, prompts, *, how, log=None):
+  """The mean of each image; `how` says for which prompts there is what instead."""
+  if log:
+    with open(log, 'a') as f:
+      f.write(f'{len(images)}\n')
+  scores = []
+  for image, prompt in zip(images, prompts):
+    fail(how.get(int(prompt)))
+    if how.get(int(prompt)) != 'skip':
+      scores.append(float(image.mean()))
+  return scores
+
+
 def hangs_with_a_child(images, prompts, *, file):
   child = subprocess.Popen(['sleep', '1000'])
   with open(file, 'w') as f:

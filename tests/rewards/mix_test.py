@@ -80,27 +80,34 @@ def test_a_row_without_one_of_its_verdicts_is_masked_and_counted(make):
 
 def test_every_kind_of_failure_is_counted_by_its_name(make):
   rewards = {
-    'a': dict(name='judges.raises_for', weight=1.0, bad=0),
-    'b': dict(name='judges.always', weight=1.0, how='exit'),
-    'c': dict(name='judges.always', weight=1.0, how='hang'),
+    'a': dict(name='judges.poisoned', weight=1.0, how={0: 'raise', 3: 'skip'}),
+    'b': dict(name='judges.poisoned', weight=1.0, how={3: 'exit'}),
+    'c': dict(name='judges.poisoned', weight=1.0, how={4: 'hang'}),
   }
-  r_B, _, counts = make(rewards, max_failed=1.0, timeout=1.0).score({}, images(2), np.arange(2))
-  assert np.isnan(r_B).all() and r_B.shape == (2,)
+  r_B, _, counts = make(rewards, max_failed=0.9, timeout=1.0).score({}, images(6), np.arange(6))
+  assert np.flatnonzero(np.isnan(r_B)).tolist() == [0, 3, 4, 5]
   assert counts == {
     'reward/nan': 0,
     'reward/error': 2,
     'reward/timeout': 2,
-    'reward/death': 2,
-    'reward/retry': 0,
-    'reward/masked': 2,
+    'reward/death': 1,
+    'reward/retry': 6,  # two halves of three chunks
+    'reward/masked': 4,
   }
 
 
 def test_too_many_failures_stop_the_run_and_name_the_function(make):
   m = make({'judge': dict(name='judges.raises', weight=1.0)}, max_failed=0.25)
-  text = r'(?s)reward judges.raises: no verdict for 4 of 8 .*0\.5.* allows 0\.25.*no such detector'
+  text = (
+    r'(?s)reward judges.raises: no verdict for 3 of 8 .*0\.375.* allows 0\.25.*no such detector'
+  )
   with pytest.raises(RuntimeError, match=text):  # at once, not after all of the 8
     m.score({}, images(8), np.arange(8))
+
+
+def test_a_share_of_all_rows_is_refused(make):
+  with pytest.raises(ValueError, match=r'found max_failed=1.0 .*, expected a share in \[0, 1\)'):
+    make({'mean': dict(name='judges.mean', weight=1.0)}, max_failed=1.0)
 
 
 def test_device_rewards_are_held_to_the_same_share(make):
@@ -115,8 +122,8 @@ def test_rows_lost_to_different_rewards_add_up(make):
     'a': dict(name='judges.raises_for', weight=1.0, bad=0),
     'b': dict(name='judges.raises_for', weight=1.0, bad=2),
   }
-  with pytest.raises(RuntimeError, match='no verdict for 4 of 8'):  # each of them alone: 2
-    make(rewards, max_failed=0.25).score({}, images(8), np.arange(8))
+  with pytest.raises(RuntimeError, match='no verdict for 2 of 8'):  # each of them alone: 1
+    make(rewards, max_failed=0.2).score({}, images(8), np.arange(8))
 
 
 @pytest.mark.parametrize(

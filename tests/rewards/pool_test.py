@@ -91,23 +91,87 @@ def test_failing_once_costs_a_retry_and_no_row(how, tmp_path):
     assert failures(pool) == {'retry': 2}
 
 
-def test_a_chunk_that_always_raises_is_lost_and_the_others_are_not():
-  with open_pool('judges.raises_for', workers=2, retries=2, bad=3) as pool:
-    r_B = pool.scores(images(6), np.arange(6))
-    np.testing.assert_array_equal(r_B, [0, 1, np.nan, np.nan, 4, 5])
-    assert failures(pool) == {'error': 2, 'retry': 2}
-    assert 'RuntimeError: prompt 3 is not to my taste' in pool.last_error
+def calls(log):
+  """How many images each call was given, in order."""
+  return [int(line) for line in log.read_text().split()]
+
+
+@pytest.mark.parametrize('workers, n', [(1, 16), (2, 21)])
+@pytest.mark.parametrize(
+  'how, kind, error',
+  [
+    ('raise', 'error', 'RuntimeError: the service is away'),
+    ('skip', 'error', 'returned 0 scores, expected 1, one for each image'),
+    ('exit', 'death', 'exit code 3'),
+    ('sigkill', 'death', 'exit code -9'),
+  ],
+)
+def test_a_poisonous_image_costs_its_own_row_alone(how, kind, error, workers, n):
+  bad = n - 5
+  with open_pool('judges.poisoned', workers=workers, retries=1, chunk=16, how={bad: how}) as pool:
+    before, r_B = pids(pool), pool.scores(images(n), np.arange(n))
+    expected_B = images(n).mean((1, 2, 3)).astype(np.float32)
+    expected_B[bad] = np.nan
+    np.testing.assert_array_equal(r_B, expected_B)
+    assert pool.counts[kind] == 1 and sum(pool.counts[k] for k in pools.KINDS) == 1
+    assert error in pool.last_error
+    if kind == 'death':
+      assert pids(pool) != before  # replaced, and what died left no zombie
+      assert all(gone(pid) for pid in set(before) - set(pids(pool)))
+
+
+def test_guilty_rows_of_one_chunk_are_told_apart_and_counted_by_their_kinds():
+  how = {2: 'raise', 3: 'exit', 9: 'skip', 14: 'sigkill'}
+  with open_pool('judges.poisoned', chunk=16, how=how) as pool:
+    r_B = pool.scores(images(16), np.arange(16))
+    assert np.flatnonzero(np.isnan(r_B)).tolist() == sorted(how)
+    assert pool.counts['error'] == pool.counts['death'] == 2
+
+
+def test_a_failing_chunk_is_tried_again_whole_and_each_of_its_halves_once(tmp_path):
+  log = tmp_path / 'log'
+  options = dict(how={1: 'raise'}, log=str(log))
+  with open_pool('judges.poisoned', retries=2, chunk=8, **options) as pool:
+    pool.scores(images(16), np.arange(16))
+    assert calls(log) == [8, 8, 8, 8, 4, 2, 1, 1, 2, 4]
+    assert failures(pool) == {'error': 1, 'retry': 2 + 2 * 3}
+    assert 'RuntimeError: the service is away' in pool.last_error
     assert 'judges.py' in pool.last_error
 
 
-@pytest.mark.parametrize('how, code', [('exit', 3), ('sigkill', -9)])
-def test_a_worker_that_always_dies_costs_its_rows_and_is_replaced(how, code):
-  with open_pool('judges.always', retries=1, how=how) as pool:
-    before = pids(pool)
-    assert np.isnan(pool.scores(images(2), np.arange(2))).all()
-    assert failures(pool) == {'death': 2, 'retry': 1}
-    assert f'exit code {code}' in pool.last_error
-    assert gone(before[0]) and pids(pool) != before
+@pytest.mark.parametrize(
+  'how, error',
+  [('raise', 'is away'), ('skip', 'returned 0 scores, expected 1'), ('exit', 'code 3')],
+)
+def test_a_function_that_always_fails_ends_the_run_before_all_rows_are_tried(how, error, tmp_path):
+  log, n = tmp_path / 'log', 64
+  options = dict(how=dict.fromkeys(range(n), how), log=str(log))
+  with open_pool('judges.poisoned', retries=1, chunk=16, **options) as pool:
+    text = rf'(?s)reward judges.poisoned: no verdict for 4 of 64 .* allows 0\.05.*{error}'
+    with pytest.raises(RuntimeError, match=text):
+      pools.run([pool], images(n), np.arange(n), max_failed=0.05)
+  each_chunk, once_more, two_a_row, down = 4, 1, 2 * 4, 2  # 'down' to the first single row
+  assert len(calls(log)) <= each_chunk + once_more + two_a_row + down
+
+
+def test_a_hang_costs_its_whole_chunk_and_one_timeout_a_try(tmp_path):
+  log = tmp_path / 'log'
+  options = dict(how={1: 'hang'}, log=str(log))
+  with open_pool('judges.poisoned', timeout=1.0, retries=1, chunk=8, **options) as pool:
+    start = time.monotonic()
+    r_B = pool.scores(images(16), np.arange(16))
+    assert 1.9 < time.monotonic() - start < 10
+    assert np.isnan(r_B[:8]).all() and not np.isnan(r_B[8:]).any()
+    assert failures(pool) == {'timeout': 8, 'retry': 1} and '1 s' in pool.last_error
+    assert calls(log) == [8, 8, 8]
+
+
+def test_a_half_that_hangs_is_lost_at_once_and_the_other_half_is_searched():
+  options = dict(how={1: 'raise', 5: 'hang'})  # the first is met first
+  with open_pool('judges.poisoned', timeout=1.0, chunk=8, **options) as pool:
+    r_B = pool.scores(images(8), np.arange(8))
+    assert np.flatnonzero(np.isnan(r_B)).tolist() == [1, 4, 5, 6, 7]
+    assert failures(pool) == {'error': 1, 'timeout': 4, 'retry': 6}
 
 
 def test_a_hanging_function_is_killed_with_what_it_started(tmp_path):
@@ -130,41 +194,6 @@ def test_a_worker_killed_or_stopped_while_idle_costs_no_row():
     assert pool.counts['death'] == pool.counts['timeout'] == 0
 
 
-def test_a_wrong_number_of_scores_is_an_error_not_a_failed_row():
-  with open_pool('judges.returns', retries=3, chunk=4, what='short') as pool:
-    text = 'reward judges.returns: returned 3 scores, expected 4'
-    with pytest.raises(ValueError, match=text):
-      pool.scores(images(4), np.arange(4))
-
-
-@pytest.mark.parametrize(
-  'what, found',
-  [
-    ('scalar', r'float of shape \(\), expected 4'),
-    ('column', r'ndarray of shape \(4, 1\), expected 4'),
-    ('nothing', r'NoneType of shape \(\), expected 4'),
-    ('ragged', r'no array \(.*\), expected 4 numbers'),
-    ('text', 'dtype <U4, expected real'),
-    ('complex', 'dtype complex128, expected real'),
-  ],
-)
-def test_what_is_not_one_number_for_each_image_is_an_error(what, found):
-  with pytest.raises(ValueError, match=f'reward f: returned {found}'):
-    pools.verdicts('f', judges_return(what, 4), 4)
-
-
-def test_booleans_integers_and_object_arrays_are_scores():
-  assert pools.verdicts('f', judges_return('bool', 3), 3).tolist() == [1, 1, 1]
-  assert pools.verdicts('f', judges_return('integers', 3), 3).tolist() == [0, 1, 2]
-  np.testing.assert_array_equal(pools.verdicts('f', judges_return('objects', 3), 3), [np.nan, 1, 2])
-
-
-def judges_return(what, n):
-  import judges
-
-  return judges.returns([None] * n, None, what=what)
-
-
 @pytest.mark.parametrize(
   'name, message',
   [
@@ -179,22 +208,6 @@ def test_a_pool_of_what_cannot_be_imported_is_an_error_before_any_image(name, me
     pools.Pool(name, {}, workers=1, timeout=30, retries=0, chunk=2)
 
 
-@pytest.mark.parametrize(
-  'name, options, message',
-  [
-    ('judges.NOT_A_FUNCTION', {}, 'found a int, expected a function'),
-    ('judges.prompt', {'scal': 2}, "unknown option 'scal'; did you mean 'scale'"),
-    ('judges.always', {}, "missing a required argument: 'how'"),
-    ('sharpness.reward', {}, 'missing a required argument'),  # a device reward, called as host's
-    ('broken.f', {}, r'importing broken: Traceback[\s\S]*OSError: weights not found'),
-    ('vargrl.rewards.jpg', {}, "vargrl.rewards has no 'jpg'; did you mean 'jpeg'"),
-  ],
-)
-def test_a_worker_refuses_a_wrong_function_or_option(name, options, message):
-  with pytest.raises(ValueError, match=f'reward {name}: {message}'):
-    pools.load(name, options)
-
-
 def test_images_of_the_wrong_type_and_too_few_prompts_are_errors():
   with open_pool('judges.mean') as pool:
     with pytest.raises(ValueError, match=r'found float64 \(2, 2, 2, 3\)'):
@@ -206,7 +219,7 @@ def test_images_of_the_wrong_type_and_too_few_prompts_are_errors():
 
 def test_after_an_error_no_stale_answer_is_taken_for_a_new_one():
   with open_pool('judges.raises_for', workers=2, bad=0, seconds=0.3) as pool:
-    with pytest.raises(RuntimeError, match='no verdict for 2 of 8'):
+    with pytest.raises(RuntimeError, match='no verdict for 1 of 8'):
       pools.run([pool], images(8), np.arange(8), max_failed=0.0)
     assert pool.scores(images(2), np.arange(2) + 1).tolist() == [1, 2]
 

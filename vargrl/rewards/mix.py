@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.rewards import pool as pools
+from vargrl.rewards import worker
 
 
 def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk):
@@ -18,9 +19,9 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk):
   Of `bind`, functions that no config can hold, a device reward gets those that it has a
   keyword-only parameter for.
   """
-  if not 0 <= max_failed <= 1 or not rewards:
+  if not 0 <= max_failed < 1 or not rewards:
     found = f'max_failed={max_failed} and {len(rewards)} rewards'
-    raise ValueError(f'rewards: found {found}, expected a share in [0, 1] and at least one')
+    raise ValueError(f'rewards: found {found}, expected a share in [0, 1) and at least one')
   names, weights, device, host = {}, {}, {}, {}
   try:
     for nickname, options in plain(rewards).items():
@@ -51,8 +52,8 @@ def device_reward(name):
     files = pathlib.Path(__file__).parent.glob('*.py')
     ours = [f'rewards.{f.stem}' for f in files if '\nHOST = ' in f.read_text()]
     if name not in ours:
-      raise ValueError(f'reward {name}: found no such file' + pools.nearest(name, ours))
-  path, _ = pools.locate(name)
+      raise ValueError(f'reward {name}: found no such file' + worker.nearest(name, ours))
+  path, _ = worker.locate(name)
   if path.removeprefix('vargrl.') != name:
     return None  # a function, not a module that says HOST: called as host rewards are
   try:
@@ -71,7 +72,7 @@ def bound(name, function, options, bind):
   given = {k: v for k, v in bind.items() if k in parameters}
   if both := sorted(given.keys() & options.keys()):
     raise ValueError(f'reward {name}: {both[0]!r} is bound, expected no option of that name')
-  pools.check_options(name, function, options | given, ('frozen', 'image_Byxc', 'label_B'))
+  worker.check_options(name, function, options | given, ('frozen', 'image_Byxc', 'label_B'))
   return functools.partial(function, **options, **given)
 
 
@@ -96,8 +97,8 @@ class Mix:
       hosts = self.host.values()
       r = pools.run(hosts, np.asarray(pixels_Byxc), label_B, max_failed=self.max_failed)
       each |= dict(zip(self.host, r, strict=True))
-    each = {k: pools.finite(each[k]) for k in self.names}
-    r_B = pools.finite(sum(self.weights[k] * each[k] for k in each))  # 0 * NaN is NaN: masked too
+    each = {k: worker.finite(each[k]) for k in self.names}
+    r_B = worker.finite(sum(self.weights[k] * each[k] for k in each))  # 0 * NaN is NaN: masked too
     return r_B, each, self.counts(r_B, each)
 
   def counts(self, r_B, each):

@@ -1,203 +1,33 @@
-"""Worker processes for rewards that are not JAX: what fails there costs rows, not the run."""
+"""Worker processes for rewards that are not JAX: what fails there costs rows, not the run.
+
+A chunk of rows that raises, kills its worker or returns anything but one number for each image is
+tried `retries` times more, then halved, each half tried once, until the guilty rows are alone and
+the others have their scores. A chunk that hangs is lost whole, after 1 + retries times `timeout` (a
+half: after one): it is seldom one row's fault, and each step of a search would cost a timeout.
+
+The run ends as soon as more rows are lost than max_failed allows: a function that always raises is
+called once for each chunk, and then about twice for each row allowed.
+"""
 
 import collections
-import contextlib
-import difflib
-import importlib.machinery
-import importlib.util
-import inspect
-import multiprocessing
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 import os
 import pickle
-import pkgutil
-import shutil
-import signal
-import sys
 import tempfile
-import threading
 import time
-import traceback
 
 import numpy as np
 
+from vargrl.rewards.worker import IMPORTING, Worker, locate
+
 KINDS = ('nan', 'error', 'timeout', 'death')  # why a row has no verdict
-START_SECONDS = 300.0  # to import a module: torch and a detector on a cold disk take a minute
-IMPORTING = 'importing'
-SPAWN = multiprocessing.get_context('spawn')  # a fork would copy jax's locks without their threads
-HIDING = threading.Lock()
-
-
-def nearest(name, names):
-  """The end of an error message: what `name` was probably meant to be, or all there is."""
-  close = difflib.get_close_matches(name, names, n=1)
-  return f'; did you mean {close[0]!r}?' if close else f'; there are: {", ".join(sorted(names))}'
-
-
-def locate(name):
-  """'rewards.jpeg' -> ('vargrl.rewards.jpeg', 'reward'), 'a.f' -> ('a', 'f'); neither imported."""
-  first, *rest = (f'vargrl.{name}' if name.startswith('rewards.') else name).split('.')
-  if first == '__main__':
-    raise ValueError(f'reward {name}: workers have no __main__; put the function into a module')
-  module, spec = first, importlib.util.find_spec(first) if first else None
-  if spec is None:
-    raise ValueError(f'reward {name}: found no module {first!r} on sys.path')
-  while rest and spec.submodule_search_locations is not None:
-    inner, folders = f'{module}.{rest[0]}', list(spec.submodule_search_locations)
-    spec = importlib.machinery.PathFinder.find_spec(inner, folders)
-    if spec is None:
-      break
-    module, rest = inner, rest[1:]
-  return module, '.'.join(rest) or 'reward'
-
-
-def load(name, options):
-  """The function; whatever can be wrong with its name and options is an error before any image."""
-  module, path = locate(name)
-  try:
-    found = importlib.import_module(module)
-  except Exception as e:
-    raise ValueError(f'reward {name}: importing {module}: {traceback.format_exc()}') from e
-  for attribute in path.split('.'):
-    if not hasattr(found, attribute):
-      names = [n for n in vars(found) if not n.startswith('_')]
-      names += [m.name for m in pkgutil.iter_modules(getattr(found, '__path__', []))]
-      raise ValueError(f'reward {name}: {module} has no {attribute!r}' + nearest(attribute, names))
-    found = getattr(found, attribute)
-  if not callable(found):
-    raise ValueError(f'reward {name}: found a {type(found).__name__}, expected a function')
-  check_options(name, found, options, ('images', 'prompts'))
-  return found
-
-
-def check_options(name, function, options, arrays):
-  """Refuses options that `function(*arrays, **options)` would not take."""
-  try:
-    signature = inspect.signature(function)
-  except (TypeError, ValueError):
-    return  # a builtin without a signature: the first call will tell
-  known = list(signature.parameters)[len(arrays) :]
-  if not any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values()):
-    for option in options:
-      if option not in known:
-        raise ValueError(f'reward {name}: unknown option {option!r}' + nearest(option, known))
-  try:
-    signature.bind(*arrays, **options)
-  except TypeError as e:
-    raise ValueError(f'reward {name}: {e}; found {sorted(options)}, expected {known}') from e
-
-
-def verdicts(name, scores, n):
-  """r_B, NaN for no verdict; anything but n real numbers is a bug, never a row that failed."""
-  listed = isinstance(scores, (list, tuple)) or getattr(scores, 'dtype', None) == object
-  try:
-    r_B = np.asarray([np.nan if s is None else s for s in scores] if listed else scores)
-  except Exception as e:
-    raise ValueError(f'reward {name}: returned no array ({e}), expected {n} numbers') from e
-  if r_B.shape != (n,):
-    found = f'{type(scores).__name__} of shape {r_B.shape}'
-    found = f'{len(r_B)} scores' if r_B.ndim == 1 else found
-    raise ValueError(f'reward {name}: returned {found}, expected {n}, one for each image')
-  if r_B.dtype.kind not in 'fiub':
-    raise ValueError(f'reward {name}: returned dtype {r_B.dtype}, expected real numbers')
-  return finite(r_B)
-
-
-def finite(r_B):
-  """float32, with NaN for Inf and for what float32 cannot hold."""
-  r_B = np.asarray(r_B)
-  return np.where(np.abs(r_B) <= np.finfo(np.float32).max, r_B, np.nan).astype(np.float32)
-
-
-def work(conn, name, options):
-  """A worker's life: import, then one answer to each file it is told of, until the parent ends."""
-  os.setsid()  # its own group: Ctrl-C passes by, and a kill takes along the programs it started
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-  paths = []
-  threading.Thread(target=die_with_parent, args=(paths,), daemon=True).start()
-  os.environ['JAX_PLATFORMS'] = 'cpu'  # a module that imports jax must leave the trainer its chips
-  try:
-    function = load(name, options)
-  except Exception as e:
-    return conn.send(('error', str(e)))
-  conn.send(('ready', ''))
-  with contextlib.suppress(EOFError):
-    while True:
-      paths[:] = [conn.recv()]
-      with open(paths[0], 'rb') as file:
-        images, prompts = pickle.load(file)
-      conn.send(answer(name, function, images, prompts, options))
-
-
-def answer(name, function, images, prompts, options):
-  try:
-    scores = function(images, prompts, **options)
-  except Exception:
-    return 'error', traceback.format_exc()[-2000:]
-  try:
-    return 'scores', verdicts(name, scores, len(images))
-  except ValueError as e:
-    return 'wrong', str(e)
-
-
-def die_with_parent(paths):
-  """Cleans up after a parent that was killed, and ends a function that may never return."""
-  connection.wait([multiprocessing.parent_process().sentinel])
-  for path in paths:
-    shutil.rmtree(os.path.dirname(path), ignore_errors=True)
-  os.killpg(0, signal.SIGKILL)
-
-
-class Worker:
-  """A handle to a process. `chunk` is what it is at: IMPORTING, (start, stop) of rows, or None."""
-
-  def __init__(self, name, options):
-    self.conn, theirs = SPAWN.Pipe()
-    self.process = SPAWN.Process(target=work, args=(theirs, name, options), daemon=True)
-    resource_tracker.ensure_running()  # else start() starts it, which unblocks SIGINT
-    main = vars(sys.modules['__main__'])
-    # A spawned process runs __main__ again (jax, scripts without a guard) if that has a file.
-    with HIDING:
-      hidden = {k: main[k] for k in ('__spec__', '__file__') if k in main}
-      mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, until `work`
-      try:
-        main.update(dict.fromkeys(hidden))
-        self.process.start()
-      finally:
-        main.update(hidden)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    theirs.close()
-    self.begin(IMPORTING, START_SECONDS)
-
-  def begin(self, chunk, seconds):
-    self.chunk, self.seconds, self.deadline = chunk, seconds, time.monotonic() + seconds
-
-  def heard(self):
-    """(kind, value) of what became of the chunk; (None, None) while it is at it."""
-    with contextlib.suppress(EOFError, OSError):
-      if self.conn.poll():
-        return self.conn.recv()
-      if not connection.wait([self.process.sentinel], 0):
-        late = time.monotonic() > self.deadline
-        return ('timeout', f'no answer within {self.seconds:g} s') if late else (None, None)
-    return 'death', 'the worker died'
-
-  def kill(self):
-    """Kills it and what it started; returns its exit code."""
-    try:
-      os.killpg(self.process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # not a group yet; nothing left of it
-      self.process.kill()
-    self.process.join()
-    self.conn.close()
-    return self.process.exitcode
 
 
 class Pool:
   """A handle to processes that hold f(images uint8 [n,y,x,3], prompts, **options) -> n numbers.
 
-  `counts` are the latest scores' rows without a verdict by kind, and the calls repeated ('retry').
+  `counts` are the latest scores' rows without a verdict by kind, and the calls that failures
+  cost ('retry': a chunk once more, or one of its halves).
   """
 
   def __init__(self, function_name, options, *, workers, timeout, retries, chunk):
@@ -277,10 +107,8 @@ class Pool:
       raise ValueError(f'reward {self.name}: {value} while importing it')
 
   def settle(self, chunk, kind, value):
-    """Writes down what became of a chunk: its scores, another try, or rows without a verdict."""
+    """Writes down what became of a chunk: its scores, more tries, or rows without a verdict."""
     start, stop = chunk
-    if kind == 'wrong':
-      raise ValueError(value)
     if kind == 'scores':
       self.r_B[start:stop] = value
       if np.isnan(value).any():
@@ -291,8 +119,18 @@ class Pool:
     if self.tries[chunk] <= self.retries:
       self.counts['retry'] += 1
       self.todo.append(chunk)
-    else:
+    elif kind == 'timeout' or stop - start == 1:
       self.counts[kind] += stop - start
+    else:
+      self.halve(start, stop)
+
+  def halve(self, start, stop):
+    """One try for each half, ahead of all else: single rows, found early, are what ends a run."""
+    middle = (start + stop) // 2
+    for half in ((middle, stop), (start, middle)):
+      self.todo.appendleft(half)
+      self.tries[half] = self.retries
+      self.counts['retry'] += 1
 
   def close(self, grace=2.0):
     """Idle workers leave by themselves (a module may have files to remove); others are killed."""

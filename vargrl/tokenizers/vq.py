@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models.layers import Conv, DTYPES, letters
+from vargrl.models.layers import DTYPES, Conv, letters
 from vargrl.models.var import SCALES_256, SCALES_512
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bicubic, resize
