@@ -98,6 +98,7 @@ def get_config(arg=''):
     c.grpo.classifier.size = 'smoke'
     c.grpo.objective.loss.last = 2
     c.grpo.data.prompts, c.grpo.objective.collect.rollouts = 8, 4
+    c.grpo.objective.collect.rewards.jpeg = dict(name='rewards.jpeg', weight=0.1, quality=90, sign=1)
   elif arg: raise ValueError(f'quickstart: no variant {arg!r}, expected jpeg or smoke')
   return c
 

@@ -30,6 +30,15 @@ from vargrl.tokenizers import vq
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+LONGEST = ('experiments_test', 'resume_test', 'train_test', 'main_test')
+
+
+def pytest_collection_modifyitems(items):
+  """The longest files first, so that no process is left with one of them at the end."""
+  place = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def random_weights(shapes, seed):
   """By name, without compiling anything: 0.2 N(0, 1) for the decoder, which opens every gate;
   fan-in scale for convolutions, norms around 1 and codes N(0, 1) for the tokenizer."""

@@ -23,9 +23,9 @@ MAY = {
   'rewards': {'models'},
   'objectives': {'types', 'metrics'},
   'data': set(),
-  'eval': {'rollout', 'rewards', 'tokenizers', 'models', 'data', 'types', 'metrics', 'pictures'},
+  'eval': BASE | {'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
   'report': {'pictures'},
-  **dict.fromkeys(('build', 'train', 'chain', 'main', 'sample', 'bench'), ANY),
+  **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'bench'), ANY),
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
 NEVER = {'data': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}

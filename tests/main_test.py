@@ -25,7 +25,7 @@ def run(capsys, compiles, *argv, code=2):
   assert len(compiles) == before, 'compiled before the error'
   lines = [line for line in err.splitlines() if line.startswith('error:')]
   assert len(lines) == 1, err
-  return lines[0]
+  return err[err.index('error:'):]
 
 
 def train(capsys, compiles, tmp_path, *argv, config=QUICK):
@@ -136,6 +136,38 @@ def test_resuming_with_another_shape(capsys, compiles, tmp_path):
   err = capsys.readouterr().err
   assert len(compiles) == before
   assert '~ params/policy/blocks/fc1/w checkpoint (2, 32, 128)' in err and 'model (3, 96, 384)' in err
+  # Nor with another tokenizer than the one that it was begun with.
+  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3',
+                    '--config.seed=1']) == 2
+  assert 'error: init.tokenizer: weights' in capsys.readouterr().err
+  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=1']) == 2
+  assert 'error: steps: 1, expected at least 2' in capsys.readouterr().err
   # Nothing was lost: with the old shape, the run goes on from where it was.
   assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3']) == 0
   assert 'steps 2 to 3' in capsys.readouterr().out
+
+
+# A chain: what does not fit in a late run is told before the first one starts.
+
+@pytest.mark.parametrize('change, words', [
+    ('--config.tokenizer.policy.size=digits', ('init.tokenizer', "'tokenizer'", 'codebook')),
+    ('--config.grpo.objective.name=objectives.reduce', ('objectives.reduce', "'collect'")),
+    ('--config.grpo.objective.loss.alpha=-1.', ('objective.loss.alpha: -1.0',)),
+    ('--config.grpo.objective.collect.pool.max_failed=1.', ('max_failed=1.0',)),
+    ('--config.grpo.optim.warmup=5', ('optim.warmup: 5 updates',)),
+    ('--config.grpo.init.policy=classifer', ('init.policy', 'classifer')),
+    ('--config.grpo.data.classes=12', ('12 classes', '10 in the model')),
+    ('--config.pretrain.objective.collect.label_drop=2.', ('label_drop: 2.0',)),
+    ('--config.pretrain.evals.test.dataset=digit', ("'digit'", 'digits')),
+    ('--config.pretrain.data.dataset=digit_pairs', ("needs 'image'", 'chosen')),
+    ('--config.tokenizer.objective.loss.adversarial=.4', ("'critic'",)),
+])
+def test_a_chain_is_checked_before_its_first_run(capsys, compiles, tmp_path, change, words):
+  error = train(capsys, compiles, tmp_path, change)
+  assert all(word in error for word in words), error
+  assert not (tmp_path / 'w' / 'tokenizer' / 'checkpoints').exists()
+
+
+def test_pairs_are_not_cut(capsys, compiles, tmp_path):
+  error = train(capsys, compiles, tmp_path, '--config.accum=32', config='experiments/dpo_digits.py:smoke')
+  assert '32 parts of 16 pairs' in error

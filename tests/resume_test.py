@@ -105,7 +105,7 @@ def test_killed_in_every_phase_is_uninterrupted(whole):
   # And a bit of the newest checkpoint flips while nothing runs.
   step = flip(workdir, 'grpo')
   text = finish(workdir)
-  assert f'{step}' in text and 'corrupt' in text, text[-3000:]
+  assert f'checkpoints/{step} is corrupt' in text, text[-3000:]
   assert (workdir / 'grpo' / 'checkpoints' / 'corrupt' / str(step)).is_dir()
   same(whole, workdir)
 
@@ -114,6 +114,13 @@ def test_a_finished_chain_is_not_run_again(whole):
   before = parameters(whole)
   text = finish(whole)
   assert all(f'{run}: finished' in text for run in RUNS)
+  after = parameters(whole)
+  assert all(before[r][k].tobytes() == after[r][k].tobytes() for r in RUNS for k in before[r])
+  # Finished is what has a good last checkpoint, whoever has used it since.
+  step = flip(whole, 'tokenizer')
+  text = finish(whole)
+  assert f'checkpoints/{step} is corrupt' in text and f'steps {STEPS - EVERY} to {STEPS}' in text
+  assert all(f'{run}: finished' in text for run in RUNS[1:])
   after = parameters(whole)
   assert all(before[r][k].tobytes() == after[r][k].tobytes() for r in RUNS for k in before[r])
 

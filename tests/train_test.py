@@ -21,10 +21,12 @@ import toys  # noqa: E402
 
 from experiments import quickstart  # noqa: E402
 from vargrl import build, metrics, train  # noqa: E402
+from vargrl import update as updates  # noqa: E402
 from vargrl.checkpoint import store as stores  # noqa: E402
 from vargrl.objectives import grpo, sft  # noqa: E402
 from vargrl.parallel import mesh as meshes  # noqa: E402
 from vargrl.parallel import rules  # noqa: E402
+from vargrl.run import Run  # noqa: E402
 from vargrl.types import Experience, State  # noqa: E402
 
 TX = optax.sgd(1.0, momentum=0.9)
@@ -42,7 +44,7 @@ def toy_state():
 
 def update(loss, batch, accum=1, state=None):
   frozen = {'reference': toys.params(1)['policy']}
-  return jax.jit(train.make_update(loss, TX, accum))(state or toy_state(), frozen, batch)
+  return jax.jit(updates.make_update(loss, TX, accum))(state or toy_state(), frozen, batch)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +74,8 @@ def test_parts_hold_every_row_once_with_its_own_label(P, R, n):
   tokens = jnp.asarray(np.repeat(row[..., None], 3, -1))
   keep = jnp.zeros((P, R, 2, 2)) + tokens[..., :1, None]
   batch = Experience(label=jnp.arange(P), tokens=tokens, weight=jnp.asarray(row), keep=keep)
-  train.check_split(P, R, n)
-  parts = train.split(batch, n)
+  updates.check_split(P, R, n)
+  parts = updates.split(batch, n)
   assert parts.tokens.shape[0] == n and parts.old is None
   p, r = parts.tokens.shape[1:3]
   assert p * r * n == P * R and parts.label.shape == (n, p) and parts.keep.shape == (n, p, r, 2, 2)
@@ -85,7 +87,7 @@ def test_parts_hold_every_row_once_with_its_own_label(P, R, n):
 
 def test_images_are_split_with_their_labels():
   image = jnp.zeros((8, 2, 2, 3)) + jnp.arange(8)[:, None, None, None]
-  parts = train.split(Experience(label=jnp.arange(8), image=image), 4)
+  parts = updates.split(Experience(label=jnp.arange(8), image=image), 4)
   np.testing.assert_array_equal(parts.image[..., 0, 0, 0], parts.label)
   np.testing.assert_array_equal(np.sort(parts.label.reshape(-1)), np.arange(8))
 
@@ -93,7 +95,7 @@ def test_images_are_split_with_their_labels():
 @pytest.mark.parametrize('P, R, n', [(3, 4, 2), (2, 3, 4), (4, 1, 8)])
 def test_parts_of_unequal_size_are_refused(P, R, n):
   with pytest.raises(ValueError, match='divisor'):
-    train.check_split(P, R, n)
+    updates.check_split(P, R, n)
 
 
 def batches_without_a_gradient():
@@ -202,6 +204,22 @@ def test_dpo_learns_to_prefer_the_chosen(tmp_path, checkpoints):
   assert rows[-1]['loss'] < 0.5
 
 
+def test_a_run_without_a_good_update_ends_and_keeps_what_it_had(tmp_path, one_device):
+  c = quickstart.get_config('smoke').classifier
+  c.steps, c.evals = 100, {}
+  state = train.train(ConfigDict(c.to_dict() | dict(steps=2)), tmp_path / 'good', say=lambda _: None)
+  bad = State(jax.tree.map(lambda x: x * jnp.nan, state.params), {})
+  store = stores.Store(tmp_path / 'nan' / 'checkpoints', every=1, keep=1)
+  store.save(0, bad, {}, {}, force=True)
+  store.close()
+  c.init = dict(policy=str(tmp_path / 'nan' / 'checkpoints'))
+  with pytest.raises(FloatingPointError, match=f'no update of the {train.SKIPS} steps up to 9'):
+    train.train(c, tmp_path / 'run', say=lambda _: None)
+  rows = [row for row in metrics.load(tmp_path / 'run') if 'skipped' in row]
+  assert [row['skipped'] for row in rows] == [1] * (train.SKIPS + 1)
+  assert not any('loss' in row or 'grad_norm' in row for row in rows)
+
+
 # One device and eight, in a process that has eight.
 
 MESHES = {'data 8': (8, 1, 1), 'fsdp 8': (1, 8, 1), '2 x 2 x 2': (2, 2, 2), '1 x 2 x 4': (1, 2, 4)}
@@ -220,7 +238,7 @@ def step_on(sizes, P=8, R=2):
   make = meshes.make
   meshes.make = lambda axes: make(axes, jax.devices()[: int(np.prod(sizes))])
   try:
-    run = train.Run(c, '')
+    run = Run(c, '', lean=True)
   finally:
     meshes.make = make
   put = lambda x, like: jax.device_put(x, like.sharding)

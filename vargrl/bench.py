@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from vargrl import chain
-from vargrl import train as training
 from vargrl.models import var
+from vargrl.run import Run
 from vargrl.types import Experience
 
 
@@ -41,7 +41,7 @@ def main(flags):
     raise ValueError(f'bench: {config.objective.name} found, a run of objectives.grpo expected')
   config = config.copy_and_resolve_references()
   with config.unlocked(): config.init = {}
-  run = training.Run(config, '.')
+  run = Run(config, '.', lean=True)
   c, tokens = run.models.config, run.models.config.length
   P, R = config.data.prompts, config.objective.collect.rollouts
   with jax.set_mesh(run.mesh):
@@ -49,7 +49,6 @@ def main(flags):
     print(f'{config.policy.name} {config.policy.size}: {P} prompts x {R}, {tokens} tokens, {c.dtype}, '
           f'{run.mesh.size} x {jax.devices()[0].device_kind}, matmul peak {best / 1e9:.0f} GFLOP/s')
     pieces(run, P, R, passes(config), best, flags.repeats, var.flops(c))
-  run.models.close()
 
 
 def line(name, seconds, images, flops, best, more=''):

@@ -16,7 +16,7 @@ from vargrl.types import Models, lookup
 
 def module(section, what):
   """dict(name, size, **changes) -> (python module, linen model of that size)."""
-  python = lookup(section.name)
+  python = lookup(section.name, 'SIZES', 'Config', 'Model', 'init')
   if section.size not in python.SIZES:
     raise ValueError(f'{what}.size: {section.size!r}, expected one of {sorted(python.SIZES)}')
   changes = {k: v for k, v in section.items() if k not in ('name', 'size')}
@@ -34,14 +34,16 @@ FROZEN = ('tokenizer', 'classifier', 'perceptual')  # sections whose weights a r
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-  """models: the functions. trained, frozen: {name: key -> boxed params} of all weights."""
+  """models: the functions. trained, frozen: {name: key -> boxed params} of all weights. parts: {section:
+  linen model}."""
   models: Models
   trained: dict
   frozen: dict
+  parts: dict
 
 
 def build(config):
-  """The functions of a run; raises ValueError where the config's parts do not fit each other."""
+  """The functions of a run, but for its rewards; ValueError where the config's parts do not fit."""
   policy, model = module(config.policy, 'policy')
   trained, frozen = {'policy': partial(policy.init, model)}, {}
   parts = {}
@@ -67,14 +69,19 @@ def build(config):
         {'params': frozen['perceptual']}, x, method='features')
     functions['perceptual'] = lambda frozen, a, b: critics.perceptual(
         features(frozen, a), features(frozen, b))
-  if 'rewards' in config.objective.collect: functions |= scoring(config, parts)
-  return Built(Models(**functions), trained, frozen)
+  for key in config.init:
+    if key not in trained | frozen:
+      near = difflib.get_close_matches(key, trained | frozen, 1, 0)
+      raise ValueError(f'init.{key}: no weights of this name in the run; did you mean {near[0]!r}?')
+  if 'classifier' in parts and parts['classifier'].c.classes != getattr(model.c, 'classes', 0):
+    raise ValueError(f'classifier: {parts["classifier"].c.classes} classes, {model.c.classes} in the policy')
+  return Built(Models(**functions), trained, frozen, parts)
 
 
 def sampling(config, model, parts):
   """The functions of a next-scale policy; rollout knobs are checked by its Config."""
   if 'tokenizer' not in parts: raise ValueError('tokenizer: missing in a config that has a rollout')
-  rollout, tokenizer = lookup(config.rollout.name), parts['tokenizer']
+  rollout, tokenizer = lookup(config.rollout.name, 'Config', 'generate', 'logprobs'), parts['tokenizer']
   for key in ('scales', 'vocab', 'channels'):
     ours, theirs = getattr(model.c, key), getattr(tokenizer.c, key)
     if ours != theirs:
@@ -98,18 +105,16 @@ def sampling(config, model, parts):
       decode=lambda frozen, t_BL: rollout.decode(tokenizer, frozen['tokenizer'], t_BL))
 
 
-def scoring(config, parts):
-  """The rewards of `objective.collect`, started (host rewards have worker processes)."""
-  collect, bind = config.objective.collect, {}
-  if 'classifier' in parts:
-    bind['classifier'] = lambda params, x: parts['classifier'].apply({'params': params}, x)
+def scored(config, built):
+  """built.models with the rewards of `objective.collect`, started (host rewards have worker processes)."""
+  collect, bind, models = config.objective.collect, {}, built.models
+  if 'rewards' not in collect: return models
+  if 'classifier' in built.parts:
+    bind['classifier'] = lambda params, x: built.parts['classifier'].apply({'params': params}, x)
   elif any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
-  if not 0 <= collect.pool.max_failed < 1:
-    raise ValueError(f'objective.collect.pool.max_failed: {collect.pool.max_failed}, expected a share in '
-                     '[0, 1)')
   rewards = mix.make(collect.rewards, bind=bind, **collect.pool)
-  return dict(score=rewards.score, close=rewards.close)
+  return dataclasses.replace(models, score=rewards.score, close=rewards.close)
 
 
 def abstract(init, mesh):
@@ -142,17 +147,29 @@ def source(config, name, root):
 def weights(config, name, init, mesh, root, say=print):
   """Frozen or initial weights: loaded where config.init says so, drawn from the seed otherwise."""
   shapes, folder = abstract(init, mesh), source(config, name, root)
-  if folder: return stores.load(folder, shapes, item='params/policy')
+  if folder: return stores.load(folder, shapes, item=item(name))[1]
   if name == 'reference':  # a copy of what the policy starts from
-    return weights(config, 'policy', init, mesh, root, say)
-  if name != 'policy' and name != 'critic': say(f'{name}: no checkpoint in init, random weights')
+    return weights(config, 'policy', init, mesh, root, lambda _: None)
+  if name != 'critic' and (name != 'policy' or config.reference):
+    say(f'{name}: no checkpoint in init, random weights')
   return born(init, key_of(config.seed, name), shapes)
 
 
-def check_sources(config, built, mesh, root):
-  """Missing checkpoints are told before anything is compiled."""
-  for name in [*built.trained, *built.frozen]:
-    folder = source(config, name, root)
-    if folder and not any(p.name.isdigit() for p in pathlib.Path(folder).glob('*')):
-      raise FileNotFoundError(f'init.{name}: no checkpoint in {folder}')
+def item(name):
+  """What of a checkpoint becomes the weights `name`: all but a critic were the policy of their run."""
+  return 'params/critic' if name == 'critic' else 'params/policy'
 
+
+def check_sources(config, built, mesh, root, upstream):
+  """Missing checkpoints and those of other models are told before anything is compiled.
+
+  upstream: {run: abstract policy} of the chain's earlier runs, which may have no checkpoint yet.
+  """
+  for name, init in (built.trained | built.frozen).items():
+    folder = source(config, name, root)
+    if not folder: continue
+    if config.init[name] in upstream:
+      stores.refuse_others(f'init.{name}: run {config.init[name]!r}', upstream[config.init[name]],
+                           abstract(init, mesh))
+    elif not stores.fits(folder, abstract(init, mesh), item=item(name)):
+      raise FileNotFoundError(f'init.{name}: no checkpoint in {folder}')

@@ -2,8 +2,14 @@
 import pathlib
 import time
 
+import jax
+import numpy as np
+
 from vargrl import metrics, report
 from vargrl import train as training
+from vargrl.checkpoint import store
+from vargrl.eval import run as evaluators
+from vargrl.run import Run
 
 
 def runs(config):
@@ -22,50 +28,48 @@ def chosen(config, name):
 def train(flags):
   """Trains what is not finished, in order; then the report and the numbers before and after."""
   root, config, began = pathlib.Path(flags.workdir), flags.config, time.time()
-  for _, run in runs(config): check_names(run)
-  for name, run in runs(config):
-    if training.finished(run, root / name):
-      print(f'{name or root.name}: finished, {run.steps} steps')
-    else:
-      training.train(run, root / name, root=root)
-    path = write_report(root, config)
+  put = together(config, root)
+  report_now = lambda: write_report(root, config)
+  try:
+    for name, run in put.items():
+      training.train(run.config, root / name, root=root, run=run, saved=report_now)
+  finally:
+    for run in put.values(): run.close()
+    if any((root / name / 'metrics.jsonl').exists() for name in put): path = report_now()
   for row in before_after(root, config):
     print(f'{row["name"]:20} before {row["before"]:.4g}   after {row["after"]:.4g}')
   print(f'time {time.time() - began:.0f} s\nreport {path.resolve()}')
 
 
-def check_names(run):
-  """Every name of every run of the chain is looked up before the first one starts."""
-  from vargrl.types import lookup
-  sections = [run.policy, run.objective, run.data, *run.evals.values()]
-  sections += [run[key] for key in ('tokenizer', 'classifier', 'critic', 'rollout') if key in run]
-  for section in sections: lookup(section.name)
+def together(config, root):
+  """{name: Run}: what does not fit in a late run of the chain is told before the first one starts."""
+  put = {}
+  try:
+    for name, run in runs(config):
+      policies = {earlier: r.shapes.params['policy'] for earlier, r in put.items()}
+      put[name] = Run(run, root, upstream=policies)
+  except BaseException:
+    for run in put.values(): run.close()
+    raise
+  return put
 
 
 def evaluate(flags):
   """The evaluators of a run on its last checkpoint, printed."""
   name, config = chosen(flags.config, flags.run)
   root = pathlib.Path(flags.workdir)
-  import jax
-  import numpy as np
   run, params, frozen, step = restored(config, root / name, root)
   with jax.set_mesh(run.mesh):
-    for nickname, evaluator, _ in run.evals:
+    for nickname, evaluator, _ in evaluators.make(config.evals, run.models):
       for key, value in evaluator(params, frozen):
         if np.ndim(value) == 0: print(f'step {step}  {nickname}/{key:16} {value:.6g}')
-  run.models.close()
 
 
 def restored(config, workdir, root):
   """(Run, params, frozen weights, step) of the last good checkpoint below `workdir`."""
-  import jax
-
-  from vargrl.checkpoint import store
-  run = training.Run(config, root)
-  folder = workdir / 'checkpoints'
+  run = Run(config, root, lean=True)
   with jax.set_mesh(run.mesh):
-    params = store.load(folder, run.shapes.params, item='params')
-    step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    step, params = store.load(workdir / 'checkpoints', run.shapes.params, item='params')
     return run, params, run.frozen(), step
 
 

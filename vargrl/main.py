@@ -29,7 +29,7 @@ def main(argv=None):
     from vargrl import bench, chain, sample
     run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'bench': bench.main}
     run[mode](flags)
-  except (ValueError, KeyError, AttributeError, OSError, FloatingPointError) as e:
+  except (ValueError, KeyError, AttributeError, OSError, FloatingPointError, RuntimeError) as e:
     if os.environ.get('VARGRL_TRACEBACK') or not told(e): raise
     print(f'error: {sentence(e)}', file=sys.stderr)
     return 2
@@ -42,6 +42,7 @@ def told(e):
   if isinstance(e, (OSError, FloatingPointError)): return True
   inner = traceback.extract_tb(e.__traceback__)[-1].filename
   if isinstance(e, (KeyError, AttributeError)): return f'{os.sep}ml_collections{os.sep}' in inner
+  if isinstance(e, RuntimeError): return inner.startswith(str(pathlib.Path(__file__).parent))
   return all(f'{os.sep}{name}{os.sep}' not in inner for name in ('jax', 'flax'))
 
 

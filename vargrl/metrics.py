@@ -45,7 +45,7 @@ def load(workdir: str | os.PathLike) -> list[dict]:
 
 
 class Writer:
-  """Scalars, images and texts to `workdir`, with clu's method names, so that a clu writer drops in.
+  """Scalars and images to `workdir`, with clu's method names, so that a clu writer drops in.
 
   A run that continues at step `first` writes the steps >= first again: what an earlier run left of
   them is removed, and the files become those of a run that was never interrupted. Every process
@@ -60,14 +60,14 @@ class Writer:
     self._workdir = pathlib.Path(workdir)
     self._allowed = frozenset(allow_nonfinite)
     self._pending = None
+    self.row = {}  # the last one that `add` has written
     self._files = {}
     self._events, self._told = None, time.monotonic()
     self._active = jax.process_index() == 0
     if not self._active:
       return
     (self._workdir / 'images').mkdir(parents=True, exist_ok=True)
-    for name in ('metrics.jsonl', 'texts.jsonl'):
-      _purge(self._workdir / name, first)
+    _purge(self._workdir / 'metrics.jsonl', first)
     (self._workdir / 'metrics.jsonl').touch()
     for path in self._workdir.glob('images/*/*.png'):
       if path.stem.isdigit() and int(path.stem) >= first:
@@ -118,17 +118,6 @@ class Writer:
       _replace(folder / f'{int(step):08d}.png', data.getvalue())
       self._tell(step, lambda s, n=name, i=image: s.image(n, i, dataformats='HWC'))
 
-  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    self._append('texts.jsonl', {'step': int(step)} | dict(texts))
-    for name, text in texts.items():
-      self._tell(step, lambda s, n=name, t=text: s.text(n, t))
-
-  def write_hparams(self, hparams: Mapping) -> None:
-    """To TensorBoard only: on disk the config is a file of its own."""
-    flat = _flatten(hparams)
-    for i in range(3):  # the experiment, its start, its end
-      self._tell(0, lambda s, i=i: s.hparams(flat, {})[i])
-
   def flush(self) -> None:
     """Everything added is on disk. A loop calls it before it saves a state: a step that is not
     repeated after a restart must have its row by then."""
@@ -160,6 +149,7 @@ class Writer:
       count = sum(float(p.count) for p in parts)
       if count:  # an average of nothing has no value; it is not an error
         row[name] = sum(float(p.total) for p in parts) / count
+    self.row = {'step': step} | row
     self._write_row(step, row)
 
   def _write_row(self, step, values):
@@ -232,17 +222,6 @@ def _check(name, value):
   for part in parts:
     if np.shape(part):
       raise ValueError(f'{name}: shape {np.shape(part)} found, a scalar or an Average expected')
-
-
-def _flatten(tree, prefix=''):
-  """Nested dicts -> {'a/b': str | bool | int | float}, what TensorBoard can sort runs by."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{key}/')
-    else:
-      flat[f'{prefix}{key}'] = value if isinstance(value, (str, bool, int, float)) else str(value)
-  return flat
 
 
 def _line(row):

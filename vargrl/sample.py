@@ -28,7 +28,6 @@ def images(config, workdir, *, labels, each, seed, run):
   run, params, frozen, step = chain.restored(config, root / name, root)
   with jax.set_mesh(run.mesh):
     image_Byxc, label_B = samples.sampler(run.models)(params, frozen, classes=classes, each=each, seed=seed)
-  run.models.close()
   return image_Byxc, label_B, step
 
 

@@ -112,8 +112,9 @@ def bounds(scales):
   return list(itertools.pairwise(offsets(scales)))
 
 
-def lookup(name):
-  """'objectives.grpo' -> the module vargrl/objectives/grpo.py; a name in a config is a path."""
+def lookup(name, *needs):
+  """'objectives.grpo' -> the module vargrl/objectives/grpo.py; a name in a config is a path. needs: what
+  must be in it."""
   root = pathlib.Path(__file__).parent
   known = ['.'.join(p.relative_to(root).with_suffix('').parts) for p in sorted(root.rglob('*.py'))]
   known = [k for k in known if '.' in k and not k.endswith('__init__')]
@@ -122,4 +123,7 @@ def lookup(name):
     near = difflib.get_close_matches(name, known, 1, 0.4) or folder[:1]
     raise ValueError(f'name: there is no {name!r} (vargrl/{name.replace(".", "/")}.py); '
                      f'did you mean {near[0]!r}?')
-  return importlib.import_module(f'vargrl.{name}')
+  module = importlib.import_module(f'vargrl.{name}')
+  for need in needs:
+    if not hasattr(module, need): raise ValueError(f'name: {name!r} found, which has no {need!r}')
+  return module

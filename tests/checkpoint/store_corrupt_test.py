@@ -231,7 +231,7 @@ def test_a_file_that_may_not_be_read_is_not_called_corrupt(saved, tmp_path):
 def test_temporary_folders_of_a_killed_save_are_no_checkpoints_and_go_away(saved, tmp_path):
   folder = copy(saved, tmp_path / 'run')
   shutil.copytree(folder / '20', folder / '30.orbax-checkpoint-tmp')
-  assert store.load(folder, abstract()['params']) and (folder / '30.orbax-checkpoint-tmp').exists()
+  assert store.load(folder, abstract()['params'])[1] and (folder / '30.orbax-checkpoint-tmp').exists()
   keep = store.Store(folder, every=10, keep=5)
   assert keep.latest() == 20 and keep.restore(abstract())[0] == 20
   keep.save(30, state(30), {'step': 30} | DATA, META)

@@ -98,7 +98,7 @@ def test_arrays_donated_right_after_save_are_saved_as_they_were(tmp_path):
     x = update(x)
   keep.close()
   for step in range(3, -1, -1):
-    tree = store.load(tmp_path, abstract(x)['params'])
+    _, tree = store.load(tmp_path, abstract(x)['params'])
     assert all((np.asarray(v) == step).all() for v in tree.values())
     (tmp_path / str(step)).rename(tmp_path / f'seen{step}')
 
@@ -155,12 +155,12 @@ def test_load_gives_one_item_and_changes_nothing(tmp_path, caplog):
   keep.save(2, new, None, {})
   keep.close()
   wanted = abstract(new.params)
-  assert equal(store.load(tmp_path, wanted), new.params)
-  assert equal(store.load(str(tmp_path), abstract(new.opt), item='opt'), new.opt)
-  assert equal(store.load(tmp_path, wanted['blocks'], item='params/blocks'), new.params['blocks'])
+  assert equal(store.load(tmp_path, wanted)[1], new.params)
+  assert equal(store.load(str(tmp_path), abstract(new.opt), item='opt')[1], new.opt)
+  assert equal(store.load(tmp_path, wanted['blocks'], item='params/blocks')[1], new.params['blocks'])
   (tmp_path / '2/data/metadata').write_text('')
   before = files(tmp_path)
-  assert equal(store.load(tmp_path, wanted), old.params) and files(tmp_path) == before
+  assert equal(store.load(tmp_path, wanted)[1], old.params) and files(tmp_path) == before
   assert f'{tmp_path}/2 is corrupt' in caplog.text and 'Step 1 is used' in caplog.text
   with pytest.raises(ValueError, match=r'\+ ema/blocks/q/b'):
     store.load(tmp_path, wanted, item='ema')

@@ -79,7 +79,7 @@ def test_a_step_from_the_reference_raises_the_chosen_and_lowers_the_rejected(kin
 
 
 def test_settings_that_make_no_sense_are_refused():
-  dpo.check_loss(**LOSS, reference=True, scales=(1, 2))
+  dpo.check_loss(toys.MODELS, **LOSS, reference=True)
   for changes, words in (
     (dict(kind='cubic'), 'kind'),
     (dict(beta=0.0), 'beta'),
@@ -87,4 +87,4 @@ def test_settings_that_make_no_sense_are_refused():
     (dict(reference=False), 'reference'),
   ):
     with pytest.raises(ValueError, match=words):
-      dpo.check_loss(**LOSS | dict(reference=True, scales=(1, 2)) | changes)
+      dpo.check_loss(toys.MODELS, **LOSS | dict(reference=True) | changes)

@@ -122,7 +122,7 @@ class Store:
 
 
 def load(folder, abstract, *, item: str = 'params'):
-  """Returns one item of the newest good state, such as its params, on the shardings of abstract.
+  """Returns (step, one item of the newest good state, such as its params, on abstract's shardings).
 
   As strict as Store.restore, but it only reads: a corrupt checkpoint stays where it is.
   """
@@ -136,7 +136,26 @@ def load(folder, abstract, *, item: str = 'params'):
   for other, problem in bad.items():
     logging.warning('checkpoint %s/%d is corrupt: %s. Step %d is used instead.',
                     folder, other, problem, step)
-  return tree
+  return step, tree
+
+
+def fits(folder, abstract, *, item: str) -> bool:
+  """False if there is no checkpoint in folder; ValueError if its newest is of another model than abstract.
+
+  Only names are read, no array: what load would refuse, at no cost and without a compilation.
+  """
+  folder = _path(folder)
+  for step in _steps(folder):
+    record, _, problem = _read_json(folder / str(step), step)
+    if not problem:
+      _refuse(folder / str(step), record['leaves'], abstract, item)
+      break
+  return bool(_steps(folder))
+
+
+def refuse_others(where, have, want):
+  """ValueError, with the differences, unless both abstract trees have equal names, shapes and dtypes."""
+  _refuse(where, _described(digest.named(have)), want, '')
 
 
 def _newest_good(folder, steps, abstract, *, item):
@@ -150,8 +169,8 @@ def _newest_good(folder, steps, abstract, *, item):
     if not problem:
       return step, tree, record, data, bad
     bad[step] = problem
-  raise RuntimeError(f'{folder}: none of its {len(bad)} checkpoints is good, nothing was moved\n'
-                     + '\n'.join(f'- {step}: {problem}' for step, problem in bad.items()))
+  raise RuntimeError(f'{folder}: none of its {len(bad)} checkpoints is good, nothing was moved'
+                     + ''.join(f'\n  {step}: {problem}' for step, problem in bad.items()))
 
 
 def _read_json(path, step):
@@ -177,14 +196,7 @@ def _read_json(path, step):
 
 def _read_state(path, saved, abstract, item):
   """Returns (tree, '') or (None, what is wrong); another model than the saved one is an error."""
-  wanted = {'/'.join(filter(None, (item, name))): x for name, x in digest.named(abstract).items()}
-  saved = {name: x for name, x in saved.items() if not item or f'{name}/'.startswith(f'{item}/')}
-  lines = _differences(saved, _described(wanted))
-  if lines:
-    more = [f'... and {len(lines) - 10} more'] if len(lines) > 10 else []
-    raise ValueError(f'{path}: not a checkpoint of this model, {len(lines)} leaves differ '
-                     '(- only in checkpoint, + only in model, ~ in both)\n'
-                     + '\n'.join(lines[:10] + more))
+  saved, wanted = _refuse(path, saved, abstract, item)
   try:
     arrays, problem = _read_arrays(path / 'state', wanted), ''
   except Exception as error:  # The kinds that orbax and tensorstore raise are not documented.
@@ -197,6 +209,19 @@ def _read_state(path, saved, abstract, item):
   if wrong:
     return None, wrong[0] + (f', and {len(wrong) - 1} more leaves' if wrong[1:] else '')
   return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted]), ''
+
+
+def _refuse(path, saved, abstract, item):
+  """Returns ({name: record} of the item, {name: abstract leaf}); ValueError if they differ."""
+  wanted = {'/'.join(filter(None, (item, name))): x for name, x in digest.named(abstract).items()}
+  saved = {name: x for name, x in saved.items() if not item or f'{name}/'.startswith(f'{item}/')}
+  lines = _differences(saved, _described(wanted))
+  if lines:
+    more = [f'... and {len(lines) - 10} more'] if len(lines) > 10 else []
+    raise ValueError(f'{path}: not a checkpoint of this model, {len(lines)} leaves differ '
+                     '(- only in checkpoint, + only in model, ~ in both)'
+                     + ''.join(f'\n  {line}' for line in lines[:10] + more))
+  return saved, wanted
 
 
 def _read_arrays(path, wanted):

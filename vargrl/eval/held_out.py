@@ -1,50 +1,85 @@
-"""The objective's own loss and metrics on a held-out split, without anything random."""
-from functools import partial
+"""The objective's own metrics on a held-out split: every image counts once, and nothing is random."""
+import functools
 
+from clu.metrics import Average
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vargrl.data import source
+from vargrl.eval import real, rows
 from vargrl.metrics import average
 from vargrl.types import Experience, bounds
 
+BATCH = 64  # images on a device at once
+
 
 def make(models, *, kind, dataset, split, size, crop, dir, limit):
-  """kind: 'tokenizer' (mse, usage), 'classify' (accuracy, nll) or 'next_scale' (nll, accuracy, by scale)."""
-  kinds = {'tokenizer': tokenizer, 'classify': classify, 'next_scale': next_scale}
-  if kind not in kinds: raise ValueError(f'eval.held_out: kind={kind!r}, expected one of {sorted(kinds)}')
-  measure, memory = jax.jit(partial(kinds[kind], models)), {}
+  """kind: 'tokenizer' (mse; usage of the codes, by scale), 'classify' (accuracy, nll) or 'next_scale'
+  (nll, accuracy, by scale). limit: the first so many images, 0 for all."""
+  if kind not in KINDS: raise ValueError(f'kind: {kind!r} found, one of {sorted(KINDS)} expected')
+  metrics, needed, features = KINDS[kind]
+  if getattr(models, needed) is None:
+    raise ValueError(f'kind: {kind!r} found, but the run\'s models have no `{needed}`')
+  read = functools.cache(real.images(models, dataset=dataset, split=split, size=size, crop=crop, dir=dir,
+                                     limit=limit, features=features))
+  measure = jax.jit(lambda params, frozen, batch, weight_B: metrics(
+      models, params, frozen, *rows.spread((batch, weight_B))))
 
   def evaluate(params, frozen):
-    if not memory:
-      memory.update(source.read(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit))
-    totals, n = {}, len(memory['image'])
-    for start in range(0, n - n % min(n, 64), min(n, 64)):  # whole batches: one shape, one compile
-      part = {k: v[start:start + min(n, 64)] for k, v in memory.items()}
-      for name, value in jax.device_get(measure(params, frozen, part)).items():
-        totals.setdefault(name, []).append(value)
-    for name, values in totals.items():
-      yield name, float(np.sum([v.total for v in values]) / np.sum([v.count for v in values]))
+    images, found = read(), {}
+    for row_B, counts_B in rows.calls(len(images['image']), BATCH):
+      batch = {name: x[row_B] for name, x in images.items()}
+      for name, value in jax.device_get(measure(params, frozen, batch, counts_B)).items():
+        found.setdefault(name, []).append(value)
+    for name, values in found.items(): yield name, merged(values)
   return evaluate
 
 
-def tokenizer(models, params, frozen, batch):
+def merged(values):
+  """Averages of all calls -> their mean; codes used in each call, [V] -> the share used in any."""
+  if not isinstance(values[0], Average): return float(np.any(values, 0).mean())
+  total, count = (sum(float(getattr(v, part)) for v in values) for part in ('total', 'count'))
+  return total / count
+
+
+def by_row(x, weight_B):
+  """Average over the rows that count; within a row first, so that no sum is longer than B."""
+  return average(x.reshape(len(x), -1).mean(-1), weight_B)
+
+
+def used(t_BL, weight_B, vocab):
+  """[V]: whether a code occurs in the rows that count."""
+  t_BL = jnp.where(weight_B[:, None], t_BL, vocab)  # out of range, and dropped
+  return jnp.zeros(vocab, bool).at[t_BL.reshape(-1)].set(True, mode='drop')
+
+
+def tokenizer(models, params, frozen, batch, weight_B):
   out, _, t_BL = models.reconstruct(params['policy'], batch['image'])
-  used_V = jax.numpy.zeros(models.config.vocab).at[t_BL.reshape(-1)].set(1)
-  return {'mse': average((out.clip(-1, 1) - batch['image']) ** 2), 'usage': average(used_V)}
+  c = models.config
+  scales = [used(t_BL[:, a:b], weight_B, c.vocab) for a, b in bounds(c.scales)]
+  return ({'mse': by_row((out.clip(-1, 1) - batch['image']) ** 2, weight_B),
+           'usage': jnp.stack(scales).any(0)} |
+          {f'usage/scale_{i}': used_V for i, used_V in enumerate(scales)})
 
 
-def classify(models, params, frozen, batch):
+def classify(models, params, frozen, batch, weight_B):
   logp_BV = jax.nn.log_softmax(models.classify(params['policy'], batch['image']), -1)
-  chosen_B = jax.numpy.take_along_axis(logp_BV, batch['label'][:, None], -1)
-  return {'accuracy': average(logp_BV.argmax(-1) == batch['label']), 'nll': average(-chosen_B)}
+  chosen_B1 = jnp.take_along_axis(logp_BV, batch['label'][:, None], -1)
+  return {'accuracy': average(logp_BV.argmax(-1) == batch['label'], weight_B),
+          'nll': by_row(-chosen_B1, weight_B)}
 
 
-def next_scale(models, params, frozen, batch):
+def next_scale(models, params, frozen, batch, weight_B):
   tokens_BL = models.encode(frozen, batch['image'])
   scores = models.logprobs(params['policy'], frozen,
                            Experience(label=batch['label'], tokens=tokens_BL[:, None]))
-  out = {'nll': average(-scores.logp), 'accuracy': average(scores.hit)}
+  out = {'nll': by_row(-scores.logp, weight_B), 'accuracy': by_row(scores.hit, weight_B)}
   for i, (a, b) in enumerate(bounds(models.scales)):
-    out[f'nll/scale_{i}'] = average(-scores.logp[..., a:b])
+    out[f'nll/scale_{i}'] = by_row(-scores.logp[..., a:b], weight_B)
   return out
+
+
+# name: (metrics, the function of Models that they need, the features that they read)
+KINDS = {'tokenizer': (tokenizer, 'reconstruct', ('image',)),
+         'classify': (classify, 'classify', ('image', 'label')),
+         'next_scale': (next_scale, 'logprobs', ('image', 'label'))}

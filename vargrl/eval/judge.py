@@ -2,21 +2,22 @@
 import numpy as np
 
 from vargrl import pictures
-from vargrl.data import source
-from vargrl.eval import samples
+from vargrl.eval import real, samples
 
 
 def make(models, *, dataset, size, dir, samples_each, seed):
   """Yields, over `samples_each` samples of every class: `wrong`, the share that the judge takes for
   another class; `variance`, the mean over classes and pixels (in [0, 1]) of the variance within a
   class; `real`, the judge's own accuracy on the real test split; and a grid of samples."""
+  if samples_each < 1: raise ValueError(f'samples_each: {samples_each} found, at least 1 expected')
   draw, memory = samples.sampler(models), {}
+  splits = [real.images(models, dataset=dataset, split=split, size=size, crop='none', dir=dir, limit=0,
+                        features=('image', 'label')) for split in ('train', 'test')]
 
   def judge():
     if not memory:
       from sklearn.svm import SVC
-      train, test = (source.read(dataset=dataset, split=split, size=size, crop='none', dir=dir, limit=0)
-                     for split in ('train', 'test'))
+      train, test = (read() for read in splits)
       flat = lambda image: (np.asarray(image).reshape(len(image), -1) + 1) / 2
       memory['svc'] = SVC(C=10.).fit(flat(train['image']), train['label'])
       memory['real'] = float(memory['svc'].score(flat(test['image']), test['label']))

@@ -7,15 +7,31 @@ from vargrl.types import lookup
 def make(config, models):
   """[(nickname, evaluate, every)]; every 0 means only before the first and after the last step.
 
-  evaluate(params, frozen) yields (name, value): a number, or a picture uint8 [y, x, 3].
+  evaluate(params, frozen) yields (name, value): a number, or a picture uint8 [y, x, 3]. Whatever an
+  evaluator cannot work with, a data set that is not there for one, is a ValueError here.
   """
   out = []
   for nickname, section in config.items():
-    module = lookup(section.name)
-    options = {k: v for k, v in section.items() if k not in ('name', 'every')}
-    expected = {p.name for p in inspect.signature(module.make).parameters.values()
-                if p.kind == p.KEYWORD_ONLY}
-    if set(options) != expected:
-      raise ValueError(f'evals.{nickname}: keys {sorted(options)}, expected {sorted(expected)}')
-    out.append((nickname, module.make(models, **options), section.every))
+    try:
+      out.append((nickname, evaluator(section, models), section['every']))
+    except ValueError as e:
+      raise ValueError(f'evals.{nickname}: {e}') from e
   return out
+
+
+def evaluator(section, models):
+  """What the module's `make` makes of its options: its keyword-only arguments, all of them."""
+  if missing := {'name', 'every'} - set(section.keys()):
+    raise ValueError(f'keys {sorted(section.keys())} found, {sorted(missing)} expected too')
+  every = section['every']
+  if type(every) is not int or every < 0:
+    raise ValueError(f'every: {every!r} found, a number of steps, or 0 for the first and the last, expected')
+  function = getattr(lookup(section['name']), 'make', lambda: None)
+  parameters = inspect.signature(function).parameters
+  if next(iter(parameters), '') != 'models':
+    raise ValueError(f'name: {section["name"]!r} found, an evaluator such as \'eval.samples\' expected')
+  options = {k: v for k, v in section.items() if k not in ('name', 'every')}
+  expected = {p.name for p in parameters.values() if p.kind == p.KEYWORD_ONLY}
+  if set(options) != expected:
+    raise ValueError(f'keys {sorted(options)} found, {sorted(expected)} expected')
+  return function(models, **options)

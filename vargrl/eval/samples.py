@@ -4,44 +4,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl import pictures
+from vargrl.eval import rows
 
 
 def make(models, *, classes, each, seed):
-  """A grid with one row per class 0 .. classes - 1 and `each` images in it."""
-  draw = sampler(models)
+  """A grid with one row per class 0 .. classes - 1 (or of the list `classes`), `each` images in it."""
+  draw, known = sampler(models), models.classes
+  if each < 1: raise ValueError(f'each: {each} found, at least 1 expected')
+  label_P = labels(classes)
+  if not len(label_P) or not 0 <= label_P.min() <= label_P.max() <= known:
+    raise ValueError(f'classes: {classes} found, some of 0 .. {known - 1} ({known}: unconditional) expected')
 
   def evaluate(params, frozen):
-    image_Byxc, label_B = draw(params, frozen, classes=classes, each=each, seed=seed)
+    image_Byxc, _ = draw(params, frozen, classes=label_P, each=each, seed=seed)
     yield 'grid', pictures.grid(image_Byxc, columns=each, cell=48)
   return evaluate
 
 
-def sampler(models):
-  """draw(params, frozen, *, classes, each, seed, rows) -> (uint8 image_Byxc, label_B), by class.
+def labels(classes):
+  """A number of classes, or the classes themselves -> label_P."""
+  return np.arange(classes) if np.isscalar(classes) else np.asarray(classes)
 
-  rows: images per class and call, so that any number fits in memory.
+
+def sampler(models):
+  """draw(params, frozen, *, classes, each, seed, batch) -> (uint8 image_Byxc, label_B), by class.
+
+  batch: images on a device at once, so that any number fits in memory; image r of class p has its
+  own key, and is the same whatever is drawn with it.
   """
+  if models.generate is None: raise ValueError('samples: the run has no policy to sample from')
+
   @jax.jit
-  def some(policy, frozen, label_P, keys_PR):
-    out = models.generate(policy, frozen, label_P, keys_PR)
+  def some(policy, frozen, label_B, keys_B):
+    out = models.generate(policy, frozen, label_B, keys_B[:, None])
     image_Byxc = models.decode(frozen, out.tokens.reshape(-1, out.tokens.shape[-1]))
     return jnp.rint((image_Byxc + 1) * 127.5).astype(jnp.uint8)
 
-  def draw(params, frozen, *, classes, each, seed, rows=50):
-    label_P = np.arange(classes) if np.isscalar(classes) else np.asarray(classes)
-    P, rng, images = len(label_P), jax.random.key(seed), []
-    ways = parallel_ways()
-    rows = -(-min(rows, each) // ways) * ways  # every device has rows, whatever the number of classes
-    for i in range(-(-each // rows)):  # the last call may draw more than is kept: one shape, one compile
-      out = some(params['policy'], frozen, jnp.asarray(label_P, jnp.int32),
-                 models.keys(rng, P, rows, i * rows))
-      images.append(np.asarray(out).reshape(P, rows, *out.shape[1:]))
-    image = np.concatenate(images, 1)[:, :each]
-    return image.reshape(-1, *image.shape[2:]), np.repeat(label_P, each)
+  def draw(params, frozen, *, classes, each, seed, batch=64):
+    label_P, images = labels(classes), []
+    label_B = np.repeat(label_P, each)
+    keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
+    for row_B, counts_B in rows.calls(len(label_B), batch):
+      out = some(params['policy'], frozen, jnp.asarray(label_B[row_B], jnp.int32), keys_B[row_B])
+      images.append(np.asarray(out)[counts_B])
+    return np.concatenate(images), label_B
   return draw
-
-
-def parallel_ways():
-  """How many devices the rows of a batch are spread over."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']

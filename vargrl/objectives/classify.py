@@ -5,6 +5,16 @@ import jax.numpy as jnp
 from vargrl.metrics import average
 from vargrl.types import Collected, Experience
 
+FEATURES = ('label', 'image')  # what a batch of data must have
+
+
+def check(*, noise, updates, reference):
+  if noise < 0: raise ValueError(f'objective.collect.noise: {noise}, expected at least 0')
+
+
+def check_loss(models, *, smoothing, reference):
+  if not 0 <= smoothing < 1: raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 to 1')
+
 
 def collect(models, *, noise):
   """images and labels -> Experience. noise: std added to the pixels, so that the classifier's verdict

@@ -7,6 +7,8 @@ from vargrl.objectives import reduce
 from vargrl.types import Collected, Experience
 
 KINDS = ('sigmoid', 'sigmoid_norm', 'ipo', 'hinge')
+FEATURES = ('label', 'chosen', 'rejected')  # what a batch of data must have
+ROWS = 2  # of a prompt, never cut
 
 
 def collect(models):
@@ -23,7 +25,7 @@ def collect(models):
   return run
 
 
-def check_loss(*, kind, beta, smoothing, alpha, reference, **_):
+def check_loss(models, *, kind, beta, smoothing, alpha, reference):
   if kind not in KINDS: raise ValueError(f'objective.loss.kind: {kind!r}, expected one of {KINDS}')
   if beta <= 0: raise ValueError(f'objective.loss.beta: {beta}, expected a positive number')
   if not 0 <= smoothing < .5:

@@ -13,6 +13,7 @@ from vargrl.objectives import reduce
 from vargrl.types import Collected, Experience, bounds
 
 OLD = ('trainer', 'sampler', 'now')
+FEATURES = ('label',)  # what a batch of data must have
 
 
 def check(*, rollouts, old, std, eps, kl_reward, rewards, pool, updates, reference):
@@ -30,7 +31,7 @@ def check(*, rollouts, old, std, eps, kl_reward, rewards, pool, updates, referen
     raise ValueError('objective.collect.kl_reward: there is no reference in the config')
 
 
-def check_loss(*, level, clip, clip_high, kl, estimator, alpha, first, last, scales, reference):
+def check_loss(models, *, level, clip, clip_high, kl, estimator, alpha, first, last, reference):
   if level not in reduce.LEVELS:
     raise ValueError(f'objective.loss.level: {level!r}, expected one of {reduce.LEVELS}')
   if not 0 <= clip <= clip_high:
@@ -42,7 +43,7 @@ def check_loss(*, level, clip, clip_high, kl, estimator, alpha, first, last, sca
                      'k3 or k3_is (k1 in the reward is objective.collect.kl_reward)')
   if kl and not reference:
     raise ValueError(f'objective.loss.kl: {kl} without a reference in the config')
-  reduce.token_weights(scales, alpha=alpha, first=first, last=last)
+  reduce.token_weights(models.scales, alpha=alpha, first=first, last=last)
 
 
 def collect(models, *, rollouts, old, std, eps, kl_reward, rewards, pool):

@@ -19,6 +19,7 @@ def token_weights(scales, *, alpha, first, last):
   if not 0 <= first <= last < len(scales):
     raise ValueError(f'scales: first={first}, last={last} with {len(scales)} scales; '
                      f'expected 0 <= first <= last <= {len(scales) - 1}')
+  if alpha < 0: raise ValueError(f'objective.loss.alpha: {alpha}, expected at least 0')
   parts = [np.full(s * s, float(s * s) ** -alpha if first <= i <= last else 0.)
            for i, s in enumerate(scales)]
   weight_L = np.concatenate(parts)

@@ -6,6 +6,14 @@ from vargrl.metrics import average
 from vargrl.objectives import reduce
 from vargrl.types import Collected, Experience, bounds
 
+FEATURES = ('label', 'image')  # what a batch of data must have
+
+
+def check(*, label_drop, drop_path, updates, reference):
+  if not 0 <= label_drop <= 1: raise ValueError(f'objective.collect.label_drop: {label_drop}, expected 0 to 1')
+  if not 0 <= drop_path < 1:
+    raise ValueError(f'objective.collect.drop_path: {drop_path}, expected 0 <= drop_path < 1')
+
 
 def collect(models, *, label_drop, drop_path):
   """images and labels -> Experience: tokens, and everything random drawn here, as data.

@@ -10,6 +10,18 @@ import numpy as np
 from vargrl.metrics import average
 from vargrl.types import Collected, Experience
 
+FEATURES = ('image',)  # what a batch of data must have
+
+
+def check_loss(models, *, l1, l2, quantizer, perceptual, adversarial, reference):
+  weights = dict(l1=l1, l2=l2, quantizer=quantizer, perceptual=perceptual, adversarial=adversarial)
+  for name, weight in weights.items():
+    if weight < 0: raise ValueError(f'objective.loss.{name}: {weight}, expected at least 0')
+  for name, function, section in (('perceptual', models.perceptual, 'perceptual'),
+                                  ('adversarial', models.critic, 'critic')):
+    if weights[name] and function is None:
+      raise ValueError(f'objective.loss.{name}: {weights[name]} without a section {section!r} in the config')
+
 
 def collect(models):
   """images -> Experience."""
@@ -29,7 +41,7 @@ def collect(models):
 def loss(models, params, frozen, batch, *, l1, l2, quantizer, perceptual, adversarial):
   """Weights of the terms; 0 switches a term off. adversarial: hinge loss against the critic."""
   image, stop = batch.image, jax.lax.stop_gradient
-  out, quantizer_B, t_BL = models.reconstruct(params['policy'], image)
+  out, quantizer_B, _ = models.reconstruct(params['policy'], image)
   mean = lambda x: x.mean(tuple(range(1, x.ndim)))
   terms = {'l1': l1 * mean(abs(out - image)), 'l2': l2 * mean((out - image) ** 2),
            'quantizer': quantizer * quantizer_B}
@@ -41,6 +53,6 @@ def loss(models, params, frozen, batch, *, l1, l2, quantizer, perceptual, advers
     terms['critic'] = mean(jax.nn.relu(1 - real)) + mean(jax.nn.relu(1 + fake))
   value = average(sum(terms.values()))
   mse = average(stop((jnp.clip(out, -1, 1) - image) ** 2))
-  used_V = jnp.zeros(models.config.vocab).at[t_BL.reshape(-1)].set(1)
-  metrics = {'loss': value, 'mse': mse, 'usage': average(used_V)}
+  # No usage of the codes here: that of a batch is not the average of its parts' (see eval/held_out.py).
+  metrics = {'loss': value, 'mse': mse}
   return value, metrics | {f'loss/{k}': average(stop(v)) for k, v in terms.items()}

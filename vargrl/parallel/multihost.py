@@ -2,7 +2,6 @@
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-import numpy as np
 
 from vargrl.parallel import rules
 
@@ -33,15 +32,3 @@ def from_local(batch, mesh):
   return {k: one(v) if spread[k] else jax.device_put(
       multihost_utils.process_allgather(v, tiled=True), NamedSharding(mesh, PartitionSpec()))
       for k, v in batch.items()}
-
-
-def gather(tree):
-  """Global arrays -> numpy on every host."""
-  if jax.process_count() == 1: return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def gather_numbers(x):
-  """A numpy array of this host -> [hosts, ...] on every host."""
-  x = np.asarray(x)
-  return x[None] if jax.process_count() == 1 else multihost_utils.process_allgather(x)

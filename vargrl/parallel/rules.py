@@ -13,7 +13,6 @@ WEIGHTS = {'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tenso
 # B is left to the compiler: inside the vmapped rollout it is 1 or the guidance pair, and the batch's
 # mesh axes belong to vmap's spmd_axis_name; outside, the input's sharding propagates.
 ACTIVATIONS = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
-DECODING = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
 ROWS = ('data', 'fsdp')
 
 

@@ -1,0 +1,91 @@
+"""What an evaluator cannot work with is one clear sentence when it is made, before anything compiles."""
+
+import dataclasses
+
+import jax
+from ml_collections import ConfigDict
+import pytest
+
+from vargrl import build, experiment
+from vargrl.eval import run
+
+CONFIG = experiment.load('experiments/quickstart.py:smoke')
+
+
+@pytest.fixture(scope='module')
+def models():
+  """{run: its Models}, of a tokenizer, of a classifier and of a policy."""
+  return {k: build.build(CONFIG[k]).models for k in ('tokenizer', 'classifier', 'pretrain')}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return str(tmp_path_factory.getbasetemp() / 'tfds')
+
+
+def evals(folder, of='tokenizer', **changes):
+  """The evaluators of a run of the quickstart, the first of them changed; None removes a key."""
+  section = dict(CONFIG[of].evals.judge if 'judge' in changes else CONFIG[of].evals.test)
+  section |= dict(dir=folder) | {k: v for k, v in changes.items() if k != 'judge'}
+  return ConfigDict({'mine': {k: v for k, v in section.items() if v is not None}})
+
+
+def test_the_quickstarts_evaluators_are_made(models, folder):
+  for name, found in models.items():
+    config = CONFIG[name].evals.copy_and_resolve_references()
+    for section in config.values():
+      section.dir = folder
+    made = run.make(config, found)
+    assert [(nickname, every) for nickname, _, every in made] == [(k, 0) for k in config]
+
+
+WRONG = {
+  'dataset': (dict(dataset='digit'), "'digit' found.*digits"),
+  'split': (dict(split='validation'), 'validation'),
+  'no records': (dict(split='test[:0]'), r'digits/test\[:0\]'),
+  'kind': (dict(kind='classified'), "kind: 'classified' found.*classify"),
+  'kind of another run': (dict(kind='classify'), 'no `classify`'),
+  'crop': (dict(crop='random'), "crop: 'random' found"),
+  'limit': (dict(limit=-1), 'limit: -1 found'),
+  'size': (dict(size=16), 'size: 16 pixels found, 8 expected'),
+  'no such feature': (dict(dataset='digit_pairs'), r"digit_pairs/test: features .*\['image'\] expected"),
+  'every below 0': (dict(every=-1), 'every: -1 found'),
+  'every not whole': (dict(every=1.5), 'every: 1.5 found'),
+  'every a bool': (dict(every=True), 'every: True found'),
+  'no every': (dict(every=None), r"\['every'\] expected"),
+  'option too few': (dict(limit=None), 'keys .*limit.* expected'),
+  'option too many': (dict(limits=3), "keys .*'limits'.* found"),
+  'evaluator': (dict(name='eval.heldout'), "did you mean 'eval.held_out'"),
+  'no evaluator': (dict(name='eval.rows'), "name: 'eval.rows' found, an evaluator"),
+  'a data source': (dict(name='data.source'), "name: 'data.source' found, an evaluator"),
+  'itself': (dict(name='eval.run'), "name: 'eval.run' found, an evaluator"),
+}
+
+
+@pytest.mark.parametrize('changes, message', WRONG.values(), ids=WRONG)
+def test_one_sentence_and_nothing_compiled(models, folder, changes, message):
+  compiled = []
+  hear = lambda name, *_, **__: compiled.append(name) if 'backend_compile' in name else None
+  jax.monitoring.register_event_duration_secs_listener(hear)
+  with pytest.raises(ValueError, match=rf'^evals\.mine: (.|\n)*{message}'):
+    run.make(evals(folder, **changes), models['tokenizer'])
+  assert not compiled
+
+
+def test_the_judge_and_the_samples_tell_too(models, folder):
+  policy = models['pretrain']
+  with pytest.raises(ValueError, match=r"^evals\.mine: .*'digit' found"):
+    run.make(evals(folder, 'pretrain', judge=True, dataset='digit'), policy)
+  with pytest.raises(ValueError, match=r'^evals\.mine: samples_each: 0 found'):
+    run.make(evals(folder, 'pretrain', judge=True, samples_each=0), policy)
+  with pytest.raises(ValueError, match=r'^evals\.mine: digits/train: 10 classes found, 5 in the model'):
+    run.make(evals(folder, 'pretrain', judge=True), dataclasses.replace(policy, classes=5))
+  with pytest.raises(ValueError, match=r'^evals\.mine: samples: the run has no policy'):
+    run.make(evals(folder, 'pretrain', judge=True), models['classifier'])
+
+
+@pytest.mark.parametrize('classes, each', [(12, 1), ((3, -1), 1), ((), 1), (0, 1), (2, 0)])
+def test_samples_of_what_is_not_there(models, classes, each):
+  section = dict(name='eval.samples', every=5, classes=classes, each=each, seed=0)
+  with pytest.raises(ValueError, match=r'^evals\.mine: (classes|each): .* found'):
+    run.make(ConfigDict({'mine': section}), models['pretrain'])

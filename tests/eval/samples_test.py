@@ -1,0 +1,123 @@
+"""Image r of class p is a function of the seed, p and r: not of what is drawn with it."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vargrl import build, experiment
+from vargrl.eval import samples
+from vargrl.models import var
+from vargrl.parallel import mesh as meshes
+from vargrl.rollout import next_scale
+from vargrl.tokenizers import vq
+from vargrl.types import Models, Rollout
+
+CLASSES = (3, 8, 3)
+
+
+@pytest.fixture(scope='module')
+def policy(small):
+  """(models, params, frozen, rows of every generate that was compiled): two scales, 4x4 pixels."""
+  config, seen = experiment.load('experiments/quickstart.py:smoke').pretrain, []
+  for section in (config.policy, config.tokenizer):
+    section.update(scales=(1, 2))
+  models = build.build(config).models
+  two = partial(dataclasses.replace, scales=(1, 2))
+  weights = small(two(var.SIZES['smoke']), two(vq.SIZES['smoke']))
+
+  def generate(policy, frozen, label_P, keys_PR):
+    seen.append(keys_PR.size)
+    return models.generate(policy, frozen, label_P, keys_PR)
+
+  counted = dataclasses.replace(models, generate=generate)
+  return counted, {'policy': weights.params}, {'tokenizer': weights.vq_params}, seen
+
+
+@pytest.fixture(scope='module')
+def whole(policy):
+  """uint8 [P, R, y, x, 3] of all P x R in one rollout, with the prefix of a class computed once."""
+  models, params, frozen, _ = policy
+  keys_PR = models.keys(jax.random.key(5), 3, 5)
+  out = jax.jit(models.generate)(params['policy'], frozen, jnp.array(CLASSES), keys_PR)
+  image_Byxc = jax.jit(models.decode)(frozen, out.tokens.reshape(15, -1))
+  return np.rint((np.asarray(image_Byxc) + 1) * 127.5).reshape(3, 5, 4, 4, 3)
+
+
+def drawing(policy):
+  """(each, batch) -> the images of CLASSES; all calls share one sampler."""
+  models, params, frozen, _ = policy
+  draw = samples.sampler(models)
+  return lambda each, batch: draw(params, frozen, classes=CLASSES, each=each, seed=5, batch=batch)
+
+
+def equal(image_Byxc, expected):
+  assert image_Byxc.dtype == np.uint8
+  # Half a grey level may round either way; another token moves pixels by dozens.
+  difference = abs(image_Byxc - expected.reshape(image_Byxc.shape))
+  assert difference.max() <= 1, difference.max()
+
+
+def test_the_same_images_whatever_the_chunk(policy, whole):
+  del policy[-1][:]
+  draw = drawing(policy)
+  image_Byxc, label_B = draw(each=5, batch=4)  # a call begins and ends in the middle of a class
+  assert label_B.tolist() == [3] * 5 + [8] * 5 + [3] * 5
+  equal(image_Byxc, whole)
+  assert len({x.tobytes() for x in image_Byxc}) > 10  # the weights are random: so are the images
+  equal(draw(each=2, batch=4)[0], whole[:, :2])  # fewer of each are the first
+  assert policy[-1] == [4], 'one program, of no more rows than allowed'
+
+
+def test_the_same_images_on_a_mesh(policy, whole):
+  del policy[-1][:]
+  with jax.set_mesh(meshes.make((('data', 2), ('fsdp', 4), ('tensor', 1)), jax.devices()[:8])):
+    image_Byxc, _ = drawing(policy)(each=5, batch=1)
+  equal(image_Byxc, whole)
+  assert policy[-1] == [8]
+
+
+# A policy that draws its class and its noise as a pixel.
+
+
+def noise(key):
+  return jax.random.randint(key, (), 0, 256)
+
+
+def generate(policy, frozen, label_P, keys_PR):
+  noise_PR = jax.vmap(jax.vmap(noise))(keys_PR)
+  label_PR = jnp.repeat(label_P[:, None], keys_PR.shape[1], 1)
+  return Rollout(jnp.stack([label_PR, noise_PR], -1), None, None)
+
+
+def decode(frozen, t_BL):
+  pixel_B3 = jnp.stack([t_BL[:, 0] // 256, t_BL[:, 0] % 256, t_BL[:, 1]], -1)
+  return pixel_B3[:, None, None] / 127.5 - 1
+
+
+PIXEL = Models(init=None, config=None, classes=1000, generate=generate, decode=decode,
+               keys=next_scale.keys)  # fmt: skip
+
+
+def test_a_thousand_classes_are_drawn_in_bounded_calls():
+  seen = []
+  counted = lambda *args: (seen.append(args[-1].shape), generate(*args))[1]
+  draw = samples.sampler(dataclasses.replace(PIXEL, generate=counted))
+  image_Byxc, label_B = draw({'policy': {}}, {}, classes=1000, each=2, seed=0)
+  assert seen == [(64, 1)]
+  pixel_B3 = image_Byxc[:, 0, 0].astype(int)
+  np.testing.assert_array_equal(label_B, np.repeat(np.arange(1000), 2))
+  np.testing.assert_array_equal(pixel_B3[:, 0] * 256 + pixel_B3[:, 1], label_B)
+  keys_B = next_scale.keys(jax.random.key(0), 1000, 2).reshape(-1)
+  np.testing.assert_array_equal(pixel_B3[:, 2], jax.vmap(noise)(keys_B))
+
+
+def test_the_grid_has_a_row_for_every_class():
+  [(name, grid)] = samples.make(PIXEL, classes=(7, 300, 1), each=2, seed=0)({'policy': {}}, {})
+  assert name == 'grid' and grid.dtype == np.uint8
+  assert grid.shape == (3 * 54 + 6, 2 * 54 + 6, 3)  # cells of 48, gaps of 6
+  label_PR = grid[30::54, 30::54, 0].astype(int) * 256 + grid[30::54, 30::54, 1]
+  assert label_PR.tolist() == [[7] * 2, [300] * 2, [1] * 2]

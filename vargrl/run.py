@@ -1,0 +1,125 @@
+"""What a run is made of: its config looked up, put together and checked. Nothing compiles here.
+
+Whatever a person can get wrong is told in one sentence, before the first weight is drawn.
+"""
+from functools import partial
+import inspect
+
+import jax
+
+from vargrl import build as building
+from vargrl import optim, update
+from vargrl.eval import run as evaluators
+from vargrl.parallel import mesh as meshes
+from vargrl.parallel import multihost, rules
+from vargrl.types import State, lookup
+
+
+class Run:
+  """Shared by training, evaluation, sampling and bench.
+
+  root: the workdir of the chain. upstream: {run: abstract policy} of the runs that will have left
+  their checkpoints below it before this one starts. lean: without what only training needs, the data,
+  the evaluators and the rewards.
+  """
+
+  def __init__(self, config, root, *, upstream=(), lean=False):
+    self.config, self.root, self.mesh = config, root, meshes.make(config.mesh)
+    self.objective = lookup(config.objective.name, 'collect', 'loss')
+    self.data_module = lookup(config.data.name, 'make')
+    self.updates_per_step = config.minibatches * config.epochs
+    self.check_config()
+    self.built = building.build(config)
+    self.models = self.built.models
+    self.check_loss()
+    self.shapes = self.shape()
+    building.check_sources(config, self.built, self.mesh, root, dict(upstream))
+    self.evals, self.data = [], None
+    if lean: return
+    self.evals = evaluators.make(config.evals, self.models)
+    options = {k: v for k, v in config.data.items() if k != 'name'}
+    self.data = self.data_module.make(seed=config.seed, host=multihost.host(), **options)
+    self.check_data()
+    self.models = building.scored(config, self.built)  # last: it starts processes
+
+  def close(self):
+    if self.data: self.data.close()
+    self.models.close()
+
+  def check_config(self):
+    config, collect = self.config, self.config.objective.collect
+    signature(self.objective.collect, collect, 'objective.collect')
+    signature(self.objective.loss, config.objective.loss, 'objective.loss')
+    signature(self.data_module.make, config.data, 'data', given=('seed', 'host'))
+    for name in ('steps', 'save_every', 'minibatches', 'accum', 'epochs', 'show_every', 'keep'):
+      if config[name] < 1: raise ValueError(f'{name}: {config[name]}, expected at least 1')
+    if hasattr(self.objective, 'check'):
+      self.objective.check(**collect, updates=self.updates_per_step, reference=config.reference)
+    pair = getattr(self.objective, 'ROWS', 0)  # rows that must stay together
+    P = config.data.prompts if 'prompts' in config.data else config.data.batch
+    R = pair or (collect.rollouts if 'rollouts' in collect else 1)
+    for n in sorted({1, config.minibatches, config.minibatches * config.accum}):
+      update.check_split(P, R, n, whole=bool(pair))
+      rules.rows(self.mesh, max(P // n, 1), R if P % n == 0 else R * P // n)
+
+  def check_loss(self):
+    if hasattr(self.objective, 'check_loss'):
+      self.objective.check_loss(self.models, **self.config.objective.loss, reference=self.config.reference)
+
+  def shape(self):
+    """The abstract State, optimizer moments on the shardings of their weights."""
+    config, trained, mesh = self.config, self.built.trained, self.mesh
+    params = {name: building.abstract(init, mesh) for name, init in trained.items()}
+    rules.check(params, jax.tree.map(lambda x: x.sharding, params), at_most=config.replicated_at_most)
+    self.tx, self.rate = optim.make(config.optim, params, max(config.steps, 1) * self.updates_per_step)
+    where = {jax.tree_util.keystr(k): x.sharding for k, x in jax.tree_util.tree_leaves_with_path(params)}
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def one(path, x):
+      name = jax.tree_util.keystr(path)
+      near = [s for k, s in where.items() if name.endswith(k)]
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=near[0] if near else whole)
+    return State(params, jax.tree_util.tree_map_with_path(one, jax.eval_shape(self.tx.init, params)))
+
+  def check_data(self):
+    """The data's features, labels and image size must fit objective and models."""
+    data, config, name = self.data, self.config, self.config.objective.name
+    missing = [f for f in self.objective.FEATURES if f not in data.features]
+    if missing:
+      raise ValueError(f'data: features {sorted(data.features)} in the data set, {name} needs {missing[0]!r}')
+    wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
+    if wanted and data.classes and data.classes > wanted:
+      raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')
+    size = config.data.size if 'size' in config.data else None
+    part = building.module(config.tokenizer, 'tokenizer')[1].c if 'tokenizer' in config \
+        else self.models.config
+    if size and getattr(part, 'image_size', size) != size:
+      raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
+
+  def frozen(self, say=print):
+    return {name: building.weights(self.config, name, init, self.mesh, self.root, say)
+            for name, init in self.built.frozen.items()}
+
+  def initial(self, say=print):
+    params = {name: building.weights(self.config, name, init, self.mesh, self.root, say)
+              for name, init in self.built.trained.items()}
+    shardings = jax.tree.map(lambda x: x.sharding, self.shapes.opt)
+    return State(params, jax.jit(self.tx.init, out_shardings=shardings)(params))
+
+  def pieces(self):
+    """(collect, update), update jitted with the state donated."""
+    loss = partial(self.objective.loss, self.models, **self.config.objective.loss)
+    collect = self.objective.collect(self.models, **self.config.objective.collect)
+    step = update.make_update(loss, self.tx, self.config.accum)
+    # Said aloud: with shardings of the compiler's choice, the second call would compile again.
+    shardings = jax.tree.map(lambda x: x.sharding, self.shapes)
+    return collect, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def signature(function, section, what, given=()):
+  """A dictionary in the config is the keyword arguments of one function."""
+  parameters = inspect.signature(function).parameters.values()
+  expected = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY} - set(given)
+  found = set(section) - {'name'}
+  if found != expected:
+    raise ValueError(f'{what}: keys {sorted(found)}, expected {sorted(expected)}')
