@@ -1,4 +1,4 @@
-r"""Pretraining VAR-d16 on ImageNet at 256x256, the published recipe.
+r"""Pretraining VAR-d16 on ImageNet at 256x256, after the published recipe.
 
   python -m vargrl.main train --config experiments/pretrain_var_d16_imagenet256.py --workdir runs/var_d16
 
@@ -28,7 +28,8 @@ def get_config(arg=''):
 
   c.data = dict(name='data.source', dataset='imagenet2012', split='train', batch=768, size=256,
                 crop='random', flip=False, shuffle=True, max_unreadable=0.001, dir='', threads=16, workers=8)
-  # 1e-4 per 256 images; warm-up of 1/50 of the epochs, then linear to a tenth.
+  # 1e-4 per 256 images; warm-up of 1/50 of the epochs, then linear to a tenth. (The official one first stays
+  # at the peak for 5 % of what follows the warm-up.)
   c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=2.0, peak=3e-4, warmup=6676,
                  schedule='linear', end=0.1)
   c.optim.scale = (('.*', 1.0),)

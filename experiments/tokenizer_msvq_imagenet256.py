@@ -3,9 +3,10 @@ r"""Training VAR's multi-scale tokenizer (ch160, 4096 codes of 32) on ImageNet a
   python -m vargrl.main train --config experiments/tokenizer_msvq_imagenet256.py --workdir runs/msvq
 
 VAR ships no tokenizer training; the terms are the paper's, the numbers follow the same author's
-single-scale trainer where it says them. The perceptual term needs VGG16's weights as a checkpoint
-(init.perceptual) and is off without them. The adversarial term is best switched on for a second run
-that starts from the first: --config.init.policy=... --config.objective.loss.adversarial=0.4
+single-scale trainer where it says them. The perceptual term is off: it needs a trained network, a section
+c.perceptual = dict(name=..., size=...) of a module whose model has `features` (models.classifier is one) and
+its checkpoint in c.init.perceptual. The adversarial term is best switched on for a second run that starts from
+the first: --config.init.policy=... --config.objective.loss.adversarial=0.4 (and init.critic for a third).
 
   --config experiments/tokenizer_msvq_imagenet256.py:smoke     tiny sizes on digits, all terms, two steps
 """
@@ -21,7 +22,7 @@ def get_config(arg=''):
 
   c.policy = dict(name='tokenizers.vq', size='var')
   c.critic = dict(name='models.critics', size='patch')
-  c.reference, c.init = False, dict(policy='')
+  c.reference, c.init = False, dict(policy='', critic='')
   c.objective = dict(name='objectives.tokenizer', collect={})
   c.objective.loss = dict(l1=0.2, l2=1.0, quantizer=1.0, perceptual=0.0, adversarial=0.0)
   c.minibatches, c.accum, c.epochs = 1, 1, 1

@@ -16,9 +16,11 @@ FRAME, INK = (228, 228, 231), (39, 39, 42)
 def grid(
   images: np.ndarray, captions: list[str] | None = None, *, columns: int, cell: int = 96
 ) -> np.ndarray:
-  """images [N,y,x,3] -> uint8 [Y,X,3], row by row; an image smaller than `cell` is enlarged by an
-  integer with nearest neighbour, because a smoothed 16 pixel sample looks better than it is."""
+  """images [N,y,x,3], uint8 or float32 in [-1,1] -> uint8 [Y,X,3], row by row; an image smaller than
+  `cell` is enlarged by an integer with nearest neighbour, because a smoothed 16 pixel sample looks
+  better than it is."""
   images = np.asarray(images)
+  images = pixels(images) if images.dtype == np.float32 else images
   _check(images, captions, columns)
   n, y, x, _ = images.shape
   factor = max(1, round(cell / max(y, x)))
@@ -43,6 +45,12 @@ def grid(
     for j, text in enumerate(lines):
       draw.text((left, top + y + 3 + j * line), text, fill=INK, font=font)
   return np.asarray(canvas)
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+  """Floats in [-1,1] -> uint8; what lies outside is clipped."""
+  images = np.asarray(images)
+  return np.clip(np.round((images.astype(np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def save_png(path: str | os.PathLike, array: np.ndarray) -> None:
@@ -85,7 +93,7 @@ def embedded(path: str | os.PathLike, budget: float) -> tuple[str, bytes, tuple[
 def _check(images, captions, columns):
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
     found = f'{images.dtype} {list(images.shape)}'
-    raise ValueError(f'images: {found} found, uint8 [N, y, x, 3] with N > 0 expected')
+    raise ValueError(f'images: {found} found, uint8 or float32 [N, y, x, 3] with N > 0 expected')
   if captions is not None and len(captions) != len(images):
     raise ValueError(
       f'captions: {len(captions)} found, one for each of {len(images)} images expected'

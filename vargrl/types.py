@@ -96,7 +96,7 @@ class Models:
 
 
 class Collected(NamedTuple):
-  """What `collect` gives the loop. pictures: None, or a call -> {name: (uint8 [n, y, x, 3], captions)}."""
+  """What `collect` gives the loop. pictures: None, or a call -> {name: (images [n, y, x, 3], captions)}."""
   batch: Experience
   metrics: dict
   pictures: Callable | None = None

@@ -202,7 +202,7 @@ def test_no_good_checkpoint_is_an_error_now_and_ever_after_and_nothing_moves(sav
     with pytest.raises(RuntimeError, match='none of its 2 checkpoints is good') as error:
       keep.restore(abstract())
     keep.close()
-    assert '\n- 20: state: ' in str(error.value) and '\n- 10: state: ' in str(error.value)
+    assert '\n  20: state: ' in str(error.value) and '\n  10: state: ' in str(error.value)
   with pytest.raises(RuntimeError, match='none of its 2 checkpoints is good'):
     store.load(folder, abstract()['params'])
   assert members(folder) == before

@@ -83,9 +83,3 @@ def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def to_float(image: np.ndarray) -> np.ndarray:
   """float32 in [-1, 1] of uint8 pixels."""
   return 2 * image.astype(np.float32) / 255 - 1
-
-
-def to_uint8(image) -> np.ndarray:
-  """uint8 pixels of floats in [-1, 1]; what lies outside is clipped."""
-  image = (np.asarray(image, np.float32) + 1) * 127.5
-  return np.clip(np.round(image), 0, 255).astype(np.uint8)

@@ -96,10 +96,9 @@ def pictures(image_Byxc, label_B, r_B):
   image_Byxc = np.asarray(image_Byxc)
   order = np.argsort(np.where(np.isfinite(r_B), r_B, -np.inf))[::-1]
   order = order[np.isfinite(r_B[order])]
-  pixels = np.rint((np.clip(image_Byxc, -1, 1) + 1) * 127.5).astype(np.uint8)
   caption = lambda i: f'class {label_B[i]}\n{r_B[i]:.3g}'
   n = min(8, len(order))
-  return {name: (pixels[rows], [caption(i) for i in rows])
+  return {name: (image_Byxc[rows], [caption(i) for i in rows])
           for name, rows in {'best': order[:n], 'worst': order[len(order) - n:]}.items() if n}
 
 

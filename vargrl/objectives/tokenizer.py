@@ -31,9 +31,8 @@ def collect(models):
     def pictures():
       image = np.asarray(batch['image'][:8])
       out = np.asarray(reconstruct(params, batch['image'][:8]))
-      pair = np.concatenate([image, np.clip(out, -1, 1)])
-      return {'reconstruction': (np.rint((pair + 1) * 127.5).astype(np.uint8),
-                                 ['image'] * len(image) + ['decoded'] * len(image))}
+      captions = ['image'] * len(image) + ['decoded'] * len(image)
+      return {'reconstruction': (np.concatenate([image, out]), captions)}
     return Collected(Experience(image=batch['image']), {}, pictures)
   return run
 
