@@ -14,5 +14,5 @@ setup(
         'clu>=0.0.12', 'einops>=0.8', 'etils', 'numpy>=2.0', 'pillow>=10.1', 'tensorboardX>=2.6.2', 'tqdm',
         'matplotlib>=3.8', 'scikit-learn>=1.4', 'absl-py',
     ],
-    extras_require={'test': ['pytest>=8', 'pytest-xdist>=3.5', 'ruff>=0.9']},
+    extras_require={'test': ['pytest>=8', 'pytest-xdist>=3.8', 'ruff>=0.9']},
 )

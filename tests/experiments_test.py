@@ -40,6 +40,9 @@ def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
     again, labels = sample.draw(f'{path}:smoke', tmp_path, labels=[1, 3], each=2)
     np.testing.assert_array_equal(again, images['image'])
     assert labels.tolist() == [1, 1, 3, 3]
+    assert main.main(['vargrl', 'eval', *argv]) == 0
+    grid = tmp_path / 'eval' / 'samples_grid_00000002.png'
+    assert f'samples/grid             {grid}' in capsys.readouterr().out and grid.stat().st_size > 100
     assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke', '--repeats=1']) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ('rollout', 'update', 'tokens/s', 'images/s', 'matmul peak'))

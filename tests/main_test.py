@@ -121,6 +121,14 @@ def test_missing_flags(capsys, compiles):
   assert '--workdir is missing' in run(capsys, compiles, 'train', '--config', QUICK)
 
 
+def test_a_workdir_without_a_name(capsys, compiles):
+  assert '--workdir is missing' in run(capsys, compiles, 'train', '--config', QUICK, '--workdir', '')
+
+
+def test_an_experiment_that_is_no_python(capsys, compiles, tmp_path):
+  assert "no experiment 'README.md'" in train(capsys, compiles, tmp_path, config='README.md')
+
+
 def test_labels_outside_the_classes(capsys, compiles, tmp_path):
   error = run(capsys, compiles, 'sample', '--config', QUICK, '--workdir', str(tmp_path), '--labels=3,12')
   assert "'12'" in error
@@ -136,10 +144,10 @@ def test_resuming_with_another_shape(capsys, compiles, tmp_path):
   err = capsys.readouterr().err
   assert len(compiles) == before
   assert '~ params/policy/blocks/fc1/w checkpoint (2, 32, 128)' in err and 'model (3, 96, 384)' in err
-  # Nor with another tokenizer than the one that it was begun with.
+  # Nor on other data than what it was begun with.
   assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3',
                     '--config.seed=1']) == 2
-  assert 'error: init.tokenizer: weights' in capsys.readouterr().err
+  assert 'error: data: state of' in capsys.readouterr().err
   assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=1',
                     '--config.optim.warmup=0']) == 2
   assert 'error: steps: 1, expected at least 2' in capsys.readouterr().err
@@ -156,6 +164,9 @@ def test_resuming_with_another_shape(capsys, compiles, tmp_path):
     ('--config.grpo.objective.loss.alpha=-1.', ('objective.loss.alpha: -1.0',)),
     ('--config.grpo.objective.collect.pool.max_failed=1.', ('max_failed=1.0',)),
     ('--config.grpo.optim.warmup=5', ('optim.warmup: 5 updates',)),
+    ('--config.grpo.optim.peak=nan', ('optim.peak: nan',)),
+    ('--config.grpo.mesh=(1,1,1)', ('mesh:', 'fsdp')),
+    ('--config.grpo.objective.loss.kl=-1.', ('objective.loss.kl: -1.0',)),
     ('--config.grpo.init.policy=classifer', ('init.policy', 'classifer')),
     ('--config.grpo.data.classes=12', ('12 classes', '10 in the model')),
     ('--config.pretrain.objective.collect.label_drop=2.', ('label_drop: 2.0',)),

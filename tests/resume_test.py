@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from vargrl import main, sample
+
 ROOT = pathlib.Path(__file__).parent.parent
 RUNS = ('tokenizer', 'classifier', 'pretrain', 'grpo')
 STEPS, EVERY = 6, 2
 
 
-def start(workdir, log):
+def start(workdir, log, *more):
   env = dict(os.environ, XLA_FLAGS='--xla_backend_optimization_level=0', JAX_PLATFORMS='cpu',
              PYTHONUNBUFFERED='1')
   env.setdefault('JAX_COMPILATION_CACHE_DIR', str(workdir.parent / 'cache'))
@@ -26,16 +29,16 @@ def start(workdir, log):
   argv += [f'--config.{run}.save_every={EVERY}' for run in RUNS]
   return subprocess.Popen(
       [sys.executable, '-m', 'vargrl.main', 'train', '--config', 'experiments/quickstart.py:smoke',
-       '--workdir', str(workdir), *argv], cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+       '--workdir', str(workdir), *argv, *more], cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(workdir):
+def finish(workdir, *more, code=0):
   """Runs the command to its end and returns what it printed."""
   with open(workdir.parent / f'{workdir.name}.log', 'w+') as log:
-    code = start(workdir, log).wait(timeout=400)
+    found = start(workdir, log, *more).wait(timeout=400)
     log.seek(0)
     text = log.read()
-  assert code == 0, text[-3000:]
+  assert found == code, text[-3000:]
   return text
 
 
@@ -124,6 +127,21 @@ def test_a_finished_chain_is_not_run_again(whole):
   assert all(f'{run}: finished' in text for run in RUNS[1:])
   after = parameters(whole)
   assert all(before[r][k].tobytes() == after[r][k].tobytes() for r in RUNS for k in before[r])
+
+
+def test_another_tokenizer_under_finished_runs_is_refused(whole, capsys):
+  workdir = whole.parent / 'changed'
+  shutil.copytree(whole, workdir)
+  # The later runs have 2 steps in this config: refused before the tokenizer is trained.
+  assert main.main(['vargrl', 'train', '--config', 'experiments/quickstart.py:smoke', '--workdir', str(workdir),
+                    '--config.tokenizer.steps=7']) == 2
+  assert 'error: steps: 2, expected at least 6' in capsys.readouterr().err
+  assert not (workdir / 'tokenizer' / 'checkpoints' / '7').exists()
+  text = finish(workdir, '--config.tokenizer.steps=7', code=2)
+  assert 'steps 6 to 7' in text and 'error: init.tokenizer: weights' in text and 'pretrain was begun' in text
+  shutil.rmtree(workdir / 'classifier')  # sampling needs the policy and the tokenizer alone
+  with pytest.raises(ValueError, match='init.tokenizer: weights'):
+    sample.draw('experiments/quickstart.py:smoke', workdir, each=1)
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def passes(config):
 
 def pieces(run, P, R, passes, best, repeats, forward):
   """Rollout, decode and update, each timed alone."""
-  models, state, frozen = run.models, run.initial(print), run.frozen(lambda _: None)
+  models, (state, _), frozen = run.models, run.initial(), run.frozen(lambda _: None)
   label_P = jnp.arange(P, dtype=jnp.int32) % models.classes
   keys_PR = models.keys(jax.random.key(0), P, R)
   generate = jax.jit(models.generate)

@@ -145,14 +145,19 @@ def source(config, name, root):
 
 
 def weights(config, name, init, mesh, root, say=print):
-  """Frozen or initial weights: loaded where config.init says so, drawn from the seed otherwise."""
-  shapes, folder = abstract(init, mesh), source(config, name, root)
-  if folder: return stores.load(folder, shapes, item=item(name))[1]
-  if name == 'reference':  # a copy of what the policy starts from
-    return weights(config, 'policy', init, mesh, root, lambda _: None)
+  """(frozen or initial weights, meta of the checkpoint they come from): loaded where config.init says so,
+  drawn from the seed, with no meta, otherwise."""
+  shapes, name = abstract(init, mesh), origin(config, name)
+  folder = source(config, name, root)
+  if folder: return stores.load(folder, shapes, item=item(name))[1:]
   if name != 'critic' and (name != 'policy' or config.reference):
     say(f'{name}: no checkpoint in init, random weights')
-  return born(init, key_of(config.seed, name), shapes)
+  return born(init, key_of(config.seed, name), shapes), {}
+
+
+def origin(config, name):
+  """A reference without a checkpoint of its own is a copy of what the policy starts from."""
+  return 'policy' if name == 'reference' and not config.init.get(name) else name
 
 
 def item(name):
@@ -163,13 +168,13 @@ def item(name):
 def check_sources(config, built, mesh, root, upstream):
   """Missing checkpoints and those of other models are told before anything is compiled.
 
-  upstream: {run: abstract policy} of the chain's earlier runs, which may have no checkpoint yet.
+  upstream: {run: abstract params} of the chain's earlier runs, which may have no checkpoint yet.
   """
   for name, init in (built.trained | built.frozen).items():
-    folder = source(config, name, root)
+    folder, kind = source(config, name, root), item(name).removeprefix('params/')
     if not folder: continue
     if config.init[name] in upstream:
-      stores.refuse_others(f'init.{name}: run {config.init[name]!r}', upstream[config.init[name]],
-                           abstract(init, mesh))
-    elif not stores.fits(folder, abstract(init, mesh), item=item(name)):
+      have = upstream[config.init[name]].get(kind, {})
+      stores.refuse_others(f'init.{name}: run {config.init[name]!r}', have, abstract(init, mesh))
+    elif not stores.peek(folder, abstract(init, mesh), item=item(name)):
       raise FileNotFoundError(f'init.{name}: no checkpoint in {folder}')

@@ -5,11 +5,13 @@ import time
 import jax
 import numpy as np
 
-from vargrl import metrics, report
+from vargrl import metrics, pictures, report
 from vargrl import train as training
 from vargrl.checkpoint import store
 from vargrl.eval import run as evaluators
 from vargrl.run import Run
+
+REPORT_SECONDS = 120  # a run that is under way has a report that is not much older
 
 
 def runs(config):
@@ -28,14 +30,22 @@ def chosen(config, name):
 def train(flags):
   """Trains what is not finished, in order; then the report and the numbers before and after."""
   root, config, began = pathlib.Path(flags.workdir), flags.config, time.time()
-  put = together(config, root)
-  report_now = lambda: write_report(root, config)
+  put, told = together(config, root), [began]
+
+  def saved():  # a page takes a second or two to draw
+    if time.time() - told[-1] < REPORT_SECONDS: return
+    write_report(root, config)
+    told.append(time.time())
+
   try:
     for name, run in put.items():
-      training.train(run.config, root / name, root=root, run=run, saved=report_now)
+      training.train(run.config, root / name, root=root, run=run, saved=saved)
+  except BaseException:
+    if any((root / name / 'metrics.jsonl').exists() for name in put): write_report(root, config)
+    raise
   finally:
     for run in put.values(): run.close()
-    if any((root / name / 'metrics.jsonl').exists() for name in put): path = report_now()
+  path = write_report(root, config)
   for row in before_after(root, config):
     print(f'{row["name"]:20} before {row["before"]:.4g}   after {row["after"]:.4g}')
   print(f'time {time.time() - began:.0f} s\nreport {path.resolve()}')
@@ -46,8 +56,8 @@ def together(config, root):
   put = {}
   try:
     for name, run in runs(config):
-      policies = {earlier: r.shapes.params['policy'] for earlier, r in put.items()}
-      put[name] = Run(run, root, upstream=policies)
+      put[name] = Run(run, root, upstream={earlier: r.shapes.params for earlier, r in put.items()})
+      training.check_resume(put[name], root / name)
   except BaseException:
     for run in put.values(): run.close()
     raise
@@ -55,22 +65,33 @@ def together(config, root):
 
 
 def evaluate(flags):
-  """The evaluators of a run on its last checkpoint, printed."""
+  """The evaluators of a run on its last checkpoint: numbers are printed, pictures go to eval/ of its folder."""
   name, config = chosen(flags.config, flags.run)
   root = pathlib.Path(flags.workdir)
-  run, params, frozen, step = restored(config, root / name, root)
+  run = lean(config, root)
+  evals = evaluators.make(config.evals, run.models)
   with jax.set_mesh(run.mesh):
-    for nickname, evaluator, _ in evaluators.make(config.evals, run.models):
+    params, frozen, step = restored(run, root / name)
+    for nickname, evaluator, _ in evals:
       for key, value in evaluator(params, frozen):
-        if np.ndim(value) == 0: print(f'step {step}  {nickname}/{key:16} {value:.6g}')
+        path = root / name / 'eval' / f'{nickname}_{key}_{step:08d}.png'
+        if np.ndim(value) == 3: pictures.save_png(path, value)
+        print(f'step {step}  {nickname}/{key:16} {f"{value:.6g}" if np.ndim(value) == 0 else path}')
 
 
-def restored(config, workdir, root):
-  """(Run, params, frozen weights, step) of the last good checkpoint below `workdir`."""
-  run = Run(config, root, lean=True)
-  with jax.set_mesh(run.mesh):
-    step, params = store.load(workdir / 'checkpoints', run.shapes.params, item='params')
-    return run, params, run.frozen(), step
+def lean(config, root):
+  """The Run of a policy that only draws or is only looked at: of all frozen weights it needs the tokenizer."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked(): config.init = {k: v for k, v in config.init.items() if k == 'tokenizer'}
+  return Run(config, root, lean=True)
+
+
+def restored(run, workdir):
+  """(params, frozen weights, step) of the last good checkpoint in `workdir`, under the mesh of `run`."""
+  step, params, meta = store.load(workdir / 'checkpoints', run.shapes.params, item='params')
+  frozen = run.frozen(only=('tokenizer',))
+  training.check_frozen(meta, run.fingerprints(frozen), workdir)
+  return params, frozen, step
 
 
 def before_after(root, config):

@@ -8,7 +8,7 @@ def load(text):
   """'experiments/NAME.py' or 'experiments/NAME.py:variant' -> what its get_config(variant) returns."""
   path, _, variant = str(text).partition(':')
   path = pathlib.Path(path)
-  if not path.is_file():
+  if not path.is_file() or path.suffix != '.py':
     known = [str(p) for p in sorted(path.parent.glob('*.py'))] or \
         [str(p) for p in sorted(pathlib.Path('experiments').glob('*.py'))]
     near = difflib.get_close_matches(str(path), known, 1, 0)

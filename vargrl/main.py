@@ -74,7 +74,8 @@ def parse(argv, mode='train'):
     raise ValueError(sentence(e)) from e
   if rest[1:]: raise ValueError(f'argument {rest[1]!r} found, flags (--name=value) expected')
   for name in ('config',) if mode == 'bench' else ('config', 'workdir'):
-    if values[name].value is None: raise ValueError(f'--{name} is missing')
+    if not values[name].value: raise ValueError(f'--{name} is missing')
+  if values.run and mode == 'train': raise ValueError('--run: train trains all runs that are not finished')
   if '://' in (values.workdir or ''):
     raise ValueError(f'--workdir: {values.workdir} found, a local folder expected')
   return values

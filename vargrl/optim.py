@@ -20,6 +20,10 @@ def make(config, params, updates):
   if config.name != 'adamw': raise ValueError(f'optim.name: {config.name!r}, expected \'adamw\'')
   if config.schedule not in SCHEDULES:
     raise ValueError(f'optim.schedule: {config.schedule!r}, expected one of {SCHEDULES}')
+  for key in ('peak', 'eps', 'clip', 'end'):
+    if not 0 <= config[key] < math.inf: raise ValueError(f'optim.{key}: {config[key]}, expected at least 0')
+  for key in ('b1', 'b2'):
+    if not 0 <= config[key] < 1: raise ValueError(f'optim.{key}: {config[key]}, expected 0 <= {key} < 1')
   if not 0 <= config.warmup < updates:
     raise ValueError(f'optim.warmup: {config.warmup} updates, expected 0 <= warmup < {updates}')
   scale = match(config.scale, params, 'optim.scale')

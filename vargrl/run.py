@@ -9,6 +9,7 @@ import jax
 
 from vargrl import build as building
 from vargrl import optim, update
+from vargrl.checkpoint import digest
 from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, rules
@@ -18,7 +19,7 @@ from vargrl.types import State, lookup
 class Run:
   """Shared by training, evaluation, sampling and bench.
 
-  root: the workdir of the chain. upstream: {run: abstract policy} of the runs that will have left
+  root: the workdir of the chain. upstream: {run: abstract params} of the runs that will have left
   their checkpoints below it before this one starts. lean: without what only training needs, the data,
   the evaluators and the rewards.
   """
@@ -96,15 +97,25 @@ class Run:
     if size and getattr(part, 'image_size', size) != size:
       raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
 
-  def frozen(self, say=print):
-    return {name: building.weights(self.config, name, init, self.mesh, self.root, say)
-            for name, init in self.built.frozen.items()}
+  def frozen(self, say=print, only=None):
+    """{name: weights} that are used and never trained; `only` some of them."""
+    return {name: building.weights(self.config, name, init, self.mesh, self.root, say)[0]
+            for name, init in self.built.frozen.items() if not only or name in only}
+
+  def fingerprints(self, frozen):
+    """{name: what tells these weights from others}; those drawn from a seed may differ in the last bit
+    between compilers, and are told by the seed."""
+    drawn = lambda name: not building.source(self.config, building.origin(self.config, name), self.root)
+    return {name: f'random, seed {self.config.seed}' if drawn(name) else digest.digest(weights)
+            for name, weights in frozen.items()}
 
   def initial(self, say=print):
-    params = {name: building.weights(self.config, name, init, self.mesh, self.root, say)
-              for name, init in self.built.trained.items()}
+    """(State, meta of the checkpoint that the policy comes from, if any)."""
+    found = {name: building.weights(self.config, name, init, self.mesh, self.root, say)
+             for name, init in self.built.trained.items()}
+    params = {name: weights for name, (weights, _) in found.items()}
     shardings = jax.tree.map(lambda x: x.sharding, self.shapes.opt)
-    return State(params, jax.jit(self.tx.init, out_shardings=shardings)(params))
+    return State(params, jax.jit(self.tx.init, out_shardings=shardings)(params)), found['policy'][1]
 
   def pieces(self):
     """(collect, update), update jitted with the state donated."""

@@ -25,8 +25,9 @@ def images(config, workdir, *, labels, each, seed, run):
   if 'rollout' not in config: raise ValueError(f'--run: {name or root.name} has no policy to sample from')
   if each < 1: raise ValueError(f'--each: {each}, expected at least 1')
   classes = classes_of(config, labels)
-  run, params, frozen, step = chain.restored(config, root / name, root)
+  run = chain.lean(config, root)
   with jax.set_mesh(run.mesh):
+    params, frozen, step = chain.restored(run, root / name)
     image_Byxc, label_B = samples.sampler(run.models)(params, frozen, classes=classes, each=each, seed=seed)
   return image_Byxc, label_B, step
 

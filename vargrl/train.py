@@ -1,7 +1,6 @@
 """Pretraining, SFT, DPO, GRPO, tokenizers, classifiers: one loop. An objective is `collect` + `loss`."""
 import contextlib
 from functools import partial
-import hashlib
 import json
 import math
 import pathlib
@@ -12,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from vargrl import pictures, update
-from vargrl.checkpoint import digest
 from vargrl.checkpoint import store as stores
 from vargrl.metrics import Writer
 from vargrl.parallel import multihost
@@ -32,21 +30,25 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
   run = run or Run(config, root or workdir)
   with contextlib.ExitStack() as stack, jax.set_mesh(run.mesh):
     stack.callback(run.close)
+    check_resume(run, workdir)
     store = stores.Store(workdir / 'checkpoints', every=config.save_every, keep=config.keep)
     stack.callback(store.close)
-    if (store.latest() or 0) > config.steps:
-      raise ValueError(f'steps: {config.steps}, expected at least {store.latest()}, the newest checkpoint of '
-                       f'{workdir}')
     found = store.restore(run.shapes)
-    if found and found[0] == config.steps:
-      say(f'{workdir.name}: finished, {config.steps} steps')
-      return found[1]
-    first, state = (found[0], found[1]) if found else (0, run.initial(say))
+    first, state, data, meta = found or (0, None, None, {})
     frozen = run.frozen(say)
-    meta = {'config': config.to_json_best_effort(), 'frozen': fingerprints(frozen)}
-    if found:
-      check_frozen(found[3].get('frozen', {}), meta['frozen'], workdir)
-      run.data.set_state(found[2])
+    fingerprints = run.fingerprints(frozen)
+    check_frozen(meta, fingerprints, workdir)
+    if found: run.data.set_state(data)
+    else:
+      state, source = run.initial(say)
+      if differ(source, fingerprints, 'tokenizer'):
+        say(f'init.policy: was trained with another tokenizer, {source["frozen"]["tokenizer"]}, than '
+            f'init.tokenizer, {fingerprints["tokenizer"]}')
+    if first == config.steps:
+      tell_changes(run, workdir, lambda text: say(f'{text}, without effect on what is finished'))
+      say(f'{workdir.name}: finished, {config.steps} steps')
+      return state
+    meta = {'config': config.to_json_best_effort(), 'frozen': fingerprints}
     describe(run, workdir, first, say)
     writer = Writer(workdir, first=first)
     stack.callback(writer.close)
@@ -62,9 +64,7 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
       if last or step % config.save_every == 0: writer.flush()
       if store.save(step, state, run.data.get_state(), meta, force=last): saved()
 
-    state = loop(run, state, frozen, first, writer, save, bar)
-  saved()
-  return state
+    return loop(run, state, frozen, first, writer, save, bar)
 
 
 def loop(run, state, frozen, first, writer, save, bar):
@@ -97,17 +97,28 @@ def loop(run, state, frozen, first, writer, save, bar):
   return state
 
 
-def fingerprints(frozen):
-  """{name: 16 hex digits} of the weights that a run uses and never trains."""
-  names = lambda weights: json.dumps(digest.digests(weights), sort_keys=True)
-  return {name: hashlib.sha256(names(weights).encode()).hexdigest()[:16] for name, weights in frozen.items()}
+def check_resume(run, workdir):
+  """What a run cannot go on from is told before anything is compiled; all of a chain, before it starts."""
+  found = stores.peek(workdir / 'checkpoints', run.shapes, item='')
+  if not found: return
+  step, data, _ = found
+  if step > run.config.steps:
+    raise ValueError(f'steps: {run.config.steps}, expected at least {step}, the newest checkpoint of {workdir}')
+  if step < run.config.steps: run.data.set_state(data)
 
 
-def check_frozen(old, new, workdir):
-  for name in old:
-    if name in new and old[name] != new[name]:
-      raise ValueError(f'init.{name}: weights {new[name]} found, {old[name]} expected, with which {workdir} was '
-                       'begun; begin anew in another workdir')
+def check_frozen(meta, fingerprints, workdir):
+  """The weights that a run uses must stay those that it was begun with."""
+  for name in fingerprints:
+    if differ(meta, fingerprints, name):
+      raise ValueError(f'init.{name}: weights {fingerprints[name]} found, {meta["frozen"][name]} expected, with '
+                       f'which {workdir} was begun; move it away to begin anew')
+
+
+def differ(meta, fingerprints, name):
+  """True if the checkpoint of `meta` knows weights `name`, and they are others than these."""
+  old = meta.get('frozen', {}).get(name)
+  return old is not None and name in fingerprints and old != fingerprints[name]
 
 
 def record(writer, step, prefix, values):
@@ -117,16 +128,20 @@ def record(writer, step, prefix, values):
     write(step, {f'{prefix}/{name}': value})
 
 
+def tell_changes(run, workdir, say):
+  """What has changed since config.json was written."""
+  new, path = json.loads(run.config.to_json_best_effort()), workdir / 'config.json'
+  old = json.loads(path.read_text()) if path.exists() else new
+  for key in sorted(set(old) | set(new)):
+    if old.get(key) != new.get(key): say(f'config: {key} changed from {old.get(key)} to {new.get(key)}')
+
+
 def describe(run, workdir, first, say):
   """Shapes once, at start; and config.json, with what has changed since it was written."""
   config = run.config
-  new = json.loads(config.to_json_best_effort())
-  path = workdir / 'config.json'
-  if path.exists() and first:
-    old = json.loads(path.read_text())
-    for key in sorted(set(old) | set(new)):
-      if old.get(key) != new.get(key): say(f'config: {key} changed from {old.get(key)} to {new.get(key)}')
-  if multihost.first(): pictures.save_bytes(path, json.dumps(new, indent=2).encode())
+  if first: tell_changes(run, workdir, say)
+  text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
+  if multihost.first(): pictures.save_bytes(workdir / 'config.json', text.encode())
   leaves = jax.tree.leaves(run.shapes.params)
   count = sum(math.prod(x.shape) for x in leaves)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())

@@ -98,7 +98,7 @@ def test_arrays_donated_right_after_save_are_saved_as_they_were(tmp_path):
     x = update(x)
   keep.close()
   for step in range(3, -1, -1):
-    _, tree = store.load(tmp_path, abstract(x)['params'])
+    _, tree, _ = store.load(tmp_path, abstract(x)['params'])
     assert all((np.asarray(v) == step).all() for v in tree.values())
     (tmp_path / str(step)).rename(tmp_path / f'seen{step}')
 

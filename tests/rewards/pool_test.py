@@ -74,6 +74,12 @@ def test_rows_are_shared_by_all_workers_but_no_call_has_more_than_a_chunk():
     assert pool.scores(images(7), np.arange(7)).tolist() == [3, 3, 3, 3, 3, 3, 1]
 
 
+def test_a_function_may_start_processes_of_its_own():
+  with open_pool('judges.parallel', chunk=4) as pool:
+    assert pool.scores(images(4), np.arange(4)).tolist() == [0, 1, 2, 3]
+    assert failures(pool) == {}
+
+
 def test_none_nan_and_inf_cost_one_row_each_and_are_counted():
   with open_pool('judges.holes', chunk=8) as pool:
     r_B = pool.scores(images(6), np.arange(6))

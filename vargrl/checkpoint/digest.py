@@ -1,6 +1,8 @@
 """Digests of arrays, computed where the arrays are: orbax misses a flipped bit, these do not."""
 
 import functools
+import hashlib
+import json
 
 import jax
 from jax import lax
@@ -34,6 +36,12 @@ def digests(tree) -> dict[str, str]:
   # the first is waited for.
   sums = jax.device_get({name: _compiled(_replicated(x))(x) for name, x in leaves.items()})
   return {name: f'{a:08x}{b:08x}' for name, (a, b) in sums.items()}
+
+
+def digest(tree) -> str:
+  """Returns 16 hex digits of the whole tree: its names, and the digests of its leaves."""
+  text = json.dumps(digests(tree), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _replicated(x):

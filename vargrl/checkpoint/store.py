@@ -122,7 +122,8 @@ class Store:
 
 
 def load(folder, abstract, *, item: str = 'params'):
-  """Returns (step, one item of the newest good state, such as its params, on abstract's shardings).
+  """Returns (step, item, meta): one item of the newest good state, such as its params, on the shardings
+  of abstract.
 
   As strict as Store.restore, but it only reads: a corrupt checkpoint stays where it is.
   """
@@ -132,25 +133,26 @@ def load(folder, abstract, *, item: str = 'params'):
   if not steps:
     raise FileNotFoundError(
         f'{folder}: ' + ('no checkpoint in this folder' if folder.exists() else 'no such folder'))
-  step, tree, _, _, bad = _newest_good(folder, steps, abstract, item=item)
+  step, tree, record, _, bad = _newest_good(folder, steps, abstract, item=item)
   for other, problem in bad.items():
     logging.warning('checkpoint %s/%d is corrupt: %s. Step %d is used instead.',
                     folder, other, problem, step)
-  return step, tree
+  return step, tree, record['meta']
 
 
-def fits(folder, abstract, *, item: str) -> bool:
-  """False if there is no checkpoint in folder; ValueError if its newest is of another model than abstract.
+def peek(folder, abstract, *, item: str):
+  """Returns (step, data, meta) of the newest checkpoint that can be read, or None; no array is read.
 
-  Only names are read, no array: what load would refuse, at no cost and without a compilation.
+  What load or restore would refuse, at no cost and before anything compiles: a checkpoint of another
+  model than abstract is a ValueError.
   """
   folder = _path(folder)
   for step in _steps(folder):
-    record, _, problem = _read_json(folder / str(step), step)
+    record, data, problem = _read_json(folder / str(step), step)
     if not problem:
       _refuse(folder / str(step), record['leaves'], abstract, item)
-      break
-  return bool(_steps(folder))
+      return step, data, record['meta']
+  return None
 
 
 def refuse_others(where, have, want):

@@ -27,6 +27,8 @@ def check(*, rollouts, old, std, eps, kl_reward, rewards, pool, updates, referen
                      '\'trainer\'')
   if std not in reduce.STDS:
     raise ValueError(f'objective.collect.std: {std!r}, expected one of {reduce.STDS}')
+  for name, value in (('eps', eps), ('kl_reward', kl_reward)):
+    if not value >= 0: raise ValueError(f'objective.collect.{name}: {value}, expected at least 0')
   if kl_reward and not reference:
     raise ValueError('objective.collect.kl_reward: there is no reference in the config')
 
@@ -38,6 +40,7 @@ def check_loss(models, *, level, clip, clip_high, kl, estimator, alpha, first, l
     raise ValueError(f'objective.loss: clip={clip}, clip_high={clip_high}; expected 0 <= clip <= clip_high')
   if estimator not in reduce.KL:
     raise ValueError(f'objective.loss.estimator: {estimator!r}, expected one of {reduce.KL}')
+  if not kl >= 0: raise ValueError(f'objective.loss.kl: {kl}, expected at least 0')
   if kl and estimator == 'k1':
     raise ValueError('objective.loss.estimator: k1 has no gradient in expectation, expected exact, k2, '
                      'k3 or k3_is (k1 in the reward is objective.collect.kl_reward)')

@@ -11,7 +11,10 @@ AXES = ('data', 'fsdp', 'tensor')
 def make(axes, devices=None):
   """[('data', 1), ('fsdp', -1), ('tensor', 1)] -> Mesh; one size may be -1, it takes what is left."""
   devices = list(jax.devices() if devices is None else devices)
-  names, sizes = [name for name, _ in axes], [int(size) for _, size in axes]
+  try:
+    names, sizes = [name for name, _ in axes], [int(size) for _, size in axes]
+  except (TypeError, ValueError) as e:
+    raise ValueError(f'mesh: {axes!r} in config, expected (name, size) for each of {AXES}') from e
   if tuple(names) != AXES:
     raise ValueError(f'mesh: axes {tuple(names)} in config, expected {AXES}')
   if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):

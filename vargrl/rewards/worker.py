@@ -111,6 +111,8 @@ def work(conn, name, options):
   os.setsid()  # its own group: Ctrl-C passes by, and a kill takes along the programs it started
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+  # A daemon may start no processes, and a reward may: they end with this one's group.
+  multiprocessing.current_process()._config['daemon'] = False
   paths = []
   threading.Thread(target=die_with_parent, args=(paths,), daemon=True).start()
   os.environ['JAX_PLATFORMS'] = 'cpu'  # a module that imports jax must leave the trainer its chips
