@@ -14,11 +14,11 @@ SMOKED = [f for f in FILES if f.stem != 'quickstart']  # its smoke is the chain 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
 def test_full_size_fits_together(path, tmp_path):
-  policies = {}
+  upstream = {}
   for name, config in chain.runs(experiment.load(path)):
-    run = Run(config, tmp_path, upstream=policies, lean=True)
-    policies[name] = run.shapes.params['policy']
-    count = sum(np.prod(x.shape) for x in jax.tree.leaves(policies[name]))
+    run = Run(config, tmp_path, upstream=upstream, lean=True)
+    upstream[name] = run.shapes.params
+    count = sum(np.prod(x.shape) for x in jax.tree.leaves(run.shapes.params['policy']))
     if config.policy.size == 'd16': assert count == 310_283_520
     assert count > 0
 

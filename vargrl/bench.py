@@ -26,7 +26,7 @@ def timed(call, repeats):
 
 def peak(dtype, repeats):
   """FLOP/s of the fastest of a few square matrix products on one device."""
-  sizes = (1024, 2048, 4096) if jax.default_backend() == 'cpu' else (4096, 8192, 16384)
+  sizes = (512, 1024, 2048) if jax.default_backend() == 'cpu' else (4096, 8192, 16384)
   dot, best = jax.jit(jnp.dot), 0.
   for n in sizes:
     x = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
