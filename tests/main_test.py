@@ -154,6 +154,10 @@ def test_resuming_with_another_shape(capsys, compiles, tmp_path):
   # Nothing was lost: with the old shape, the run goes on from where it was.
   assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3']) == 0
   assert 'steps 2 to 3' in capsys.readouterr().out
+  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3',
+                    '--config.data.batch=32']) == 0
+  out = capsys.readouterr().out
+  assert 'without effect on what is finished' in out and 'finished, 3 steps' in out
 
 
 # A chain: what does not fit in a late run is told before the first one starts.

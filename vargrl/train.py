@@ -38,16 +38,16 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
     frozen = run.frozen(say)
     fingerprints = run.fingerprints(frozen)
     check_frozen(meta, fingerprints, workdir)
+    if first == config.steps:
+      tell_changes(run, workdir, lambda text: say(f'{text}, without effect on what is finished'))
+      say(f'{workdir.name}: finished, {config.steps} steps')
+      return state
     if found: run.data.set_state(data)
     else:
       state, source = run.initial(say)
       if differ(source, fingerprints, 'tokenizer'):
         say(f'init.policy: was trained with another tokenizer, {source["frozen"]["tokenizer"]}, than '
             f'init.tokenizer, {fingerprints["tokenizer"]}')
-    if first == config.steps:
-      tell_changes(run, workdir, lambda text: say(f'{text}, without effect on what is finished'))
-      say(f'{workdir.name}: finished, {config.steps} steps')
-      return state
     meta = {'config': config.to_json_best_effort(), 'frozen': fingerprints}
     describe(run, workdir, first, say)
     writer = Writer(workdir, first=first)
