@@ -254,6 +254,8 @@ print(pool.scores(np.zeros((2, 4, 4, 3), np.uint8), [0, 1]), flush=True)
 def script(command, name, tmp_path, **kwargs):
   env = os.environ | {'PYTHONPATH': f'{HERE}{os.pathsep}{ROOT}', 'TMPDIR': str(tmp_path)}
   env['JAX_PLATFORMS'] = 'cpu'
+  # What a shell starts in the background ignores Ctrl-C, and so would all that these tests start.
+  kwargs['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
   pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   return subprocess.Popen([sys.executable, *command, name], env=env, **pipes, **kwargs)
 
