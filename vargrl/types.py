@@ -102,6 +102,35 @@ class Collected(NamedTuple):
   pictures: Callable | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a model's weights lie in a reference checkpoint file; see vargrl/checkpoint/torch.py.
+
+  table: {our name: (their key, einops pattern theirs -> ours)}. constants: {their key: array} of buffers
+  that nothing was learned in: compared on import, written on export. ignored: regexes of whole keys that
+  say nothing about the model. nests: 'a/b' where the state dict lies inside of the file's dictionaries,
+  if it is not the file itself. prefixes: of all keys, dropped.
+  """
+  table: dict
+  constants: dict = dataclasses.field(default_factory=dict)
+  ignored: tuple[str, ...] = ()
+  nests: tuple[str, ...] = ()
+  prefixes: tuple[str, ...] = ()
+
+
+class Tower(NamedTuple):
+  """A frozen network that looks at images for one or several judges."""
+  load: Callable   # mesh -> weights
+  apply: Callable  # (weights, image_Byxc float32 in [-1, 1]) -> features, any pytree that leads with B
+
+
+class Judge(NamedTuple):
+  """A reward on the device that has weights. Towers of equal keys are loaded once and run once a batch."""
+  towers: dict     # {key: Tower}
+  load: Callable   # mesh -> its own weights
+  score: Callable  # (own weights, {key: features}, label_B) -> r_B float32
+
+
 def offsets(scales):
   """Where each scale starts among the L tokens, and L itself: len(scales) + 1 Python ints."""
   return [sum(s * s for s in scales[:i]) for i in range(len(scales) + 1)]
