@@ -1,4 +1,7 @@
-"""DPO (https://arxiv.org/abs/2305.18290) on pairs of images: R = 2 rows of a prompt, chosen first."""
+"""DPO (https://arxiv.org/abs/2305.18290) on pairs of images: R = 2 rows of a prompt, chosen first.
+
+A data set has them as pictures or, where a policy drew them (vargrl/pairs.py), as tokens.
+"""
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +18,7 @@ def collect(models):
   """{'label', 'chosen', 'rejected'} -> Experience with the reference's log-probabilities."""
   @jax.jit
   def prepare(frozen, batch):
-    tokens = [models.encode(frozen, batch[name]) for name in ('chosen', 'rejected')]
+    tokens = [tokens_of(models, frozen, batch[name]) for name in ('chosen', 'rejected')]
     experience = Experience(label=batch['label'], tokens=jnp.stack(tokens, 1))
     scores = models.logprobs(frozen['reference'], frozen, experience)
     return experience.replace(reference=scores.logp)
@@ -23,6 +26,14 @@ def collect(models):
   def run(params, frozen, batch, rng):
     return Collected(prepare(frozen, batch), {})
   return run
+
+
+def tokens_of(models, frozen, x):
+  """Pictures [P, y, x, c] or tokens [P, L] -> t_PL."""
+  if x.ndim != 2: return models.encode(frozen, x)
+  wanted = sum(s * s for s in models.scales)
+  if x.shape[1] != wanted: raise ValueError(f'data: {x.shape[1]} tokens an image found, {wanted} in the model')
+  return x
 
 
 def check_loss(models, *, kind, beta, smoothing, alpha, reference):
