@@ -7,6 +7,7 @@ import pathlib
 import flax.linen as nn
 import jax
 
+from vargrl.checkpoint import files, torch
 from vargrl.checkpoint import store as stores
 from vargrl.models import critics
 from vargrl.parallel import rules
@@ -137,19 +138,31 @@ def key_of(seed, name):
 
 
 def source(config, name, root):
-  """The checkpoint folder that config.init names for `name`, or None. A run of the chain is a folder
-  below the chain's workdir `root`."""
+  """What config.init names for `name`, or None: a checkpoint folder of ours, or a reference checkpoint
+  (a file, or a folder with one). A run of the chain is a folder below the chain's workdir `root`."""
   if name not in config.init or not config.init[name]: return None
   path = str(config.init[name])
-  return str(pathlib.Path(root) / path / 'checkpoints') if '/' not in path else path
+  if '/' in path or path.endswith(files.ENDINGS): return path
+  return str(pathlib.Path(root) / path / 'checkpoints')
+
+
+def layouts(config, name):
+  """How the weights `name` lie in reference checkpoints; ValueError if there are none of this model."""
+  section = 'policy' if name == 'reference' else name
+  python, model = module(config[section], section)
+  if not hasattr(python, 'torch_layouts'):
+    raise ValueError(f'init.{name}: {config.init[name]} found, but {config[section].name} has no reference layout; '
+                     'expected a checkpoint folder of a run')
+  return python.torch_layouts(model.c)
 
 
 def weights(config, name, init, mesh, root, say=print):
-  """(frozen or initial weights, meta of the checkpoint they come from): loaded where config.init says so,
-  drawn from the seed, with no meta, otherwise."""
+  """(frozen or initial weights, meta of our checkpoint that they come from): loaded where config.init says
+  so, drawn from the seed otherwise; no meta comes with these, nor with reference checkpoints."""
   shapes, name = abstract(init, mesh), origin(config, name)
-  folder = source(config, name, root)
-  if folder: return stores.load(folder, shapes, item=item(name))[1:]
+  path = source(config, name, root)
+  if path and files.known(path): return torch.load(path, layouts(config, name), shapes), {}
+  if path: return stores.load(path, shapes, item=item(name))[1:]
   if name != 'critic' and (name != 'policy' or config.reference):
     say(f'{name}: no checkpoint in init, random weights')
   return born(init, key_of(config.seed, name), shapes), {}
@@ -173,8 +186,19 @@ def check_sources(config, built, mesh, root, upstream):
   for name, init in (built.trained | built.frozen).items():
     folder, kind = source(config, name, root), item(name).removeprefix('params/')
     if not folder: continue
-    if config.init[name] in upstream:
+    if files.known(folder):
+      check_file(config, name, folder, abstract(init, mesh))
+    elif config.init[name] in upstream:
       have = upstream[config.init[name]].get(kind, {})
       stores.refuse_others(f'init.{name}: run {config.init[name]!r}', have, abstract(init, mesh))
     elif not stores.peek(folder, abstract(init, mesh), item=item(name)):
       raise FileNotFoundError(f'init.{name}: no checkpoint in {folder}')
+
+
+def check_file(config, name, path, shapes):
+  """What torch.load would refuse, told by the config's key and without reading an array."""
+  theirs = layouts(config, name)
+  try:
+    torch.check(path, theirs, shapes)
+  except (ValueError, FileNotFoundError) as e:
+    raise type(e)(f'init.{name}: {e}') from e

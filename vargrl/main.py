@@ -1,4 +1,4 @@
-"""python -m vargrl.main {train,eval,sample,pairs,bench} --config experiments/X.py --workdir DIR [--config.key=value]"""
+"""python -m vargrl.main {train,eval,sample,export,pairs,bench} --config experiments/X.py --workdir DIR [--config.key=value]"""
 import difflib
 import os
 import pathlib
@@ -10,6 +10,7 @@ from vargrl import experiment
 MODES = {'train': 'train, or continue, every run of the experiment in --workdir',
          'eval': 'run the evaluators on the last checkpoint',
          'sample': 'draw images from the last checkpoint: a PNG grid and an .npz',
+         'export': 'write the last checkpoint as --out=FILE.safetensors or FILE.pth in the reference layout',
          'pairs': 'best and worst of groups that a GRPO run would draw, as a data set for DPO in --out',
          'bench': 'time rollout and update, images/s, tokens/s and utilisation'}
 
@@ -27,8 +28,9 @@ def main(argv=None):
   try:
     flags = parse([argv[0], *argv[2:]], mode)
     start()
-    from vargrl import bench, chain, pairs, sample
-    run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'pairs': pairs.main,
+    from vargrl import bench, chain, export, pairs, sample
+    run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'export': export.main,
+           'pairs': pairs.main, 'bench': bench.main}
            'bench': bench.main}
     run[mode](flags)
   except (ValueError, KeyError, AttributeError, OSError, FloatingPointError, RuntimeError) as e:
@@ -67,7 +69,8 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_integer('each', 8, 'sample: images of each class.', flag_values=values)
   absl_flags.DEFINE_list('labels', [], 'sample: classes, all (at most 10) if empty.', flag_values=values)
   absl_flags.DEFINE_integer('seed', 0, 'sample, pairs: seed.', flag_values=values)
-  absl_flags.DEFINE_string('out', '', 'sample: path without ending, WORKDIR/samples if empty; pairs: folder.',
+  absl_flags.DEFINE_string('out', '', 'sample: path without ending, WORKDIR/samples if empty; export: the file; '
+                           'pairs: the folder.', flag_values=values)
                            flag_values=values)
   absl_flags.DEFINE_integer('groups', 1000, 'pairs: groups to draw.', flag_values=values)
   absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
@@ -76,7 +79,8 @@ def parse(argv, mode='train'):
   except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(sentence(e)) from e
   if rest[1:]: raise ValueError(f'argument {rest[1]!r} found, flags (--name=value) expected')
-  for name in ('config', *{'bench': (), 'pairs': ('out',)}.get(mode, ('workdir',))):
+  needed = {'bench': ('config',), 'export': ('config', 'workdir', 'out'), 'pairs': ('config', 'out')}
+  for name in needed.get(mode, ('config', 'workdir')):
     if not values[name].value: raise ValueError(f'--{name} is missing')
   if values.run and mode == 'train': raise ValueError('--run: train trains all runs that are not finished')
   if '://' in (values.workdir or ''):

@@ -15,7 +15,7 @@ from vargrl.models import cache as caches
 from vargrl.models import layers
 from vargrl.models.layers import Einsum, letters
 from vargrl.parallel.rules import shard
-from vargrl.types import bounds, offsets
+from vargrl.types import Layout, bounds, offsets
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -56,6 +56,8 @@ class Config:
 def published(depth, gamma, **changes):
   return Config(depth=depth, width=64 * depth, heads=depth, gamma=gamma, **changes)
 
+
+WRAPPERS = ('module.', '_orig_mod.')  # what DDP and torch.compile put before every key
 
 # https://github.com/FoundationVision/VAR
 SIZES = {
@@ -238,8 +240,12 @@ def init(model, key):
   return model.init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
 
 
+def torch_layouts(c):
+  """The official state dict, alone or in a checkpoint of the official trainer; see types.Layout."""
+  return Layout(torch_table(c), torch_constants(c), nests=('trainer/var_wo_ddp',), prefixes=WRAPPERS),
+
+
 def torch_table(c):
-  """ours: (official key, einops pattern theirs -> ours); see vargrl/checkpoint/torch.py."""
   table = {
       'classes': ('class_emb.weight', 'V D -> V D'),
       'levels': ('lvl_embed.weight', 's D -> s D'),
@@ -273,7 +279,7 @@ def torch_table(c):
 
 
 def torch_constants(c):
-  """Buffers of the official state dict: derived from the config, written on export."""
+  """Buffers of the official state dict, which only the config decides."""
   level_L = layers.level(c.scales)
   bias = np.where(layers.causal_by_scale(c.scales), 0., -np.inf).astype(np.float32)
   return {'lvl_1L': level_L[None].astype(np.int64), 'attn_bias_for_masking': bias[None, None]} | {

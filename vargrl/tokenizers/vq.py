@@ -4,6 +4,7 @@ Tokens of all scales are concatenated coarse to fine, t_BL. A scale's codes are 
 grid by bicubic resampling, smoothed by one of a few shared residual convolutions (phi), and summed.
 """
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models.layers import DTYPES, Conv, letters
-from vargrl.models.var import SCALES_256, SCALES_512
+from vargrl.models.var import SCALES_256, SCALES_512, WRAPPERS
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bicubic, resize
-from vargrl.types import offsets
+from vargrl.types import Layout, offsets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +170,21 @@ def init(model, key):
   return model.init(key, jnp.zeros((1, size, size, 3)))['params']
 
 
+def torch_layouts(c):
+  """The official state dict, alone or in a checkpoint of the official trainer; see types.Layout.
+
+  The record of code usage is not learned, and its shape tells of another schedule where the weights are the
+  same: whatever it holds is ignored. So are convolutions that a short schedule leaves without a scale.
+  """
+  constants = {'quantize.ema_vocab_hit_SV': np.zeros((len(c.scales), c.vocab), np.float32)}
+  for i in sorted(set(range(c.phis)) - set(phi_of_scale(len(c.scales), c.phis))):
+    constants[f'quantize.quant_resi.qresi_ls.{i}.weight'] = np.zeros((c.channels, c.channels, 3, 3), np.float32)
+    constants[f'quantize.quant_resi.qresi_ls.{i}.bias'] = np.zeros(c.channels, np.float32)
+  return Layout(torch_table(c), constants, ignored=tuple(map(re.escape, constants)),
+                nests=('trainer/vae_local',), prefixes=WRAPPERS),
+
+
 def torch_table(c):
-  """ours: (official key, einops pattern theirs -> ours); see vargrl/checkpoint/torch.py."""
   table = {'codebook': ('quantize.embedding.weight', 'V C -> V C')}
 
   def conv(ours, theirs):
@@ -213,8 +227,3 @@ def torch_table(c):
   # A short schedule leaves some of the shared convolutions without a scale, and without weights.
   for i in sorted(set(phi_of_scale(len(c.scales), c.phis))): conv(f'phi_{i}', f'quantize.quant_resi.qresi_ls.{i}')
   return table
-
-
-def torch_constants(c):
-  """The usage record of the official module: not learned, regenerated on export."""
-  return {'quantize.ema_vocab_hit_SV': np.zeros((len(c.scales), c.vocab), np.float32)}
