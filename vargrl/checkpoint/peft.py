@@ -53,7 +53,7 @@ def matrices(pairs, pattern):
   out, rank = B[0].shape
   diagonal = np.zeros((len(B) * out, len(B) * rank), np.float32)
   for i, b in enumerate(B): diagonal[i * out:(i + 1) * out, i * rank:(i + 1) * rank] = b
-  return np.concatenate(A), diagonal
+  return np.ascontiguousarray(np.concatenate(A)), diagonal  # safetensors writes the memory as it lies
 
 
 def write(folder, table, params, *, alpha):

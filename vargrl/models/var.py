@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import cache as caches
-from vargrl.models import layers
+from vargrl.models import layers, lora
 from vargrl.models.layers import Einsum, letters
 from vargrl.parallel.rules import shard
 from vargrl.types import bounds, offsets
@@ -239,10 +239,14 @@ class Model(nn.Module):
 
 
 def init(model, key):
-  """Boxed parameters (each knows its letters)."""
+  """Boxed parameters (each knows its letters). With adapters, the others are those that the key gives without."""
   c = model.c
   inputs_BLC = jnp.zeros((1, c.length - 1, c.channels))
-  return model.init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
+  drawn = lambda model, key: model.init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
+  if not c.lora_rank: return drawn(model, key)
+  # In two draws: flax numbers the keys of a scan's parameters by how many there are.
+  base = drawn(Model(dataclasses.replace(c, lora_rank=0)), key)
+  return lora.join(base, lora.split(drawn(model, jax.random.fold_in(key, 1)))[1])
 
 
 def torch_table(c):
