@@ -4,12 +4,13 @@ import difflib
 from functools import partial
 import pathlib
 
+from flax import traverse_util
 import flax.linen as nn
 import jax
 
 from vargrl.checkpoint import files, torch
 from vargrl.checkpoint import store as stores
-from vargrl.models import critics
+from vargrl.models import critics, lora
 from vargrl.parallel import rules
 from vargrl.rewards import mix
 from vargrl.types import Models, lookup
@@ -55,9 +56,10 @@ def build(config):
   if 'critic' in config:
     python, parts['critic'] = module(config.critic, 'critic')
     trained['critic'] = partial(python.init, parts['critic'])
-  if config.reference: frozen['reference'] = trained['policy']
-
   functions = dict(init=trained['policy'], config=model.c)
+  if adapter_off(config, model.c):
+    functions['reference'] = lambda params, frozen: lora.off(params['policy'])
+  elif config.reference: frozen['reference'] = trained['policy']
   if 'rollout' in config: functions |= sampling(config, model, parts)
   if config.policy.name.startswith('tokenizers.'):
     functions['reconstruct'] = lambda params, x: model.apply({'params': params}, x, method='reconstruct')
@@ -70,13 +72,28 @@ def build(config):
         {'params': frozen['perceptual']}, x, method='features')
     functions['perceptual'] = lambda frozen, a, b: critics.perceptual(
         features(frozen, a), features(frozen, b))
+  known = [*trained, *frozen] + ['reference'] * config.reference
   for key in config.init:
-    if key not in trained | frozen:
-      near = difflib.get_close_matches(key, trained | frozen, 1, 0)
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1, 0)
       raise ValueError(f'init.{key}: no weights of this name in the run; did you mean {near[0]!r}?')
   if 'classifier' in parts and parts['classifier'].c.classes != getattr(model.c, 'classes', 0):
     raise ValueError(f'classifier: {parts["classifier"].c.classes} classes, {model.c.classes} in the policy')
   return Built(Models(**functions), trained, frozen, parts)
+
+
+def adapter_off(config, c):
+  """True if the reference is the policy without its adapters, which takes no memory."""
+  return bool(config.reference and getattr(c, 'lora_rank', 0) and not config.init.get('reference'))
+
+
+def check_reference(config, built, trained):
+  """The pass without adapters is a reference only as long as the base stays what it was."""
+  if not adapter_off(config, built.models.config): return
+  base = traverse_util.flatten_dict(lora.off(trained['policy']), sep='/')
+  if moving := [name for name, t in base.items() if t]:
+    raise ValueError(f'optim.scale: trains {len(moving)} base weights (policy/{moving[0]} is one) of the policy whose '
+                     'adapter-off pass is the reference, expected none, or a checkpoint in init.reference')
 
 
 def sampling(config, model, parts):
@@ -161,11 +178,23 @@ def weights(config, name, init, mesh, root, say=print):
   so, drawn from the seed otherwise; no meta comes with these, nor with reference checkpoints."""
   shapes, name = abstract(init, mesh), origin(config, name)
   path = source(config, name, root)
-  if path and files.known(path): return torch.load(path, layouts(config, name), shapes), {}
-  if path: return stores.load(path, shapes, item=item(name))[1:]
+  if path:
+    if files.known(path):
+      tree, meta = torch.load(path, layouts(config, name), shapes), {}
+    else:
+      stored = lora.like(shapes, stores.names(path, item=item(name)))
+      _, tree, meta = stores.load(path, stored, item=item(name))
+    return (adapted(tree, init, key_of(config.seed, name), shapes) if name == 'policy' else tree), meta
   if name != 'critic' and (name != 'policy' or config.reference):
     say(f'{name}: no checkpoint in init, random weights')
   return born(init, key_of(config.seed, name), shapes), {}
+
+
+def adapted(tree, init, key, shapes):
+  """Weights as they were loaded -> those of the run: adapters that a base does not have are drawn from the seed."""
+  _, wanted = lora.split(shapes)
+  if not wanted or lora.split(tree)[1]: return tree
+  return lora.join(tree, born(lambda key: lora.split(nn.unbox(init(key)))[1], key, wanted))
 
 
 def origin(config, name):
@@ -186,12 +215,14 @@ def check_sources(config, built, mesh, root, upstream):
   for name, init in (built.trained | built.frozen).items():
     folder, kind = source(config, name, root), item(name).removeprefix('params/')
     if not folder: continue
+    want = abstract(init, mesh)
     if files.known(folder):
-      check_file(config, name, folder, abstract(init, mesh))
+      check_file(config, name, folder, want)
     elif config.init[name] in upstream:
       have = upstream[config.init[name]].get(kind, {})
-      stores.refuse_others(f'init.{name}: run {config.init[name]!r}', have, abstract(init, mesh))
-    elif not stores.peek(folder, abstract(init, mesh), item=item(name)):
+      want = lora.like(want, traverse_util.flatten_dict(have, sep='/'))
+      stores.refuse_others(f'init.{name}: run {config.init[name]!r}', have, want)
+    elif not stores.peek(folder, lora.like(want, stores.names(folder, item=item(name))), item=item(name)):
       raise FileNotFoundError(f'init.{name}: no checkpoint in {folder}')
 
 

@@ -71,7 +71,6 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_integer('seed', 0, 'sample, pairs: seed.', flag_values=values)
   absl_flags.DEFINE_string('out', '', 'sample: path without ending, WORKDIR/samples if empty; export: the file; '
                            'pairs: the folder.', flag_values=values)
-                           flag_values=values)
   absl_flags.DEFINE_integer('groups', 1000, 'pairs: groups to draw.', flag_values=values)
   absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
   try:

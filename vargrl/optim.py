@@ -11,8 +11,9 @@ SCHEDULES = ('constant', 'linear', 'cosine')
 
 
 def make(config, params, updates):
-  """(optax transformation, step -> learning rate) for abstract `params`.
+  """(optax transformation, step -> learning rate, tree of bools: what is trained) for abstract `params`.
 
+  The transformation knows the trained parameters alone: see `part`.
   config: name 'adamw', b1, b2, eps, clip (global norm; 0 is off), peak, warmup (updates), schedule,
   end (last rate / peak), scale [(regex, multiplier or None to freeze)], decay [(regex, value)]. The
   first pattern found in a parameter's name counts; every parameter must be covered.
@@ -30,21 +31,31 @@ def make(config, params, updates):
   decay = match(config.decay, params, 'optim.decay')
   rate = schedule(config, updates)
   trained = jax.tree.map(lambda s: s is not None, scale, is_leaf=lambda s: s is None)
-  factor = jax.tree.map(lambda s: s or 0., scale, is_leaf=lambda s: s is None)
+  if not any(jax.tree.leaves(trained)): raise ValueError('optim.scale: every parameter is frozen')
+  decay, _ = part(decay, trained)  # as scale is: None where nothing is trained
 
   def by_name(numbers):
     """updates + numbers * params, leaf by leaf; then the rate and the multiplier."""
     def update(updates, state, params):
       count = state
-      new = jax.tree.map(lambda u, p, d, f: -rate(count) * f * (u + d * p), updates, params, decay, factor)
+      new = jax.tree.map(lambda u, p, d, f: -rate(count) * f * (u + d * p), updates, params, decay, scale)
       return new, count + 1
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
   clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
   adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-  freeze = optax.masked(optax.set_to_zero(), jax.tree.map(lambda t: not t, trained))
-  # Frozen gradients are zeroed before the norm is taken, and frozen weights have no moments.
-  return optax.chain(freeze, clip, optax.masked(adam, trained), by_name(decay)), rate
+  return optax.chain(clip, adam, by_name(decay)), rate, trained
+
+
+def part(params, trained):
+  """(learned, still): two trees like params, each with None, which is no leaf, in the place of the other's."""
+  pick = lambda which: jax.tree.map(lambda p, t: p if t == which else None, params, trained)
+  return pick(True), pick(False)
+
+
+def join(learned, still):
+  """The tree that `part` made these of."""
+  return jax.tree.map(lambda p, q: q if p is None else p, learned, still, is_leaf=lambda p: p is None)
 
 
 def match(patterns, params, what):

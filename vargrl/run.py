@@ -37,6 +37,7 @@ class Run:
     building.check_sources(config, self.built, self.mesh, root, dict(upstream))
     self.evals, self.data = [], None
     if lean: return
+    building.check_reference(config, self.built, self.trained)
     self.evals = evaluators.make(config.evals, self.models)
     options = {k: v for k, v in config.data.items() if k != 'name'}
     self.data = self.data_module.make(seed=config.seed, host=multihost.host(), **options)
@@ -72,7 +73,8 @@ class Run:
     config, trained, mesh = self.config, self.built.trained, self.mesh
     params = {name: building.abstract(init, mesh) for name, init in trained.items()}
     rules.check(params, jax.tree.map(lambda x: x.sharding, params), at_most=config.replicated_at_most)
-    self.tx, self.rate = optim.make(config.optim, params, max(config.steps, 1) * self.updates_per_step)
+    updates = max(config.steps, 1) * self.updates_per_step
+    self.tx, self.rate, self.trained = optim.make(config.optim, params, updates)
     where = {jax.tree_util.keystr(k): x.sharding for k, x in jax.tree_util.tree_leaves_with_path(params)}
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -80,7 +82,8 @@ class Run:
       name = jax.tree_util.keystr(path)
       near = [s for k, s in where.items() if name.endswith(k)]
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=near[0] if near else whole)
-    return State(params, jax.tree_util.tree_map_with_path(one, jax.eval_shape(self.tx.init, params)))
+    opt = jax.eval_shape(self.tx.init, optim.part(params, self.trained)[0])
+    return State(params, jax.tree_util.tree_map_with_path(one, opt))
 
   def check_data(self):
     """The data's features, labels and image size must fit objective and models."""
@@ -115,13 +118,14 @@ class Run:
              for name, init in self.built.trained.items()}
     params = {name: weights for name, (weights, _) in found.items()}
     shardings = jax.tree.map(lambda x: x.sharding, self.shapes.opt)
-    return State(params, jax.jit(self.tx.init, out_shardings=shardings)(params)), found['policy'][1]
+    opt = jax.jit(self.tx.init, out_shardings=shardings)(optim.part(params, self.trained)[0])
+    return State(params, opt), found['policy'][1]
 
   def pieces(self):
     """(collect, update), update jitted with the state donated."""
     loss = partial(self.objective.loss, self.models, **self.config.objective.loss)
     collect = self.objective.collect(self.models, **self.config.objective.collect)
-    step = update.make_update(loss, self.tx, self.config.accum)
+    step = update.make_update(loss, self.tx, self.config.accum, self.trained)
     # Said aloud: with shardings of the compiler's choice, the second call would compile again.
     shardings = jax.tree.map(lambda x: x.sharding, self.shapes)
     return collect, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

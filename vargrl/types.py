@@ -4,6 +4,7 @@
   X layers (the scan axis)   D model width   N query heads   K key/value heads   G query heads per kv
   head   H head dim   F mlp width   V vocabulary or codebook   C latent channels   h w latent grid
   y x c pixels and colour   t denoising steps   e bits of a code   d a second model width
+  r rank of an adapter
 
 Upper case may be sharded, lower case never is. Multi-scale tokens are concatenated coarse to fine:
 L = sum of s*s over the scales. Rows come as P x R everywhere, R rows sharing one prompt: supervised
@@ -84,6 +85,8 @@ class Models:
   classes: int = 0
   generate: Callable = None      # (policy, frozen, label_P, keys_PR) -> Rollout
   logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
+  # (params, frozen) -> the weights that the KL is against, or None
+  reference: Callable = lambda params, frozen: frozen.get('reference')
   encode: Callable = None        # (frozen, image_Byxc) -> t_BL
   decode: Callable = None        # (frozen, t_BL) -> image_Byxc
   keys: Callable = None          # (rng, P, R) -> keys_PR

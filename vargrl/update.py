@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vargrl import optim
 from vargrl.types import Experience, State
 
 ONE_ROW = ('label', 'image')  # fields of Experience that lead with P alone
@@ -33,16 +34,21 @@ def check_split(P, R, n, whole=False):
     raise ValueError(f'minibatches x accum: {n} parts of {of}, expected a divisor')
 
 
-def make_update(loss, tx, accum):
+def make_update(loss, tx, accum, trained=None):
   """(state, frozen, batch) -> (state, metrics). Exact under accumulation: totals are summed first, the one
   division comes last. A non-finite gradient, or a batch without any verdict, leaves the state; such an
-  update is `skipped` and says nothing else."""
-  def total(params, frozen, batch):
-    value, metrics = loss(params, frozen, batch)
+  update is `skipped` and says nothing else.
+
+  trained: tree of bools like the parameters, all if None. The others have no gradient, are no part of its
+  norm, and come out as they went in; tx sees what optim.part leaves of the parameters."""
+  def total(learned, still, frozen, batch):
+    value, metrics = loss(optim.join(learned, still), frozen, batch)
     return value.total, (value, metrics)
 
   def update(state, frozen, batch):
-    one = lambda part: jax.grad(total, has_aux=True)(state.params, frozen, part)
+    mask = trained or jax.tree.map(lambda _: True, state.params)
+    learned, still = optim.part(state.params, mask)
+    one = lambda part: jax.grad(total, has_aux=True)(learned, still, frozen, part)
     if accum == 1:
       grads, (value, metrics) = one(batch)
     else:
@@ -53,13 +59,13 @@ def make_update(loss, tx, accum):
     grads = jax.tree.map(lambda g: g / jnp.maximum(value.count, 1e-6), grads)
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(value.total) & (value.count > 0)
-    updates, opt = tx.update(grads, state.opt, state.params)
-    new = State(optax.apply_updates(state.params, updates), opt)
-    state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+    updates, opt = tx.update(grads, state.opt, learned)
+    new, old = (optax.apply_updates(learned, updates), opt), (learned, state.opt)
+    learned, opt = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
     ones = jnp.ones(())
     metrics = metrics | {'grad_norm': Average(total=norm, count=ones)}
     metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics)  # an average of nothing has no value
-    return state, metrics | {'skipped': Average(total=1. - good, count=ones)}
+    return State(optim.join(learned, still), opt), metrics | {'skipped': Average(total=1. - good, count=ones)}
   return update
 
 

@@ -155,6 +155,16 @@ def peek(folder, abstract, *, item: str):
   return None
 
 
+def names(folder, *, item: str):
+  """Returns the names of an item's leaves in the newest checkpoint that can be read, none if there is none."""
+  folder = _path(folder)
+  for step in _steps(folder):
+    record, _, problem = _read_json(folder / str(step), step)
+    if not problem:
+      return {name for name in record['leaves'] if f'{name}/'.startswith(f'{item}/')}
+  return set()
+
+
 def refuse_others(where, have, want):
   """ValueError, with the differences, unless both abstract trees have equal names, shapes and dtypes."""
   _refuse(where, _described(digest.named(have)), want, '')

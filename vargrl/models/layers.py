@@ -16,16 +16,23 @@ def letters(init, axes):
 
 
 class Einsum(nn.Module):
-  """einsum(eqn, x, w). The equation names the weight's axes: its init and its sharding follow."""
+  """einsum(eqn, x, w). The equation names the weight's axes: its init and its sharding follow.
+
+  rank r > 0: plus alpha / r (x lora_a) lora_b (https://arxiv.org/abs/2106.09685), with axes from the equation:
+  what is contracted and r, r and what is not. Weights without adapters are the base model's and are
+  applied as such.
+  """
   eqn: str                  # 'BLD,DNH->BNLH'
   shape: tuple[int, ...]
   bias: str = ''            # the axes of the bias, 'NH'
   init: object = None       # None: normal with variance 1 / fan-in
   out: object = None        # dtype of sums, bias and result; None: that of x
+  rank: int = 0
+  alpha: float = 0.
 
   @nn.compact
   def __call__(self, x):
-    w_axes, y_axes = self.eqn.split(',')[1].split('->')
+    x_axes, w_axes, y_axes = self.eqn.replace('->', ',').split(',')
     ins = tuple(i for i, a in enumerate(w_axes) if a not in y_axes)
     outs = tuple(i for i, a in enumerate(w_axes) if a in y_axes)
     init = self.init or nn.initializers.variance_scaling(1., 'fan_in', 'normal', ins, outs)
@@ -37,7 +44,24 @@ class Einsum(nn.Module):
       size = dict(zip(w_axes, self.shape))
       b = self.param('b', letters(nn.initializers.zeros, self.bias), [size[a] for a in self.bias])
       y += broadcast(b.astype(y.dtype), self.bias, y_axes)
+    if self.rank and (self.is_initializing() or self.has_variable('params', 'lora_a')):
+      y += self.adapter(x, x_axes, w_axes, y_axes)
     return shard(y, y_axes)
+
+  def adapter(self, x, x_axes, w_axes, y_axes):
+    """alpha / r (x a) b, computed in x's dtype. At init b is 0, and a is PEFT's: uniform within 1 / sqrt(fan-in)."""
+    ins = ''.join(i for i in w_axes if i not in y_axes)
+    outs = ''.join(i for i in w_axes if i in y_axes)
+    assert w_axes == ins + outs, f'{self.eqn}: lora.merge multiplies a by b, their axes must be in the weight\'s order'
+    size = dict(zip(w_axes, self.shape)) | {'r': self.rank}
+    uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', tuple(range(len(ins))), len(ins))
+    def weight(name, init, axes):
+      w = self.param(name, letters(init, axes), tuple(size[i] for i in axes))
+      return shard(w.astype(x.dtype), axes)
+    a, b = weight('lora_a', uniform, f'{ins}r'), weight('lora_b', nn.initializers.zeros, f'r{outs}')
+    low_axes = ''.join(i for i in x_axes if i not in ins) + 'r'
+    low = jnp.einsum(f'{x_axes},{ins}r->{low_axes}', x, a) * (self.alpha / self.rank)
+    return jnp.einsum(f'{low_axes},r{outs}->{y_axes}', low, b, preferred_element_type=self.out)
 
 
 def broadcast(b, axes, y_axes):

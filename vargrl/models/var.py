@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import cache as caches
-from vargrl.models import layers
+from vargrl.models import layers, lora
 from vargrl.models.layers import Einsum, letters
 from vargrl.parallel.rules import shard
 from vargrl.types import Layout, bounds, offsets
@@ -36,6 +36,8 @@ class Config:
   gamma: float = 1e-3         # scale of the residual gates at init
   dtype: str = 'float32'
   remat: str = 'none'         # 'blocks' recomputes each block in the backward pass
+  lora_rank: int = 0          # > 0: adapters beside q k v o fc1 fc2 of every block; see layers.Einsum
+  lora_alpha: float = 0.      # they count alpha / rank
 
   def __post_init__(self):
     if self.width % self.heads:
@@ -44,6 +46,9 @@ class Config:
       raise ValueError(f'policy.dtype: {self.dtype!r}, expected one of {layers.DTYPES}')
     if self.remat not in ('none', 'blocks'):
       raise ValueError(f'policy.remat: {self.remat!r}, expected none or blocks')
+    if self.lora_rank < 0: raise ValueError(f'policy.lora_rank: {self.lora_rank}, expected at least 0')
+    if self.lora_rank and not 0 < self.lora_alpha < math.inf:
+      raise ValueError(f'policy.lora_alpha: {self.lora_alpha} with rank {self.lora_rank}, expected a positive number')
 
   @property
   def length(self): return sum(s * s for s in self.scales)
@@ -51,6 +56,8 @@ class Config:
   def head_dim(self): return self.width // self.heads
   @property
   def offsets(self): return offsets(self.scales)
+  @property
+  def lora(self): return {'rank': self.lora_rank, 'alpha': self.lora_alpha}
 
 
 def published(depth, gamma, **changes):
@@ -110,13 +117,13 @@ class Block(nn.Module):
     o_BNLH = layers.attend(q_BNLH, segments, scale=scale)
     std = 1 / math.sqrt(3 * c.width) / math.sqrt(2 * c.depth)
     y_BLD = Einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), bias='D',
-                   init=layers.normal(std), name='o')(o_BNLH)
+                   init=layers.normal(std), name='o', **c.lora)(o_BNLH)
     x_BLD += self.branch(y_BLD, g1, keep_B2, 0)
 
     F, init = c.mlp_ratio * c.width, layers.normal(1 / math.sqrt(3 * c.width))
     y_BLD = (layers.layer_norm(x_BLD) * (1 + scale2) + shift2).astype(x_BLD.dtype)
-    y_BLF = Einsum('BLD,DF->BLF', (c.width, F), bias='F', init=init, name='fc1')(y_BLD)
-    y_BLD = Einsum('BLF,FD->BLD', (F, c.width), bias='D', init=layers.normal(std), name='fc2')(
+    y_BLF = Einsum('BLD,DF->BLF', (c.width, F), bias='F', init=init, name='fc1', **c.lora)(y_BLD)
+    y_BLD = Einsum('BLF,FD->BLD', (F, c.width), bias='D', init=layers.normal(std), name='fc2', **c.lora)(
         jax.nn.gelu(y_BLF, approximate=True))
     x_BLD += self.branch(y_BLD, g2, keep_B2, 1)
     kept = {'k': k_BNSH, 'v': v_BNSH} if keep_cache else None
@@ -137,9 +144,9 @@ class Block(nn.Module):
     """q, k, v and the softmax scale. Keys have no bias: softmax would not see it without l2-norm."""
     c, shape = self.c, (self.c.width, self.c.heads, self.c.head_dim)
     init = layers.normal(1 / math.sqrt(3 * c.width))
-    q = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='q')(y_BLD)
-    k = Einsum('BLD,DNH->BNLH', shape, init=init, name='k')(y_BLD)
-    v = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='v')(y_BLD)
+    q = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='q', **c.lora)(y_BLD)
+    k = Einsum('BLD,DNH->BNLH', shape, init=init, name='k', **c.lora)(y_BLD)
+    v = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='v', **c.lora)(y_BLD)
     if not c.l2_norm: return q, k, v, 0.25 / math.sqrt(c.head_dim)
     temperature = self.param('temperature', letters(nn.initializers.constant(math.log(4.)), 'N'),
                              (c.heads,))
@@ -234,10 +241,14 @@ class Model(nn.Module):
 
 
 def init(model, key):
-  """Boxed parameters (each knows its letters)."""
+  """Boxed parameters (each knows its letters). With adapters, the others are those that the key gives without."""
   c = model.c
   inputs_BLC = jnp.zeros((1, c.length - 1, c.channels))
-  return model.init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
+  drawn = lambda model, key: model.init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
+  if not c.lora_rank: return drawn(model, key)
+  # In two draws: flax numbers the keys of a scan's parameters by how many there are.
+  base = drawn(Model(dataclasses.replace(c, lora_rank=0)), key)
+  return lora.join(base, lora.split(drawn(model, jax.random.fold_in(key, 1)))[1])
 
 
 def torch_layouts(c):
@@ -292,6 +303,7 @@ def flops(c):
   Attention is counted block-causally: a token of scale i meets the keys of scales <= i alone.
   """
   dense = 2 * c.depth * (4 + 2 * c.mlp_ratio) * c.width ** 2 * c.length
+  dense += 2 * c.depth * (10 + 2 * c.mlp_ratio) * c.lora_rank * c.width * c.length
   attention = c.depth * sum(4 * c.width * (b - a) * b for a, b in bounds(c.scales))
   ends = 2 * c.width * (c.vocab * c.length + c.channels * (c.length - 1))
   adaln = 2 * c.width ** 2 * (6 * (1 if c.shared_adaln else c.depth) + 2)

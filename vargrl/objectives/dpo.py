@@ -17,14 +17,14 @@ ROWS = 2  # of a prompt, never cut
 def collect(models):
   """{'label', 'chosen', 'rejected'} -> Experience with the reference's log-probabilities."""
   @jax.jit
-  def prepare(frozen, batch):
+  def prepare(params, frozen, batch):
     tokens = [tokens_of(models, frozen, batch[name]) for name in ('chosen', 'rejected')]
     experience = Experience(label=batch['label'], tokens=jnp.stack(tokens, 1))
-    scores = models.logprobs(frozen['reference'], frozen, experience)
+    scores = models.logprobs(models.reference(params, frozen), frozen, experience)
     return experience.replace(reference=scores.logp)
 
   def run(params, frozen, batch, rng):
-    return Collected(prepare(frozen, batch), {})
+    return Collected(prepare(params, frozen, batch), {})
   return run
 
 

@@ -74,7 +74,7 @@ def collect(models, *, rollouts, old, std, eps, kl_reward, rewards, pool):
     tick(r_B)
     experience = Experience(label=label_P, tokens=out.tokens, old=out.logp)
     if old == 'trainer' or kl_reward:
-      scores = logprobs(params['policy'], frozen, experience, frozen['reference'] if kl_reward else None)
+      scores = logprobs(params['policy'], frozen, experience, models.reference(params, frozen) if kl_reward else None)
       experience = experience.replace(old=scores.logp if old == 'trainer' else out.logp)
     r_PR = jnp.asarray(r_B).reshape(P, R)
     if kl_reward: r_PR -= kl_reward * (scores.logp - scores.reference).sum(-1)
@@ -108,7 +108,7 @@ def pictures(image_Byxc, label_B, r_B):
 def loss(models, params, frozen, batch, *, level, clip, clip_high, kl, estimator, alpha, first, last):
   """The clipped surrogate minus kl times the KL, summed over tokens by weight, averaged over rows."""
   scales = models.scales
-  scores = models.logprobs(params['policy'], frozen, batch, frozen.get('reference'))
+  scores = models.logprobs(params['policy'], frozen, batch, models.reference(params, frozen))
   weight_11L = reduce.token_weights(scales, alpha=alpha, first=first, last=last)[None, None]
   active_11L = (weight_11L > 0).astype(np.float32)
   weight_PR, advantage_PR1 = batch.weight, batch.advantage[..., None]
