@@ -20,7 +20,7 @@ def collect(models):
     scores = models.logprobs(frozen['reference'], frozen, experience)
     return experience.replace(reference=scores.logp)
 
-  def run(params, frozen, batch, rng):
+  def run(params, frozen, batch, rng, step):
     return Collected(prepare(frozen, batch), {})
   return run
 

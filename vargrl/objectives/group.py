@@ -2,6 +2,7 @@
 
 One group = the R rows of a prompt. Every token of a row that is in the mask shares the row's advantage.
 """
+from functools import partial
 import time
 from typing import Callable, NamedTuple
 
@@ -69,6 +70,7 @@ def collector(models, plan, *, old, std, eps, kl_reward, combine, mask, rewards)
   logprobs = jax.jit(models.logprobs)
   decode = jax.jit(models.decode)
   advantages = jax.jit(lambda r_PR: reduce.advantages(r_PR, std=std, eps=eps))
+  inside = jax.jit(partial(trained, models, spatial=bool(mask)), static_argnames=('shape', 'L', 'start'))
 
   def run(params, frozen, batch, rng, step):
     clock = [time.perf_counter()]
@@ -84,7 +86,7 @@ def collector(models, plan, *, old, std, eps, kl_reward, combine, mask, rewards)
     tick(image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
     tick(r_B)
-    mask_PRL = trained(models, image_Byxc, label_B, (P, R, K), L, plan_now.start, mask)
+    mask_PRL = inside(image_Byxc, label_B, shape=(P, R, K), L=L, start=plan_now.start)
     experience = Experience(label=label_P, tokens=out.tokens, old=out.logp, mask=mask_PRL)
     if old == 'trainer' or kl_reward:
       scores = logprobs(params['policy'], frozen, experience, frozen['reference'] if kl_reward else None)
@@ -100,7 +102,7 @@ def collector(models, plan, *, old, std, eps, kl_reward, combine, mask, rewards)
     if old == 'trainer':
       metrics['sampler/trainer_gap'] = average(abs(out.logp - experience.old), mask_PRL)
     if K > 1: metrics['value'] = average(value_PR, weight_PR)
-    if mask: metrics['mask'] = average(mask_PRL[..., plan_now.start:])
+    if mask: metrics['mask_share'] = average(mask_PRL[..., plan_now.start:])
     metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()}
     metrics |= counts | dict(zip(('time/wait_for_update', 'time/rollout', 'time/reward'), np.diff(clock)))
     experience = experience.replace(advantage=advantage_PR, weight=weight_PR,
@@ -118,7 +120,7 @@ def combined(r_B, each, shape, combine, rewards, eps):
   return reduce.normalized_sum(groups, weights, eps=eps).reshape(shape)
 
 
-def trained(models, image_Byxc, label_B, shape, L, start, spatial):
+def trained(models, image_Byxc, label_B, *, shape, L, start, spatial):
   """mask_PRL of the tokens that share the advantage; None if all do. Pixels of any of a row's K images count."""
   P, R, K = shape
   if not spatial and not start: return None
