@@ -28,7 +28,8 @@ def get_config(arg=''):
   c.init = dict(policy='', tokenizer='')
 
   c.objective = dict(name='objectives.grpo')
-  c.objective.collect = dict(rollouts=16, old='trainer', std='group', eps=1e-4, kl_reward=0.0)
+  c.objective.collect = dict(rollouts=16, old='trainer', std='group', eps=1e-4, kl_reward=0.0,
+                              combine='sum', mask={})
   c.objective.collect.rewards = dict(jpeg=dict(name='rewards.jpeg', weight=1.0, quality=90, sign=1))
   c.objective.collect.pool = dict(max_failed=0.1, workers=4, timeout=60.0, retries=1, chunk=16)
   # alpha 0.7: without it the two finest scales own 62 % of the gradient.

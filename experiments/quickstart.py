@@ -69,7 +69,8 @@ def get_config(arg=''):
   r.init = dict(policy='pretrain', tokenizer='tokenizer', classifier='classifier')
   r.objective = dict(name='objectives.grpo')
   # Not divided by a group's deviation: a class that is drawn well already would be driven on by noise.
-  r.objective.collect = dict(rollouts=16, old='trainer', std='none', eps=1e-4, kl_reward=0.0)
+  r.objective.collect = dict(rollouts=16, old='trainer', std='none', eps=1e-4, kl_reward=0.0,
+                              combine='sum', mask={})
   r.objective.collect.rewards = dict(classifier=dict(name='rewards.classifier', weight=1.0))
   r.objective.collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=256)
   r.objective.loss = dict(level='token', clip=0.2, clip_high=0.28, kl=0.2, estimator='exact', alpha=0.7,

@@ -12,7 +12,7 @@ from vargrl.checkpoint import files, torch
 from vargrl.checkpoint import store as stores
 from vargrl.models import critics, lora
 from vargrl.parallel import rules
-from vargrl.rewards import mix
+from vargrl.rewards import mix, worker
 from vargrl.types import Models, lookup
 
 
@@ -119,6 +119,8 @@ def sampling(config, model, parts):
       scales=model.c.scales, classes=model.c.classes, keys=rollout.keys, logprobs=logprobs,
       generate=lambda params, frozen, label_P, keys_PR: rollout.generate(
           model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PR),
+      branch=lambda params, frozen, label_P, keys_PG, split, K: rollout.branch(
+          model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PG, split, K),
       encode=lambda frozen, x: tokenizer.apply({'params': frozen['tokenizer']}, x, method='encode'),
       decode=lambda frozen, t_BL: rollout.decode(tokenizer, frozen['tokenizer'], t_BL))
 
@@ -127,12 +129,27 @@ def scored(config, built):
   """built.models with the rewards of `objective.collect`, started (host rewards have worker processes)."""
   collect, bind, models = config.objective.collect, {}, built.models
   if 'rewards' not in collect: return models
+  if 'mask' in collect: models = dataclasses.replace(models, mask=mask(collect.mask))
   if 'classifier' in built.parts:
     bind['classifier'] = lambda params, x: built.parts['classifier'].apply({'params': params}, x)
   elif any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
   rewards = mix.make(collect.rewards, bind=bind, **collect.pool)
   return dataclasses.replace(models, score=rewards.score, close=rewards.close)
+
+
+def mask(section):
+  """{'name': 'rewards.brightness', **options} -> that module's `mask` as (image_Byxc, label_B) -> mask_Byx; None
+  of an empty section."""
+  options = dict(section.items())
+  if not options: return None
+  if 'name' not in options:
+    raise ValueError(f'objective.collect.mask: keys {sorted(options)} found, \'name\' expected among them')
+  name = options.pop('name')
+  try:
+    return partial(worker.load(f'{name}.mask', options), **options)
+  except ValueError as error:
+    raise ValueError(f'objective.collect.mask: {str(error).removeprefix("reward ")}') from error
 
 
 def abstract(init, mesh):

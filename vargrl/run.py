@@ -32,7 +32,7 @@ class Run:
     self.check_config()
     self.built = building.build(config)
     self.models = self.built.models
-    self.check_loss()
+    self.check_objective()
     self.shapes = self.shape()
     building.check_sources(config, self.built, self.mesh, root, dict(upstream))
     self.evals, self.data = [], None
@@ -55,8 +55,6 @@ class Run:
     signature(self.data_module.make, config.data, 'data', given=('seed', 'host'))
     for name in ('steps', 'save_every', 'minibatches', 'accum', 'epochs', 'show_every', 'keep'):
       if config[name] < 1: raise ValueError(f'{name}: {config[name]}, expected at least 1')
-    if hasattr(self.objective, 'check'):
-      self.objective.check(**collect, updates=self.updates_per_step, reference=config.reference)
     pair = getattr(self.objective, 'ROWS', 0)  # rows that must stay together
     P = config.data.prompts if 'prompts' in config.data else config.data.batch
     R = pair or (collect.rollouts if 'rollouts' in collect else 1)
@@ -64,9 +62,13 @@ class Run:
       update.check_split(P, R, n, whole=bool(pair))
       rules.rows(self.mesh, max(P // n, 1), R if P % n == 0 else R * P // n)
 
-  def check_loss(self):
-    if hasattr(self.objective, 'check_loss'):
-      self.objective.check_loss(self.models, **self.config.objective.loss, reference=self.config.reference)
+  def check_objective(self):
+    objective, config = self.objective, self.config
+    if hasattr(objective, 'check'):
+      objective.check(self.models, **config.objective.collect, updates=self.updates_per_step,
+                      reference=config.reference)
+    if hasattr(objective, 'check_loss'):
+      objective.check_loss(self.models, **config.objective.loss, reference=config.reference)
 
   def shape(self):
     """The abstract State, optimizer moments on the shardings of their weights."""

@@ -76,7 +76,7 @@ def loop(run, state, frozen, first, writer, save, bar):
   for step in range(first, config.steps):
     save(step, state, False)
     batch = multihost.from_local(next(run.data), run.mesh)  # what was saved has not been seen
-    batch, metrics, show = collect(state.params, frozen, batch, jax.random.fold_in(rng, step))
+    batch, metrics, show = collect(state.params, frozen, batch, jax.random.fold_in(rng, step), step)
     if show and step % config.show_every == 0:  # before the update: it takes the state's buffers
       for name, (images, captions) in show().items():
         writer.write_images(step, {name: pictures.grid(images, captions, columns=8)})

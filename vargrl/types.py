@@ -61,7 +61,10 @@ class Experience:
 
   label [P] int32; tokens [P, R, L] int32. old: log-probabilities [P, R, L] of the policy that
   sampled; None means "the present one". reference: those of the reference. advantage, weight [P, R]:
-  a row without a verdict has weight 0. keep: drop-path factors [P, R, X, 2]. image [P, y, x, c].
+  a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is given to,
+  0 for the others; None means all. keep: drop-path factors [P, R, X, 2]. image [P, y, x, c].
+
+  tokens may be those of the first few scales alone; L of all fields is then their number.
   """
   label: Any = None
   tokens: Any = None
@@ -69,6 +72,7 @@ class Experience:
   reference: Any = None
   advantage: Any = None
   weight: Any = None
+  mask: Any = None
   keep: Any = None
   image: Any = None
 
@@ -84,6 +88,7 @@ class Models:
   scales: tuple = ()
   classes: int = 0
   generate: Callable = None      # (policy, frozen, label_P, keys_PR) -> Rollout
+  branch: Callable = None        # (policy, frozen, label_P, keys_PG, split, K) -> Rollout [P, G, K, L]
   logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
   # (params, frozen) -> the weights that the KL is against, or None
   reference: Callable = lambda params, frozen: frozen.get('reference')
@@ -91,6 +96,7 @@ class Models:
   decode: Callable = None        # (frozen, t_BL) -> image_Byxc
   keys: Callable = None          # (rng, P, R) -> keys_PR
   score: Callable = None         # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
+  mask: Callable = None          # (image_Byxc, label_B) -> mask_Byx bool: the pixels that the reward is about
   reconstruct: Callable = None   # (tokenizer, image_Byxc) -> (image_Byxc, loss_B, t_BL)
   classify: Callable = None      # (classifier, image_Byxc) -> logits_BV
   critic: Callable = None        # (critic, image_Byxc) -> logits, higher is more real
@@ -142,6 +148,14 @@ def offsets(scales):
 def bounds(scales):
   """(start, stop) of each scale among the L tokens."""
   return list(itertools.pairwise(offsets(scales)))
+
+
+def leading(scales, length):
+  """The first scales, those that have `length` tokens together."""
+  ends = offsets(scales)[1:]
+  if length not in ends:
+    raise ValueError(f'tokens: {length} of the scales {tuple(scales)} found, whole scales expected: one of {ends}')
+  return tuple(scales[:ends.index(length) + 1])
 
 
 def lookup(name, *needs):

@@ -99,7 +99,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, cond, prefix, own, keep_B2, mask_LS, start, keep_cache):
-    """One layer. With a cache: prefix {'k', 'v', 'ada'} from the first scale, own (k, v)[:start].
+    """One layer. With a cache: prefix {'shared': read-only pairs, 'ada'}, own (k, v)[:start].
 
     cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it.
     """
@@ -109,11 +109,10 @@ class Block(nn.Module):
 
     y_BLD = (layers.layer_norm(x_BLD) * (1 + scale1) + shift1).astype(x_BLD.dtype)
     q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD)
-    segments = [(k_BNSH, v_BNSH, mask_LS)]
+    segments = [] if prefix is None else [(k, v, None) for k, v in prefix['shared']]
     if own is not None and start:
-      segments.insert(0, (own[0][:, :, :start], own[1][:, :, :start], None))
-    if prefix is not None:
-      segments.insert(0, (prefix['k'], prefix['v'], None))
+      segments.append((own[0][:, :, :start], own[1][:, :, :start], None))
+    segments.append((k_BNSH, v_BNSH, mask_LS))
     o_BNLH = layers.attend(q_BNLH, segments, scale=scale)
     std = 1 / math.sqrt(3 * c.width) / math.sqrt(2 * c.depth)
     y_BLD = Einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), bias='D',
@@ -214,24 +213,27 @@ class Model(nn.Module):
     x_BLD, _ = self.blocks(shard(x_BLD, 'BLD'), cond, None, None, keep_XB2, mask_LS, 0, False)
     return x_BLD, head_B2D
 
-  def prefill(self, label_B):
-    """The first scale, which only the label decides: logits_B1V of token 0 and the cache."""
+  def prefill(self, label_B, room=None):
+    """The first scale, which only the label decides: logits_B1V of token 0 and the cache, with room for
+    `room` tokens more (all of them if None)."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
-    x_B1D, prefix = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, None, 0, True)
-    own = caches.empty(self.c.depth, len(label_B), self.c.heads, self.c.length - 1, self.c.head_dim,
-                       x_B1D.dtype)
-    return self.logits(x_B1D, head_B2D), caches.Cache({**prefix, 'head': head_B2D}, own)
+    x_B1D, kept = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, None, 0, True)
+    room = self.c.length - 1 if room is None else room
+    own = caches.empty(self.c.depth, len(label_B), self.c.heads, room, self.c.head_dim, x_B1D.dtype)
+    given = {'ada': kept['ada'], 'head': head_B2D}
+    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), own, given)
 
   def extend(self, inputs_BLC, cache, scale):
     """Logits of scale number `scale` > 0 from its inputs, and the cache extended by it."""
-    start, stop = self.c.offsets[scale] - 1, self.c.offsets[scale + 1] - 1
-    assert inputs_BLC.shape[1] == stop - start
-    prefix = {k: cache.prefix[k] for k in ('k', 'v', 'ada')}
-    x_BLD, new = self.blocks(shard(self.embed(start + 1, inputs_BLC), 'BLD'), None, prefix,
-                             cache.own, None, None, start, True)
+    begin, stop = self.c.offsets[scale:scale + 2]
+    assert inputs_BLC.shape[1] == stop - begin
+    start = begin - cache.length  # in `own`
+    prefix = {'shared': cache.shared, 'ada': cache.given['ada']}
+    x_BLD, new = self.blocks(shard(self.embed(begin, inputs_BLC), 'BLD'), None, prefix, cache.own, None, None,
+                             start, True)
     own = caches.write(cache.own, (new['k'], new['v']), start)
-    return self.logits(x_BLD, cache.prefix['head']), cache.replace(own=own)
+    return self.logits(x_BLD, cache.given['head']), cache.replace(own=own)
 
   def logits(self, x_BLD, head_B2D):
     """float32 logits_BLV; x_BLD may be any slice of positions."""

@@ -8,7 +8,7 @@ from vargrl.types import Collected, Experience
 FEATURES = ('label', 'image')  # what a batch of data must have
 
 
-def check(*, noise, updates, reference):
+def check(models, *, noise, updates, reference):
   if noise < 0: raise ValueError(f'objective.collect.noise: {noise}, expected at least 0')
 
 
@@ -19,7 +19,7 @@ def check_loss(models, *, smoothing, reference):
 def collect(models, *, noise):
   """images and labels -> Experience. noise: std added to the pixels, so that the classifier's verdict
   does not hang on details that a decoder never draws."""
-  def run(params, frozen, batch, rng):
+  def run(params, frozen, batch, rng, step):
     image = batch['image'] + noise * jax.random.normal(rng, batch['image'].shape)
     return Collected(Experience(label=batch['label'], image=image), {})
   return run

@@ -1,4 +1,7 @@
-"""The arithmetic of the objectives, once: weights of tokens, ratios, KL estimators, advantages."""
+"""The arithmetic of the objectives, once: weights and masks of tokens, ratios, KL estimators, sums of rewards,
+values, advantages."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from vargrl.types import bounds
 KL = ('exact', 'k1', 'k2', 'k3', 'k3_is')
 LEVELS = ('token', 'scale', 'sequence')
 STDS = ('group', 'batch', 'none')
+COMBINE = ('sum', 'normalize')
 
 
 def token_weights(scales, *, alpha, first, last):
@@ -26,19 +30,57 @@ def token_weights(scales, *, alpha, first, last):
   return (weight_L / weight_L.sum()).astype(np.float32)
 
 
-def log_ratio(d_PRL, active_11L, scales, *, level):
+def masked(weight_11L, mask_PRL):
+  """weight_PRL of the tokens that a mask leaves, summing to 1 over each row again, or to 0 where it leaves
+  none; without a mask (None) weight_11L itself."""
+  if mask_PRL is None: return weight_11L
+  weight_PRL = weight_11L * mask_PRL
+  total_PR1 = weight_PRL.sum(-1, keepdims=True)
+  return weight_PRL / jnp.where(total_PR1 > 0, total_PR1, 1.)
+
+
+def propagate(mask_Byx, scales):
+  """A mask of pixels -> mask_BL of tokens, float32 0 or 1, L over all scales.
+
+  A token of the finest grid is in it if any pixel of its cell is, one of a coarser grid if its area meets
+  any such token's: cell i of m over n covers floor(i n / m) .. ceil((i + 1) n / m), as in adaptive pooling
+  (https://arxiv.org/abs/2601.02256). An image without any pixel in the mask has all tokens in it: a reward
+  that is about no place is about the whole.
+  """
+  finest = scales[-1]
+  mask_Byx = mask_Byx.astype(jnp.float32)
+  fine_Bhw = pool(mask_Byx, covers(mask_Byx.shape[1], finest), covers(mask_Byx.shape[2], finest))
+  parts = [pool(fine_Bhw, covers(finest, s), covers(finest, s)).reshape(len(mask_Byx), -1) for s in scales]
+  mask_BL = jnp.concatenate(parts, -1)
+  return jnp.where(mask_BL.max(-1, keepdims=True) > 0, mask_BL, 1.)
+
+
+def covers(n, m):
+  """[m, n] numpy float32: which of n pixels each of m cells covers, in part or whole."""
+  i, j = np.arange(m)[:, None], np.arange(n)[None]
+  return ((j >= i * n // m) & (j < -(-(i + 1) * n // m))).astype(np.float32)
+
+
+def pool(mask_Byx, rows, columns):
+  """1 where a cell covers any 1."""
+  return (jnp.einsum('Byx,hy,wx->Bhw', mask_Byx, rows, columns) > 0).astype(jnp.float32)
+
+
+def log_ratio(d_PRL, active, scales, *, level):
   """log pi - log pi_old -> what the ratio is the exponential of, still [P, R, L].
 
-  'scale' and 'sequence' are geometric means (the product over 256 tokens would be noise alone);
-  the mean over a sequence counts active tokens only.
+  'scale' and 'sequence' are geometric means (the product over 256 tokens would be noise alone) over the
+  active tokens, `active` being 1 or 0 for each, [1, 1, L] or [P, R, L]. A scale without any has the mean of
+  all its tokens: nothing is learned from it, it is only looked at.
   """
   if level == 'token': return d_PRL
-  if level == 'sequence':
-    mean_PR1 = (d_PRL * active_11L).sum(-1, keepdims=True) / active_11L.sum()
-    return jnp.broadcast_to(mean_PR1, d_PRL.shape)
-  if level != 'scale': raise ValueError(f'level: {level!r}, expected one of {LEVELS}')
-  parts = [d_PRL[..., a:b] for a, b in bounds(scales)]
-  return jnp.concatenate([jnp.broadcast_to(p.mean(-1, keepdims=True), p.shape) for p in parts], -1)
+  if level not in LEVELS: raise ValueError(f'level: {level!r}, expected one of {LEVELS}')
+
+  def mean(d, active):
+    active = jnp.where(active.sum(-1, keepdims=True) > 0, active, 1.)
+    return jnp.broadcast_to((d * active).sum(-1, keepdims=True) / active.sum(-1, keepdims=True), d.shape)
+  if level == 'sequence': return mean(d_PRL, active)
+  return jnp.concatenate([mean(d_PRL[..., a:b], active[..., a:b]) for a, b in bounds(scales)], -1)
 
 
 def kl(scores, ratio, *, estimator):
@@ -82,6 +124,29 @@ def advantages(r_PR, *, std, eps):
   else: raise ValueError(f'std: {std!r}, expected one of {STDS}')
   return (jnp.where(flat_P1, 0., scaled), valid.astype(jnp.float32),
           {'std_P': std_P1[:, 0], 'flat_P': flat_P1[:, 0].astype(jnp.float32)})
+
+
+def normalized_sum(each, weights, *, eps):
+  """r_PR: rewards {name: [P, R]} centred, divided by their group's deviation (+ eps), times their weight,
+  summed: then no reward rules by its unit alone (https://arxiv.org/abs/2601.05242). A row without a verdict
+  of every one of them is NaN, and outside of all means."""
+  valid = functools.reduce(jnp.logical_and, [jnp.isfinite(r_PR) for r_PR in each.values()])
+  parts = [weights[name] * advantages(jnp.where(valid, r_PR, jnp.nan), std='group', eps=eps)[0]
+           for name, r_PR in each.items()]
+  return jnp.where(valid, sum(parts), jnp.nan)
+
+
+def soft_value(r_PRK, *, eta):
+  """value_PR = eta log mean_K exp(r / eta) of the verdicts there are, NaN without any.
+
+  https://arxiv.org/abs/2601.02256: between their mean (eta large) and the best of them (eta small).
+  """
+  valid_PRK = jnp.isfinite(r_PRK)
+  count_PR = valid_PRK.sum(-1)
+  r_PRK = r_PRK.astype(jnp.float32)
+  top_PR = jnp.where(count_PR > 0, jnp.where(valid_PRK, r_PRK, -jnp.inf).max(-1), 0.)
+  sum_PR = jnp.where(valid_PRK, jnp.exp((r_PRK - top_PR[..., None]) / eta), 0.).sum(-1)
+  return jnp.where(count_PR > 0, top_PR + eta * jnp.log(sum_PR / jnp.maximum(count_PR, 1)), jnp.nan)
 
 
 def clipped(ratio, advantage, *, low, high):

@@ -9,7 +9,7 @@ from vargrl.types import Collected, Experience, bounds
 FEATURES = ('label', 'image')  # what a batch of data must have
 
 
-def check(*, label_drop, drop_path, updates, reference):
+def check(models, *, label_drop, drop_path, updates, reference):
   if not 0 <= label_drop <= 1: raise ValueError(f'objective.collect.label_drop: {label_drop}, expected 0 to 1')
   if not 0 <= drop_path < 1:
     raise ValueError(f'objective.collect.drop_path: {drop_path}, expected 0 <= drop_path < 1')
@@ -36,7 +36,7 @@ def collect(models, *, label_drop, drop_path):
       keep = (jax.random.uniform(keep_key, (B, 1, layers, 2)) < kept_11X1) / kept_11X1
     return Experience(label=label_B, tokens=tokens_BL[:, None], keep=keep)
 
-  def run(params, frozen, batch, rng):
+  def run(params, frozen, batch, rng, step):
     return Collected(prepare(frozen, batch, rng), {})
   return run
 

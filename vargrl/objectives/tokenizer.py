@@ -27,7 +27,7 @@ def collect(models):
   """images -> Experience."""
   reconstruct = jax.jit(lambda params, image: models.reconstruct(params['policy'], image)[0])
 
-  def run(params, frozen, batch, rng):
+  def run(params, frozen, batch, rng, step):
     def pictures():
       image = np.asarray(batch['image'][:8])
       out = np.asarray(reconstruct(params, batch['image'][:8]))

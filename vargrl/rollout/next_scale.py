@@ -1,7 +1,8 @@
 """Next-scale sampling and its log-probabilities, for one prompt and one key, vmapped to P x R.
 
 `rollout` prefills once and decodes; vmap over the R keys of a group leaves the prefix unbatched, so
-it is computed and stored once per prompt; vmap over P makes the rest. `logprobs` follows the same law.
+it is computed and stored once per prompt; vmap over P makes the rest. `logprobs` follows the same law,
+and `branch` once more: what K continuations have in common is computed once for each rollout.
 """
 import dataclasses
 from functools import partial
@@ -9,12 +10,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from vargrl.models import cache as caches
 from vargrl.models.var import Model
 from vargrl.parallel import rules
 from vargrl.parallel.rules import shard
 from vargrl.rollout import sample
 from vargrl.tokenizers import vq
-from vargrl.types import Rollout, Scores, bounds
+from vargrl.types import Rollout, Scores, bounds, leading
 
 RECORDS = ('cond', 'guided', 'guided_stopgrad')
 
@@ -65,28 +67,58 @@ def mix(logits_BLV, strength):
 
 def rollout(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label, key):
   """One prompt (a class, int32 scalar), one key -> Rollout, each field [L]."""
-  policy = partial(model.apply, {'params': params})
-  step = partial(tokenizer.apply, {'params': vq_params}, method='step')
+  begun = begin(model, tokenizer, c, params, label)
+  return proceed(model, tokenizer, c, params, vq_params, begun, key, range(len(model.c.scales)))[1]
+
+
+def begin(model, tokenizer, c, params, label, room=None):
+  """What is known before the first scale is drawn: (its logits_BLV, cache, z_BhwC). B is 1, or 2 for the
+  guidance pair. room: of the cache's own segment, in tokens."""
   # The ramp starts at 0: the first scale is never guided, but its pair fills the cache.
-  logits_BLV, cache = policy(labels(model, label, c.paired), method='prefill')
-  z_BhwC, next_BLC, out = tokenizer.zeros(1), None, []
-  for i, strength in enumerate(strengths(c, model.c.scales)):
-    if i: logits_BLV, cache = policy(next_BLC, cache, i, method='extend')
+  logits_BLV, cache = model.apply({'params': params}, labels(model, label, c.paired), room, method='prefill')
+  return logits_BLV, cache, tokenizer.zeros(1)
+
+
+def proceed(model, tokenizer, c, params, vq_params, known, key, scales):
+  """(what is known before the next scale is drawn, Rollout of the tokens of `scales`, a range)."""
+  (logits_BLV, cache, z_BhwC), out = known, []
+  for i in scales:
+    strength = strengths(c, model.c.scales)[i]
     guided_LV = mix(logits_BLV, strength) / c.temperature
     t_L, sampler_L = sample.draw(jax.random.fold_in(key, i), guided_LV, top_k=c.top_k, top_p=c.top_p)
     record_LV = guided_LV if c.record != 'cond' else logits_BLV[0] / c.temperature
     out.append((t_L, sample.select(record_LV, t_L), sampler_L))
-    z_BhwC, next_BLC = step(z_BhwC, t_L[None], i)
-    if c.paired and next_BLC is not None: next_BLC = next_BLC.repeat(2, 0)
-  return Rollout(*(jnp.concatenate(x) for x in zip(*out)))
+    z_BhwC, next_BLC = tokenizer.apply({'params': vq_params}, z_BhwC, t_L[None], i, method='step')
+    if next_BLC is None: break
+    if c.paired: next_BLC = next_BLC.repeat(2, 0)
+    logits_BLV, cache = model.apply({'params': params}, next_BLC, cache, i + 1, method='extend')
+  return (logits_BLV, cache, z_BhwC), Rollout(*(jnp.concatenate(x) for x in zip(*out)))
+
+
+def fork(model, tokenizer, c, params, vq_params, label, key, *, split, K, spread_K):
+  """One prompt, one key -> Rollout [K, L]: scales 0 .. split - 1 are drawn once, the others K times.
+
+  The first continuation is what `rollout` draws with this key. Up to the logits of scale number `split`
+  all is computed once, and vmap leaves its cache unbatched: one copy, which K rows attend to. spread_K:
+  see `spread`.
+  """
+  ends, count = model.c.offsets, len(model.c.scales)
+  begun = begin(model, tokenizer, c, params, label, room=ends[split + 1] - 1)
+  (logits_BLV, cache, z_BhwC), head = proceed(model, tokenizer, c, params, vq_params, begun, key, range(split))
+  known = logits_BLV, caches.fork(cache, ends[-1] - ends[split + 1]), z_BhwC
+  others = [jax.random.fold_in(key, count + k) for k in range(1, K)]  # count: no scale has such a key
+  rest = lambda key: proceed(model, tokenizer, c, params, vq_params, known, key, range(split, count))[1]
+  return jax.tree.map(lambda a_L, b_KL: jnp.concatenate([jnp.broadcast_to(a_L, (K, *a_L.shape)), b_KL], 1),
+                      head, jax.vmap(rest, **spread_K)(jnp.stack([key, *others])))
 
 
 def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label, tokens_L,
           keep_X2=None, reference=None):
-  """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass.
+  """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass over them.
 
-  Logits are made, used and (in the backward pass) made again scale by scale: all L x V of them, of
-  policy and reference, never exist at once. reference: parameters of the same model, or None.
+  The tokens may be those of the first few scales alone: no other is then computed. Logits are made, used
+  and (in the backward pass) made again scale by scale: all L x V of them, of policy and reference, never
+  exist at once. reference: parameters of the same model, or None.
   """
   stop = jax.lax.stop_gradient
   inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
@@ -124,36 +156,55 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
     theirs = stop(hidden([(reference, label_B)], None))
   cut = lambda hidden, a, b: hidden and [(x_BLD[:, a:b], head_B2D) for x_BLD, head_B2D in hidden]
   parts = [one_scale(params, cut(ours, a, b), cut(theirs, a, b), tokens_L[a:b], strength)
-           for (a, b), strength in zip(bounds(model.c.scales), strengths(c, model.c.scales))]
+           for (a, b), strength in zip(bounds(leading(model.c.scales, len(tokens_L))),
+                                       strengths(c, model.c.scales))]
   return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
-def spread(P, R):
-  """spmd_axis_name of the two vmaps: the mesh axes that P and R are spread over.
+def spread(P, R, K=1):
+  """spmd_axis_name of the vmaps over P, R and K: the mesh axes that they are spread over, R or else K where
+  the P do not suffice.
 
   Rows that do not divide over the mesh (a training batch is refused at start, an evaluation may be
   any size) are computed on every device.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  try:
-    axes = ((), ()) if mesh.empty else rules.rows(mesh, P, R)
-  except ValueError:
-    axes = ((), ())
+  mesh, axes = jax.sharding.get_abstract_mesh(), ((), (), ())
+  for place, size in ((1, R), (2, K)):
+    if mesh.empty or any(axes): break
+    try:
+      outer, inner = rules.rows(mesh, P, size)
+      axes = (outer, inner, ()) if place == 1 else (outer, (), inner)
+    except ValueError: pass
   return tuple({'spmd_axis_name': a} if a else {} for a in axes)
 
 
 def generate(model, tokenizer, c, params, vq_params, label_P, keys_PR):
   """Rollout of P prompts x R keys, each field [P, R, L]. Equal rows whatever the mesh."""
-  p, r = spread(*keys_PR.shape)
+  p, r, _ = spread(*keys_PR.shape)
   one = partial(rollout, model, tokenizer, c, params, vq_params)
   return jax.vmap(lambda label, keys_R: jax.vmap(lambda key: one(label, key), **r)(keys_R), **p)(
       label_P, keys_PR)
 
 
+def branch(model, tokenizer, c, params, vq_params, label_P, keys_PG, split, K):
+  """Rollout [P, G, K, L]: for each key the first `split` scales once, and K continuations of them.
+
+  Continuation 0 is the row that `generate` draws with the same key; the others have keys of their own.
+  """
+  count = len(model.c.scales)
+  if not 0 < split < count or K < 1:
+    raise ValueError(f'branch: split={split}, K={K} with {count} scales; expected 1 <= split <= {count - 1} and '
+                     'K >= 1')
+  one = partial(fork, model, tokenizer, c, params, vq_params, split=split, K=K)
+  p, g, k = spread(*keys_PG.shape, K)
+  return jax.vmap(lambda label, keys_G: jax.vmap(lambda key: one(label, key, spread_K=k), **g)(keys_G), **p)(
+      label_P, keys_PG)
+
+
 def logprobs(model, tokenizer, c, params, vq_params, label_P, tokens_PRL, keep_PRX2=None,
              reference=None):
   """Scores of P x R rows of tokens under the policy of record, each field [P, R, L]."""
-  p, r = spread(*tokens_PRL.shape[:2])
+  p, r, _ = spread(*tokens_PRL.shape[:2])
   one = partial(score, model, tokenizer, c, params, vq_params, reference=reference)
   rows = lambda label, tokens_RL, keep: jax.vmap(
       lambda t, k: one(label, t, k), in_axes=(0, None if keep is None else 0), **r)(tokens_RL, keep)

@@ -15,7 +15,7 @@ from vargrl.models.layers import DTYPES, Conv, letters
 from vargrl.models.var import SCALES_256, SCALES_512, WRAPPERS
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bicubic, resize
-from vargrl.types import Layout, offsets
+from vargrl.types import Layout, bounds, leading, offsets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +124,11 @@ class Model(nn.Module):
     return jnp.split(t_BL, self.c.offsets[1:-1], 1)
 
   def embed(self, t_BL):
-    """Teacher-forcing inputs of tokens 1 .. L-1, [B, L-1, C]: what `step` returns, for all scales."""
-    z, out = self.zeros(len(t_BL)), []
-    for i, t in enumerate(self.split(t_BL)[:-1]):
-      z, next_BLC = self.step(z, t, i)
+    """Teacher-forcing inputs of tokens 1 .. L-1, [B, L-1, C]: what `step` returns, for all scales. t_BL may be
+    the tokens of the first few scales alone."""
+    z, out = self.zeros(len(t_BL)), [jnp.zeros((len(t_BL), 0, self.c.channels))]
+    for i, (a, b) in enumerate(bounds(leading(self.c.scales, t_BL.shape[1]))[:-1]):
+      z, next_BLC = self.step(z, t_BL[:, a:b], i)
       out.append(next_BLC)
     return jnp.concatenate(out, 1)
 
