@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from vargrl.checkpoint import store as stores
+from vargrl.data import names as class_names
 from vargrl.models import critics
 from vargrl.parallel import rules
 from vargrl.rewards import mix
@@ -113,8 +114,13 @@ def scored(config, built):
     bind['classifier'] = lambda params, x: built.parts['classifier'].apply({'params': params}, x)
   elif any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
+  for nickname, section in collect.rewards.items():
+    named = section.name.startswith('rewards.') and 'names' in section
+    if named and (count := len(class_names.names(section.names))) != models.classes:
+      raise ValueError(f'reward {nickname}: {count} names of classes, {models.classes} classes in the policy')
   rewards = mix.make(collect.rewards, bind=bind, **collect.pool)
-  return dataclasses.replace(models, score=rewards.score, close=rewards.close)
+  return dataclasses.replace(models, score=rewards.score, close=rewards.close,
+                             reward_weights=rewards.load if rewards.judges else None)
 
 
 def abstract(init, mesh):
