@@ -9,9 +9,9 @@ TEXTS = (
     'a photo of a tench', 'A Painting of the GOLDFISH, in oil.', "it's the dog's 2024th photo!!!", "I'LL don't we've you'd",
     '', '   ', ' leading,\tand\n\ntrailing  ', 'naïve café — Zürich', '日本語のテスト', 'smile 😀🐟 ok', 'a' * 100,
     'photo ' * 100, '12345 67', 'x_y-z/@#$%^', 'the cat' + ' ' * 50 + 'of the world', "''s '", 'é', 'ÀÉÎ',
-    '\x07bell', '...the...', 'don’t', 'a\u00a0b', 'tab\u3000wide')
+    '...the...', 'a\u00a0b', 'tab\u3000wide')
 # Here open_clip unescapes HTML or repairs Unicode (ftfy) and transformers does not; the ids differ.
-ODD = ('fish &amp;amp; chips &lt;b&gt;', 'ﬁsh', 'ＦＵＬＬ width', 'cafÃ©')
+ODD = ('fish &amp;amp; chips &lt;b&gt;', 'ﬁsh', 'ＦＵＬＬ width', 'cafÃ©', '\x07bell', 'don’t')
 
 
 def merges():

@@ -31,8 +31,9 @@ def find(path):
 def tokens(path, texts, *, length=LENGTH):
   """ids int32 [n, length]: start, byte pairs, end, then zeros. What is too long is cut, its last id the end.
 
-  From Hugging Face files, the ids of transformers; from OpenAI's, those of open_clip (but for mojibake, which
-  only the latter repairs, with ftfy). What follows the end token has no influence on CLIP.
+  From Hugging Face files, the ids of transformers; from OpenAI's, those of open_clip, but for what the latter
+  repairs with ftfy: mojibake, ligatures, full-width letters, curly quotes, control characters. What follows the
+  end token has no influence on CLIP.
   """
   path = find(path)
   try:
@@ -40,7 +41,8 @@ def tokens(path, texts, *, length=LENGTH):
   except Exception as e:  # tokenizers raises Exception itself
     raise ValueError(f'{path}: found no CLIP tokenizer in it ({e}), expected one of {FILES}') from e
   start, end = (tokenizer.token_to_id(token) for token in ends)
-  if start is None or end is None: raise ValueError(f'{path}: no token {ends[start is not None]}, a CLIP tokenizer expected')
+  if start is None or end is None:
+    raise ValueError(f'{path}: no token {ends[start is not None]}, a CLIP tokenizer expected')
   out = np.zeros((len(texts), length), np.int32)
   for row, text in zip(out, texts):
     ids = [start, *tokenizer.encode(clean(text), add_special_tokens=False).ids][:length - 1] + [end]
@@ -83,6 +85,7 @@ def merges(lines):
 def byte_pairs(vocab, pairs, ends):
   """A Tokenizer that cuts into WORDS and merges their bytes; `ends` in a text stay whole."""
   from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+  if absent := [end for end in ends if end not in vocab]: raise ValueError(f'no token {absent[0]}')  # else it is added
   tokenizer = Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix='</w>', unk_token=ends[1]))
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
       pre_tokenizers.Split(Regex(WORDS), 'removed', invert=True),
