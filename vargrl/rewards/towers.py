@@ -69,7 +69,7 @@ def weights(source, part, mesh):
   if source.path is None:
     print(f'reward tower {source.size} {part}: no file, random weights')
     return building.born(init(source.c), jax.random.key(0), shapes)[part]
-  return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)[part]
+  return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
 
 
 def image_tower(source, how):
