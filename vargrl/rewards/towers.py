@@ -58,18 +58,21 @@ def init(c):
   return partial(clip.init, clip.Model(c))
 
 
-def weights(source, part, mesh):
-  """The weights of one part, 'image', 'text' or 'logit_scale', on the mesh; large ones in the dtype that they
-  are used in."""
+def abstract(source, mesh):
+  """The whole CLIP's weights; large ones in the dtype that they are used in."""
   def held(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     dtype = source.c.dtype if '/blocks/' in name and name.endswith('/w') else x.dtype
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-  shapes = jax.tree_util.tree_map_with_path(held, building.abstract(init(source.c), mesh))
-  if source.path is None:
-    print(f'reward tower {source.size} {part}: no file, random weights')
-    return building.born(init(source.c), jax.random.key(0), shapes)[part]
-  return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
+  return jax.tree_util.tree_map_with_path(held, building.abstract(init(source.c), mesh))
+
+
+def weights(source, part, mesh):
+  """The weights of one part, 'image', 'text' or 'logit_scale', on the mesh."""
+  shapes = abstract(source, mesh)
+  if source.path: return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
+  print(f'reward tower {source.size} {part}: no file, random weights')
+  return building.born(init(source.c), jax.random.key(0), shapes)[part]
 
 
 def image_tower(source, how):
