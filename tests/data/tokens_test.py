@@ -53,7 +53,6 @@ def test_an_end_in_the_text_is_the_end(folder):
 
 
 def test_tokenizer_json_is_the_same_and_its_own_padding_is_not_used(folder, tmp_path):
-  from tokenizers import Tokenizer
   built, _, _ = tokens.hugging_face(folder / 'hf' / 'vocab.json')
   built.enable_padding(length=5, pad_id=3)
   built.enable_truncation(4)

@@ -4,6 +4,7 @@
 
 Weights follow from their keys (clip_golden.py), so that only results are stored.
 """
+import importlib.util
 import json
 import pathlib
 import sys
@@ -13,6 +14,7 @@ import types
 import numpy as np
 import torch
 import transformers
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer  # now: it looks for torchvision too
 
 
 def stand_in(name):
@@ -23,9 +25,7 @@ def stand_in(name):
   if parent: setattr(sys.modules[parent], child, module)
 
 
-try: import torchvision  # noqa: F401
-except ImportError:
-  transformers.CLIPModel, transformers.CLIPTokenizer  # imported before, as it looks for torchvision too
+if importlib.util.find_spec('torchvision') is None:
   sys.modules['timm'] = None
   for end in ('', '.ops', '.ops.misc', '.transforms', '.transforms.functional'): stand_in(f'torchvision{end}')
 import open_clip  # noqa: E402
@@ -40,12 +40,12 @@ def hugging_face(c):
   tower = lambda name: dict(hidden_size=c[f'{name}_width'], num_hidden_layers=c[f'{name}_layers'],
                             num_attention_heads=c[f'{name}_heads'], intermediate_size=4 * c[f'{name}_width'],
                             hidden_act=c['act'])
-  config = transformers.CLIPConfig(
+  config = CLIPConfig(
       projection_dim=c['embed'],
       vision_config=tower('image') | dict(patch_size=c['patch'], image_size=c['image_size']),
       text_config=tower('text') | dict(vocab_size=c['vocab'], max_position_embeddings=77, bos_token_id=c['vocab'] - 2,
                                        eos_token_id=c['vocab'] - 1))
-  model = transformers.CLIPModel(config).eval()
+  model = CLIPModel(config).eval()
   def run(images, ids):
     image, text = model.vision_model(pixel_values=images), model.text_model(input_ids=ids)
     return model.visual_projection(image.pooler_output), model.text_projection(text.pooler_output)
@@ -86,7 +86,7 @@ def tokenizers(arrays):
     small_bpe.write(folder)
     ours = open_clip.tokenizer.SimpleTokenizer(bpe_path=str(folder / 'bpe_simple_vocab_16e6.txt.gz'))
     arrays['ids_open_clip'] = ours(texts).numpy().astype(np.int16)
-    hf = transformers.CLIPTokenizer.from_pretrained(folder / 'hf')
+    hf = CLIPTokenizer.from_pretrained(folder / 'hf')
     out = hf(texts, padding='max_length', max_length=77, truncation=True)['input_ids']
     arrays['ids_hf'] = np.array(out, np.int16)
 

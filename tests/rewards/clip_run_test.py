@@ -12,7 +12,7 @@ EXPERIMENT = pathlib.Path(__file__).parent.parent.parent / 'experiments' / 'grpo
 
 def config(names='digits'):
   c = experiment.load(f'{EXPERIMENT}:smoke')
-  c.evals = {}
+  c.evals, c.optim.warmup = {}, 0
   backbone = dict(file='', size='smoke', dtype='bfloat16')
   c.objective.collect.rewards = dict(
       clip=dict(name='rewards.clip', weight=100., tokenizer='', template=('a photo of {class}', 'the number {class}'),
