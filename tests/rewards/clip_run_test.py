@@ -2,6 +2,9 @@
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vargrl import experiment, train
@@ -21,6 +24,20 @@ def config(names='digits'):
   return c
 
 
+def test_a_run_loads_the_weights_of_its_rewards_and_scores_with_them(tmp_path):
+  run = Run(config(), tmp_path)
+  with jax.set_mesh(run.mesh):
+    frozen = {'rewards': run.frozen(only=('rewards',))['rewards']}
+    r_B, each, _ = run.models.score(frozen, jnp.zeros((8, 8, 8, 3)).at[1:, 2].set(1.), np.arange(8))
+    assert run.fingerprints(frozen) == {'rewards': 'random'}
+  assert len(frozen['rewards']['towers']) == 1 and set(each) == {'clip', 'aesthetic'}
+  np.testing.assert_allclose(r_B, 100 * each['clip'] + each['aesthetic'], rtol=1e-6)
+  assert each['aesthetic'][0] != each['aesthetic'][1] == each['aesthetic'][2]
+  assert len(set(each['clip'])) == 8
+  run.close()
+
+
+@pytest.mark.slow
 def test_grpo_runs_on_rewards_with_weights_and_resumes(tmp_path, capsys):
   one = config()
   one.steps = 1
