@@ -114,11 +114,12 @@ def scored(config, built):
     bind['classifier'] = lambda params, x: built.parts['classifier'].apply({'params': params}, x)
   elif any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
-  for nickname, section in collect.rewards.items():
-    named = section.name.startswith('rewards.') and 'names' in section
-    if named and (count := len(class_names.names(section.names))) != models.classes:
-      raise ValueError(f'reward {nickname}: {count} names of classes, {models.classes} classes in the policy')
   rewards = mix.make(collect.rewards, bind=bind, **collect.pool)
+  for nickname in rewards.judges:
+    section = collect.rewards[nickname]
+    if 'names' in section and (count := len(class_names.names(section.names))) != models.classes:
+      rewards.close()
+      raise ValueError(f'reward {nickname}: {count} names of classes, {models.classes} classes in the policy')
   return dataclasses.replace(models, score=rewards.score, close=rewards.close,
                              reward_weights=rewards.load if rewards.judges else None)
 

@@ -37,11 +37,11 @@ def affine(head, source):
   if not head:
     if source.path is None: return np.random.default_rng(0).standard_normal(E), 5.
     raise ValueError(f'head: none given, the file of a predictor expected; {download()}')
-  path = pathlib.Path(head)
+  path = pathlib.Path(head).expanduser()
   if not path.is_file(): raise FileNotFoundError(f'head: there is no {path}; {download()}')
   if 'relu' in path.name.lower():
     raise ValueError(f'head: {path.name} was trained with ReLUs between its layers, a linear one expected; {download()}')
-  w_E, b = collapsed({name: np.asarray(x, np.float64) for name, x in torch.open(path).items()}, path)
+  w_E, b = collapsed(torch.open(path), path)
   if len(w_E) != E:
     raise ValueError(f'head: {path} is for embeddings of width {len(w_E)}, {E} in CLIP {source.size!r}')
   return w_E, b
@@ -54,9 +54,8 @@ def collapsed(state, path):
   if sorted(state) != sorted(expected):
     raise ValueError(f'head: keys {sorted(state)[:12]} in {path}, expected weight and bias (v1), or those of '
                      f'layers.{{{",".join(map(str, LAYERS))}}} (v2)')
-  w, b = state[expected[0]], state[expected[1]]
-  for weight, bias in zip(expected[2::2], expected[3::2]):
-    w, b = state[weight] @ w, state[weight] @ b + state[bias]
+  w, b, *more = (np.asarray(state[name], np.float64) for name in expected)
+  for weight, bias in zip(more[::2], more[1::2]): w, b = weight @ w, weight @ b + bias
   if len(w) != 1: raise ValueError(f'head: {len(w)} outputs in {path}, 1 expected')
   return w[0], b[0]
 

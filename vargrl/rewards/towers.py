@@ -42,9 +42,14 @@ def source(*, file, size, dtype, download):
     if size == 'smoke': return Source(None, size, c)
     raise ValueError(f'file: none given, the weights of size {size!r} expected; '
                      f'{command(download[size], pathlib.Path("DIR"))}')
-  path = pathlib.Path(file)
+  path = pathlib.Path(file).expanduser()
   if not path.exists(): raise FileNotFoundError(f'file: there is no {path}; {command(download.get(size), path)}')
-  torch.check(path, clip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
+  try:
+    torch.check(path, clip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
+  except FileNotFoundError as e:  # an empty folder
+    raise FileNotFoundError(f'file: {e}; {command(download.get(size), path)}') from e
+  except ValueError as e:
+    raise ValueError(f'file: {e}') from e
   return Source(path.resolve(), size, c)
 
 
@@ -81,7 +86,8 @@ def image_tower(source, how):
 
   def apply(params, image_Byxc):
     x_Byxc = preprocess.clip_input(image_Byxc, c.image_size, how=how)
-    return layers.unit(model.apply({'params': params}, x_Byxc))
+    with jax.default_matmul_precision('highest'):  # what is float32 is so on every device; bfloat16 stays fast
+      return layers.unit(model.apply({'params': params}, x_Byxc))
   key = f'{source.path or "random"} {source.size} {c.dtype} {how}'
   return key, Tower(lambda mesh: weights(source, 'image', mesh), apply)
 
@@ -104,7 +110,7 @@ def tokenized(source, tokenizer, texts):
     t_BL = np.array([row + [c.end] * (c.context - len(row)) for row in ids], np.int32)
   else:
     folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
-    where = pathlib.Path(tokenizer or folder)
+    where = pathlib.Path(tokenizer or folder).expanduser()
     try:
       t_BL = tokens.tokens(where, texts, length=c.context)
     except FileNotFoundError as e:
@@ -130,7 +136,7 @@ def text_judge(source, *, tokenizer, template, names, how, scale):
 def embedded(source, t_BL, mesh):
   """Embeddings of texts, float32 numpy [B, E]; the text tower is loaded for this alone."""
   params, model = weights(source, 'text', mesh), clip.Text(source.c)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     run = jax.jit(lambda params, t_BL: model.apply({'params': params}, rows.spread(t_BL)))
     out = [(np.asarray(run(params, t_BL[row_B])), counts_B) for row_B, counts_B in rows.calls(len(t_BL), CHUNK)]
   return np.concatenate([e_BE[counts_B] for e_BE, counts_B in out])
