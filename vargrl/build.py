@@ -10,6 +10,7 @@ import jax
 
 from vargrl.checkpoint import files, torch
 from vargrl.checkpoint import store as stores
+from vargrl.data import names as class_names
 from vargrl.models import critics, lora
 from vargrl.parallel import rules
 from vargrl.rewards import mix, worker
@@ -135,7 +136,13 @@ def scored(config, built):
   elif any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
   rewards = mix.make(collect.rewards, bind=bind, **collect.pool)
-  return dataclasses.replace(models, score=rewards.score, close=rewards.close)
+  for nickname in rewards.judges:
+    section = collect.rewards[nickname]
+    if 'names' in section and (count := len(class_names.names(section.names))) != models.classes:
+      rewards.close()
+      raise ValueError(f'reward {nickname}: {count} names of classes, {models.classes} classes in the policy')
+  return dataclasses.replace(models, score=rewards.score, close=rewards.close,
+                             reward_weights=rewards.load if rewards.judges else None)
 
 
 def mask(section):

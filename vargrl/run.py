@@ -13,6 +13,7 @@ from vargrl.checkpoint import digest
 from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, rules
+from vargrl.rewards import mix
 from vargrl.types import State, lookup
 
 
@@ -103,16 +104,22 @@ class Run:
       raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
 
   def frozen(self, say=print, only=None):
-    """{name: weights} that are used and never trained; `only` some of them."""
-    return {name: building.weights(self.config, name, init, self.mesh, self.root, say)[0]
-            for name, init in self.built.frozen.items() if not only or name in only}
+    """{name: weights} that are used and never trained, `rewards` of the networks that judge; `only` some
+    of them."""
+    found = {name: building.weights(self.config, name, init, self.mesh, self.root, say)[0]
+             for name, init in self.built.frozen.items() if not only or name in only}
+    if self.models.reward_weights and (not only or 'rewards' in only):
+      found['rewards'] = self.models.reward_weights(self.mesh)
+    return found
 
   def fingerprints(self, frozen):
     """{name: what tells these weights from others}; those drawn from a seed may differ in the last bit
     between compilers, and are told by the seed."""
     drawn = lambda name: not building.source(self.config, building.origin(self.config, name), self.root)
-    return {name: f'random, seed {self.config.seed}' if drawn(name) else digest.digest(weights)
-            for name, weights in frozen.items()}
+    def one(name, weights):
+      if name == 'rewards': return mix.fingerprint(weights)
+      return f'random, seed {self.config.seed}' if drawn(name) else digest.digest(weights)
+    return {name: one(name, weights) for name, weights in frozen.items()}
 
   def initial(self, say=print):
     """(State, meta of the checkpoint that the policy comes from, if any)."""

@@ -97,6 +97,7 @@ class Models:
   keys: Callable = None          # (rng, P, R) -> keys_PR
   score: Callable = None         # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
   mask: Callable = None          # (image_Byxc, label_B) -> mask_Byx bool: the pixels that the reward is about
+  reward_weights: Callable = None  # mesh -> frozen['rewards'], which `score` needs; None if it does not
   reconstruct: Callable = None   # (tokenizer, image_Byxc) -> (image_Byxc, loss_B, t_BL)
   classify: Callable = None      # (classifier, image_Byxc) -> logits_BV
   critic: Callable = None        # (critic, image_Byxc) -> logits, higher is more real

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.checkpoint import digest
+from vargrl.eval import rows
 from vargrl.rewards import pool as pools
-from vargrl.rewards import worker
+from vargrl.rewards import preprocess, worker
 
 
 def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk):
@@ -22,23 +24,25 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk):
   if not 0 <= max_failed < 1 or not rewards:
     found = f'max_failed={max_failed} and {len(rewards)} rewards'
     raise ValueError(f'rewards: found {found}, expected a share in [0, 1) and at least one')
-  names, weights, device, host = {}, {}, {}, {}
+  names, weights, device, judges, host = {}, {}, {}, {}, {}
   try:
     for nickname, options in plain(rewards).items():
       if not isinstance(options, dict) or not {'name', 'weight'} <= options.keys():
         raise ValueError(f"reward {nickname}: found {options}, expected 'name' and 'weight' in it")
       name, weights[nickname] = options.pop('name'), float(options.pop('weight'))
-      names[nickname], function = name, device_reward(name)
-      if function is None:
+      names[nickname], module = name, device_module(name)
+      if module is None:
         knobs = dict(workers=workers, timeout=timeout, retries=retries, chunk=chunk)
         host[nickname] = pools.Pool(name, options, **knobs)
+      elif hasattr(module, 'judge'):
+        judges[nickname] = judge(nickname, name, module.judge, options)
       else:
-        device[nickname] = bound(name, function, options, bind)
+        device[nickname] = bound(name, module.reward, options, bind)
   except BaseException:
     for pool in host.values():
       pool.close()
     raise
-  return Mix(names, weights, device, host, max_failed)
+  return Mix(names, weights, device, judges, host, max_failed)
 
 
 def plain(x):
@@ -46,8 +50,8 @@ def plain(x):
   return {k: plain(v) for k, v in x.items()} if hasattr(x, 'items') else x
 
 
-def device_reward(name):
-  """`reward` of a device module; None for a host reward, whose function only workers import."""
+def device_module(name):
+  """The module of a device reward; None for a host reward, whose function only workers import."""
   if name.startswith('rewards.'):
     files = pathlib.Path(__file__).parent.glob('*.py')
     ours = [f'rewards.{f.stem}' for f in files if '\nHOST = ' in f.read_text()]
@@ -60,10 +64,10 @@ def device_reward(name):
     module = importlib.import_module(path)
   except ImportError as e:
     raise ValueError(f'reward {name}: importing {path} failed: {e}') from e
-  if not (hasattr(module, 'HOST') and hasattr(module, 'reward')):
-    expected = f'HOST = True or False and a function `reward` in it, or {name}.<function>'
+  if not (hasattr(module, 'HOST') and (hasattr(module, 'reward') or hasattr(module, 'judge'))):
+    expected = f'HOST = True or False and a function `reward` or `judge` in it, or {name}.<function>'
     raise ValueError(f'reward {name}: found a module, expected {expected}')
-  return None if module.HOST else module.reward
+  return None if module.HOST else module
 
 
 def bound(name, function, options, bind):
@@ -76,12 +80,31 @@ def bound(name, function, options, bind):
   return functools.partial(function, **options, **given)
 
 
+def judge(nickname, name, function, options):
+  """The types.Judge that a module's `judge` makes of its options; what is wrong with those is told here."""
+  worker.check_options(name, function, options, ())
+  try:
+    return function(**options)
+  except (ValueError, OSError) as e:
+    kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
+    raise kind(f'reward {nickname} ({name}): {e}') from e
+
+
 class Mix:
   """A handle to the rewards of an experiment, made by `make`."""
 
-  def __init__(self, names, weights, device, host, max_failed):
+  def __init__(self, names, weights, device, judges, host, max_failed):
     self.names, self.weights, self.host, self.max_failed = names, weights, host, max_failed
-    self.device = device and jax.jit(functools.partial(device_scores, names, device))
+    self.judges, self.towers = judges, {}
+    for judge in judges.values():
+      self.towers = judge.towers | self.towers
+    functions = functools.partial(device_scores, names, device, judges, self.towers)
+    self.device = (device or judges) and jax.jit(functions)
+
+  def load(self, mesh):
+    """{'towers': {key: weights}, 'judges': {nickname: weights}}, which `score` looks for in frozen['rewards']."""
+    return {'towers': {key: tower.load(mesh) for key, tower in self.towers.items()},
+            'judges': {nickname: judge.load(mesh) for nickname, judge in self.judges.items()}}
 
   def score(self, frozen, image_Byxc, label_B):
     """(r_B float32, NaN for rows without all verdicts; {nickname: r_B}; {name: rows or calls}).
@@ -120,17 +143,30 @@ class Mix:
 @jax.jit
 def pixels(image_Byxc):
   """[-1, 1] -> uint8, rounded; on the device, so that a quarter of the bytes travels."""
-  x_Byxc = jnp.round((image_Byxc.astype(jnp.float32) + 1) / 2 * 255)
-  return jnp.clip(x_Byxc, 0, 255).astype(jnp.uint8)
+  return preprocess.grey(image_Byxc).astype(jnp.uint8)
 
 
-def device_scores(names, functions, frozen, image_Byxc, label_B):
-  """{nickname: r_B} of all device rewards: one program, so that XLA shares what they share."""
-  each = {}
+def device_scores(names, functions, judges, towers, frozen, image_Byxc, label_B):
+  """{nickname: r_B} of all device rewards: one program, in which every tower runs once."""
+  image_Byxc, label_B = rows.spread((image_Byxc.astype(jnp.float32), label_B))
+  weights, each = frozen['rewards'] if judges else {}, {}
+  features = {key: tower.apply(weights['towers'][key], image_Byxc) for key, tower in towers.items()}
   for nickname, function in functions.items():
-    r_B = function(frozen, image_Byxc.astype(jnp.float32), label_B)
+    each[nickname] = function(frozen, image_Byxc, label_B)
+  for nickname, judge in judges.items():
+    seen = {key: features[key] for key in judge.towers}
+    each[nickname] = judge.score(weights['judges'][nickname], seen, label_B)
+  for nickname, r_B in each.items():
     if r_B.shape != image_Byxc.shape[:1]:
       found = f'returned shape {r_B.shape}, expected {image_Byxc.shape[:1]}'
       raise ValueError(f'reward {names[nickname]}: {found}, one number for each image')
-    each[nickname] = r_B.astype(jnp.float32)
-  return each
+  return {nickname: r_B.astype(jnp.float32) for nickname, r_B in each.items()}
+
+
+def fingerprint(weights):
+  """What tells the towers of Mix.load's result from others, wherever their files lie.
+
+  What judges computed from texts is not part of it: its last bits are another device's.
+  """
+  found = [digest.digest(tree) for key, tree in weights['towers'].items() if not key.startswith('random ')]
+  return ' '.join(sorted(found)) or 'random'

@@ -1,0 +1,61 @@
+"""GRPO whose rewards have weights: loaded, told apart from others, run on the mesh of the policy."""
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vargrl import experiment, train
+from vargrl.run import Run
+
+EXPERIMENT = pathlib.Path(__file__).parent.parent.parent / 'experiments' / 'grpo_var_d16_jpeg.py'
+
+
+def config(names='digits'):
+  c = experiment.load(f'{EXPERIMENT}:smoke')
+  c.evals, c.optim.warmup = {}, 0
+  backbone = dict(file='', size='smoke', dtype='bfloat16')
+  c.objective.collect.rewards = dict(
+      clip=dict(name='rewards.clip', weight=100., tokenizer='', template=('a photo of {class}', 'the number {class}'),
+                names=names, scale=1., **backbone),
+      aesthetic=dict(name='rewards.aesthetic', weight=1., head='', **backbone))
+  return c
+
+
+def test_a_run_loads_the_weights_of_its_rewards_and_scores_with_them(tmp_path):
+  run = Run(config(), tmp_path)
+  with jax.set_mesh(run.mesh):
+    frozen = {'rewards': run.frozen(only=('rewards',))['rewards']}
+    r_B, each, _ = run.models.score(frozen, jnp.zeros((8, 8, 8, 3)).at[1:, 2].set(1.), np.arange(8))
+    assert run.fingerprints(frozen) == {'rewards': 'random'}
+  assert len(frozen['rewards']['towers']) == 1 and set(each) == {'clip', 'aesthetic'}
+  np.testing.assert_allclose(r_B, 100 * each['clip'] + each['aesthetic'], rtol=1e-6)
+  assert each['aesthetic'][0] != each['aesthetic'][1] == each['aesthetic'][2]
+  assert len(set(each['clip'])) == 8
+  run.close()
+
+
+@pytest.mark.slow
+def test_grpo_runs_on_rewards_with_weights_and_resumes(tmp_path, capsys):
+  one = config()
+  one.steps = 1
+  train.train(one, tmp_path)
+  assert 'reward tower smoke image: no file, random weights' in capsys.readouterr().out
+  train.train(config(), tmp_path, say=lambda _: None)
+  rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  rows = [row for row in rows if row.get('rewards/clip') is not None]
+  assert len(rows) == 2
+  for row in rows:
+    assert abs(row['reward'] - 100 * row['rewards/clip'] - row['rewards/aesthetic']) < 1e-3
+    assert row['reward_std'] > 0 and row['reward/masked'] == 0
+
+
+def test_a_lean_run_has_no_reward_weights(tmp_path):
+  assert Run(config(), tmp_path, lean=True).models.reward_weights is None
+
+
+def test_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='reward clip: 1000 names of classes, 10 classes in the policy'):
+    Run(config('imagenet'), tmp_path)

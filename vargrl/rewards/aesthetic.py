@@ -1,0 +1,64 @@
+"""LAION's aesthetic predictors: one affine map of CLIP's unit embedding; the prompt is not looked at."""
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl.checkpoint import torch
+from vargrl.rewards import towers
+from vargrl.types import Judge
+
+HOST = False
+LAYERS = (0, 2, 4, 6, 7)  # what lies between them was dropout
+SITES = {'v1': 'https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth',
+         'v2': 'https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/'
+               'sac+logos+ava1-l14-linearMSE.pth'}
+
+
+def judge(*, file, size, dtype, head):
+  """r about 4.5 .. 6.5 for ordinary pictures, on a scale of 1 to 10 that it is not bound to.
+
+  file, size, dtype: of the CLIP, as in rewards/clip.py; l14 but for v1's head of b32. head: file of the v1 (one
+  linear layer) or v2 (five, without activations) predictor; '' for random weights of size 'smoke'.
+  """
+  sizes = {size: towers.HUB[size] for size in ('l14', 'b32')}
+  source = towers.source(file=file, size=size, dtype=dtype, download=sizes)
+  key, tower = towers.image_tower(source, 'pil')
+  w_E, b = affine(head, source)
+
+  def load(mesh): return towers.placed({'direction': w_E[None], 'scale': 1., 'bias': b}, mesh)
+  def score(own, features, label_B): return towers.affine(own, features[key], jnp.zeros_like(label_B))
+  return Judge({key: tower}, load, score)
+
+
+def affine(head, source):
+  """(w_E, b) in float64 of the head's file, checked against the embedding's width."""
+  E = source.c.embed
+  if not head:
+    if source.path is None: return np.random.default_rng(0).standard_normal(E), 5.
+    raise ValueError(f'head: none given, the file of a predictor expected; {download()}')
+  path = pathlib.Path(head).expanduser()
+  if not path.is_file(): raise FileNotFoundError(f'head: there is no {path}; {download()}')
+  if 'relu' in path.name.lower():
+    raise ValueError(f'head: {path.name} was trained with ReLUs between its layers, a linear one expected; {download()}')
+  w_E, b = collapsed(torch.open(path), path)
+  if len(w_E) != E:
+    raise ValueError(f'head: {path} is for embeddings of width {len(w_E)}, {E} in CLIP {source.size!r}')
+  return w_E, b
+
+
+def collapsed(state, path):
+  """(w_E, b) of {key: array}: linear layers in a row are one."""
+  names = [''] if 'weight' in state else [f'layers.{i}.' for i in LAYERS]
+  expected = [name + part for name in names for part in ('weight', 'bias')]
+  if sorted(state) != sorted(expected):
+    raise ValueError(f'head: keys {sorted(state)[:12]} in {path}, expected weight and bias (v1), or those of '
+                     f'layers.{{{",".join(map(str, LAYERS))}}} (v2)')
+  w, b, *more = (np.asarray(state[name], np.float64) for name in expected)
+  for weight, bias in zip(more[::2], more[1::2]): w, b = weight @ w, weight @ b + bias
+  if len(w) != 1: raise ValueError(f'head: {len(w)} outputs in {path}, 1 expected')
+  return w[0], b[0]
+
+
+def download():
+  return f'`curl -LO {SITES["v2"]}` brings v2, `curl -LO {SITES["v1"]}` v1'

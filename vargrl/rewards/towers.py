@@ -1,0 +1,165 @@
+"""What the rewards on CLIP share: where weights lie, image towers, directions of texts, one formula."""
+from functools import partial
+import pathlib
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl import build as building
+from vargrl.checkpoint import torch
+from vargrl.data import names as class_names
+from vargrl.data import tokens
+from vargrl.eval import rows
+from vargrl.models import clip, layers
+from vargrl.rewards import preprocess
+from vargrl.types import Judge, Tower
+
+HUB = {'l14': 'openai/clip-vit-large-patch14', 'b32': 'openai/clip-vit-base-patch32',
+       'h14': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'}
+CHUNK = 128  # texts in one call, on each device
+
+
+class Source(NamedTuple):
+  """Where a CLIP's weights are. path: a file or a folder; None: random ones."""
+  path: pathlib.Path | None
+  size: str
+  c: clip.Config
+
+
+def source(*, file, size, dtype, download):
+  """The Source of these options, checked against the file's header.
+
+  download: {size: what `huggingface-cli download` is to be told}; other sizes than these and 'smoke' are refused.
+  Raises FileNotFoundError, ValueError.
+  """
+  if size not in (known := [*download, 'smoke']):
+    raise ValueError(f'size: {size!r} found, expected one of {known}')
+  c = clip.Config(**{**vars(clip.SIZES[size]), 'dtype': dtype})
+  if not file:
+    if size == 'smoke': return Source(None, size, c)
+    raise ValueError(f'file: none given, the weights of size {size!r} expected; '
+                     f'{command(download[size], pathlib.Path("DIR"))}')
+  path = pathlib.Path(file).expanduser()
+  if not path.exists(): raise FileNotFoundError(f'file: there is no {path}; {command(download.get(size), path)}')
+  try:
+    torch.check(path, clip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
+  except FileNotFoundError as e:  # an empty folder
+    raise FileNotFoundError(f'file: {e}; {command(download.get(size), path)}') from e
+  except ValueError as e:
+    raise ValueError(f'file: {e}') from e
+  return Source(path.resolve(), size, c)
+
+
+def command(what, path):
+  """How to bring `what` of the hub to `path`; of nothing that is published, nothing."""
+  if not what: return 'a checkpoint expected'
+  return f'`huggingface-cli download {what} --local-dir {path.parent if path.suffix else path}` brings it'
+
+
+def init(c):
+  return partial(clip.init, clip.Model(c))
+
+
+def abstract(source, mesh):
+  """The whole CLIP's weights; large ones in the dtype that they are used in."""
+  def held(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    dtype = source.c.dtype if '/blocks/' in name and name.endswith('/w') else x.dtype
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+  return jax.tree_util.tree_map_with_path(held, building.abstract(init(source.c), mesh))
+
+
+def weights(source, part, mesh):
+  """The weights of one part, 'image', 'text' or 'logit_scale', on the mesh."""
+  shapes = abstract(source, mesh)
+  if source.path: return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
+  print(f'reward tower {source.size} {part}: no file, random weights')
+  return building.born(init(source.c), jax.random.key(0), shapes)[part]
+
+
+def image_tower(source, how):
+  """(key, Tower); features are unit embeddings e_BE, float32. how: of preprocess.clip_input."""
+  c, model = source.c, clip.Image(source.c)
+
+  def apply(params, image_Byxc):
+    x_Byxc = preprocess.clip_input(image_Byxc, c.image_size, how=how)
+    with jax.default_matmul_precision('highest'):  # what is float32 is so on every device; bfloat16 stays fast
+      return layers.unit(model.apply({'params': params}, x_Byxc))
+  key = f'{source.path or "random"} {source.size} {c.dtype} {how}'
+  return key, Tower(lambda mesh: weights(source, 'image', mesh), apply)
+
+
+def prompts(template, names):
+  """[[every template with the name in the place of {class}] for every name]; template: a string or several."""
+  templates = (template,) if isinstance(template, str) else tuple(template)
+  if not templates: raise ValueError('template: none found, at least one expected')
+  for t in templates:
+    if any(brace in t.replace('{class}', '') for brace in '{}'):
+      raise ValueError(f'template: {t!r} found, {{class}} expected as its only braces')
+  return [[t.replace('{class}', name) for t in templates] for name in class_names.names(names)]
+
+
+def tokenized(source, tokenizer, texts):
+  """t_BL of texts, cut after the longest. tokenizer: file or folder; '' is where the weights are."""
+  c = source.c
+  if source.path is None and not tokenizer:  # letters will do for random weights
+    ids = [[c.start, *(min(ord(letter), c.start - 1) for letter in text)][:c.context - 1] for text in texts]
+    t_BL = np.array([row + [c.end] * (c.context - len(row)) for row in ids], np.int32)
+  else:
+    folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
+    where = pathlib.Path(tokenizer or folder).expanduser()
+    try:
+      t_BL = tokens.tokens(where, texts, length=c.context)
+    except FileNotFoundError as e:
+      raise FileNotFoundError(f'tokenizer: {e}; {command(HUB["l14"] + " tokenizer.json", where)}') from e
+    if (t_BL == c.end).any(1).sum() < len(texts) or t_BL.max() > c.end:
+      raise ValueError(f'tokenizer: end token {t_BL.max()} in {where}, {c.end} in size {source.size!r}')
+  return t_BL[:, :int(np.argmax(t_BL == c.end, 1).max()) + 1]
+
+
+def text_judge(source, *, tokenizer, template, names, how, scale):
+  """The Judge r = scale * cosine of the image and the prompt of its class. scale: mesh -> a number."""
+  texts = prompts(template, names)
+  t_BL = tokenized(source, tokenizer, [text for row in texts for text in row])
+  key, tower = image_tower(source, how)
+
+  def load(mesh):
+    e_VTE = embedded(source, t_BL, mesh).reshape(len(texts), len(texts[0]), -1)
+    direction_VE = unit(unit(e_VTE).mean(1))  # of several templates: the mean, https://arxiv.org/abs/2103.00020
+    return placed({'direction': direction_VE, 'scale': scale(mesh), 'bias': 0.}, mesh)
+  return Judge({key: tower}, load, lambda own, features, label_B: affine(own, features[key], label_B))
+
+
+def embedded(source, t_BL, mesh):
+  """Embeddings of texts, float32 numpy [B, E]; the text tower is loaded for this alone."""
+  params, model = weights(source, 'text', mesh), clip.Text(source.c)
+  with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
+    run = jax.jit(lambda params, t_BL: model.apply({'params': params}, rows.spread(t_BL)))
+    out = [(np.asarray(run(params, t_BL[row_B])), counts_B) for row_B, counts_B in rows.calls(len(t_BL), CHUNK)]
+  return np.concatenate([e_BE[counts_B] for e_BE, counts_B in out])
+
+
+def unit(x):
+  """numpy, float64 inside."""
+  x = np.asarray(x, np.float64)
+  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def placed(tree, mesh):
+  """numpy -> float32 arrays, whole on every device."""
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.tree.map(lambda x: jax.device_put(np.asarray(x, np.float32), whole), tree)
+
+
+def affine(own, e_BE, label_B):
+  """r_B = scale * <e, direction[label]> + bias, float32: bfloat16 would not tell a group's images apart.
+
+  A label that is no class is NaN: clamping would reward some other class.
+  """
+  V = len(own['direction'])
+  label_B = jnp.where(label_B < 0, V, label_B)  # -1 is not the last class
+  direction_BE = jnp.take(own['direction'], label_B, axis=0, mode='fill', fill_value=jnp.nan)
+  return own['scale'] * jnp.sum(e_BE * direction_BE, -1) + own['bias']
