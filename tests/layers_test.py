@@ -23,7 +23,7 @@ MAY = {
   'rewards': {'models'},
   'objectives': {'types', 'metrics'},
   'data': set(),
-  'eval': BASE | {'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
+  'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
   'report': {'pictures'},
   **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'bench'), ANY),
 }

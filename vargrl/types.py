@@ -84,6 +84,8 @@ class Models:
   classes: int = 0
   generate: Callable = None      # (policy, frozen, label_P, keys_PR) -> Rollout
   logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
+  presets: dict = dataclasses.field(default_factory=dict)  # {name: a `generate` of published settings}
+  bind: dict = dataclasses.field(default_factory=dict)     # {parameter of a reward: the function it gets}
   encode: Callable = None        # (frozen, image_Byxc) -> t_BL
   decode: Callable = None        # (frozen, t_BL) -> image_Byxc
   keys: Callable = None          # (rng, P, R) -> keys_PR
