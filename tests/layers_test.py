@@ -20,7 +20,7 @@ MAY = {
   'tokenizers': BASE | {'models'},
   'checkpoint': BASE,
   'rollout': BASE | {'models', 'tokenizers'},
-  'rewards': {'models'},
+  'rewards': BASE | {'build', 'checkpoint', 'data', 'models'},
   'objectives': {'types', 'metrics'},
   'data': set(),
   'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},

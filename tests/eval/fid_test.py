@@ -37,7 +37,7 @@ def test_equal_images_are_at_distance_0_others_are_not_and_a_mesh_changes_nothin
   assert dict(evaluate({'policy': {}}, {})) == found  # the same keys again
 
   dull = dict(make(npz=str(real), preset='dull')({'policy': {}}, {}))
-  assert dull['fid'] > 100 * found['fid'] and dull['fid'] > .01 and dull['recall'] < 1
+  assert dull['fid'] > max(1e-3, 100 * found['fid']) and dull['recall'] < 1
 
   with jax.set_mesh(meshes.make((('data', 2), ('fsdp', 2), ('tensor', 1)), jax.devices()[:4])):
     spread = dict(make(npz=str(real), preset='dull', batch=2)({'policy': {}}, {}))

@@ -1,4 +1,6 @@
 """The Inception network of evaluations: its weights file, and features of any number of images."""
+import functools
+import math
 import pathlib
 
 import flax.linen as nn
@@ -21,10 +23,7 @@ def network(*, weights, size):
   """
   if size not in inception.SIZES:
     raise ValueError(f'size: {size!r} found, one of {sorted(inception.SIZES)} expected')
-  c = inception.SIZES[size]
-  model, path = inception.Model(c), pathlib.Path(weights)
-  layouts = inception.torch_layouts(c)
-  shapes = nn.unbox(jax.eval_shape(lambda: inception.init(model, jax.random.key(0))))
+  path, (shapes, layouts, features) = pathlib.Path(weights), parts(size)
   if not weights and size == 'fid':
     raise ValueError(f"weights: '' found, the file {NAME} expected; `curl -LO {URL}` brings it")
   if weights and not path.exists():
@@ -35,16 +34,33 @@ def network(*, weights, size):
     mesh = jax.sharding.get_mesh()
     here = (jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh.empty else
             jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))  # 95 MB: whole on every device
-    if weights:
-      return torch.load(path, layouts, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-                                                    shapes))
-    return jax.jit(lambda: nn.unbox(inception.init(model, jax.random.key(0))), out_shardings=here)()
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    return torch.load(path, layouts, placed) if weights else jax.device_put(random(shapes), here)
+  return load, features
+
+
+@functools.cache
+def parts(size):
+  """(abstract weights, layouts, the jitted features): evaluators share them, as 94 convolutions compile slowly."""
+  c = inception.SIZES[size]
+  model = inception.Model(c)
 
   @jax.jit
   def features(params, image_Byxc):
     pool_BD, logits_BV = model.apply({'params': params}, rows.spread(image_Byxc))
     return pool_BD, logits_BV - params['fc.b'][None]
-  return load, features
+  shapes = nn.unbox(jax.eval_shape(lambda: inception.init(model, jax.random.key(0))))
+  return shapes, inception.torch_layouts(c), features
+
+
+def random(shapes):
+  """numpy weights of the initializers' kind, without compiling them."""
+  rng = np.random.default_rng(0)
+
+  def one(path, x):
+    if x.ndim > 1: return (rng.standard_normal(x.shape) * (2 / math.prod(x.shape[:-1])) ** .5).astype(np.float32)
+    return np.full(x.shape, path[-1].key in ('scale', 'var'), np.float32)
+  return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def width(size):
