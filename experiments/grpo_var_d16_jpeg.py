@@ -41,7 +41,7 @@ def get_config(arg=''):
   c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-6, warmup=10,
                  schedule='constant', end=1.0)
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
-  c.evals = dict(samples=dict(name='eval.samples', every=50, classes=8, each=8, seed=0))
+  c.evals = dict(samples=dict(name='eval.samples', every=50, classes=8, each=8, seed=0, preset=''))
 
   if arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))

@@ -34,7 +34,7 @@ def get_config(arg=''):
                  schedule='linear', end=0.1)
   c.optim.scale = (('.*', 1.0),)
   c.optim.decay = (('/(b|temperature|start|positions|levels)$', 0.0), ('.*', 0.05))
-  c.evals = dict(samples=dict(name='eval.samples', every=5000, classes=8, each=8, seed=0))
+  c.evals = dict(samples=dict(name='eval.samples', every=5000, classes=8, each=8, seed=0, preset=''))
 
   if arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))

@@ -21,10 +21,10 @@ MAY = {
   'tokenizers': BASE | {'models'},
   'checkpoint': BASE,
   'rollout': BASE | {'models', 'tokenizers'},
-  'rewards': {'models'},
+  'rewards': BASE | {'build', 'checkpoint', 'data', 'models'},
   'objectives': {'types', 'metrics'},
   'data': set(),
-  'eval': BASE | {'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
+  'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
   'report': {'pictures'},
   **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'bench'), ANY),
 }

@@ -68,6 +68,8 @@ def build(config):
     functions['classify'] = lambda params, x: model.apply({'params': params}, x)
   if 'critic' in parts:
     functions['critic'] = lambda params, x: parts['critic'].apply({'params': params}, x)
+  if 'classifier' in parts:
+    functions['bind'] = {'classifier': lambda params, x: parts['classifier'].apply({'params': params}, x)}
   if 'perceptual' in parts:
     features = lambda frozen, x: parts['perceptual'].apply(
         {'params': frozen['perceptual']}, x, method='features')
@@ -110,7 +112,11 @@ def sampling(config, model, parts):
   fields = {f.name for f in dataclasses.fields(rollout.Config)}
   if set(knobs) != fields:
     raise ValueError(f'rollout: keys {sorted(knobs)}, expected {sorted(fields)}')
-  c = rollout.Config(**knobs)
+  c, presets = rollout.Config(**knobs), getattr(rollout, 'PRESETS', {})
+
+  def generator(c):
+    return lambda params, frozen, label_P, keys_PR: rollout.generate(
+        model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PR)
 
   def logprobs(params, frozen, batch, reference=None):
     return rollout.logprobs(model, tokenizer, c, params, frozen['tokenizer'], batch.label, batch.tokens,
@@ -118,8 +124,7 @@ def sampling(config, model, parts):
 
   return dict(
       scales=model.c.scales, classes=model.c.classes, keys=rollout.keys, logprobs=logprobs,
-      generate=lambda params, frozen, label_P, keys_PR: rollout.generate(
-          model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PR),
+      generate=generator(c), presets={name: generator(preset) for name, preset in presets.items()},
       branch=lambda params, frozen, label_P, keys_PG, split, K: rollout.branch(
           model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PG, split, K),
       encode=lambda frozen, x: tokenizer.apply({'params': frozen['tokenizer']}, x, method='encode'),
@@ -128,14 +133,12 @@ def sampling(config, model, parts):
 
 def scored(config, built):
   """built.models with the rewards of `objective.collect`, started (host rewards have worker processes)."""
-  collect, bind, models = config.objective.collect, {}, built.models
+  collect, models = config.objective.collect, built.models
   if 'rewards' not in collect: return models
   if 'mask' in collect: models = dataclasses.replace(models, mask=mask(collect.mask))
-  if 'classifier' in built.parts:
-    bind['classifier'] = lambda params, x: built.parts['classifier'].apply({'params': params}, x)
-  elif any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
+  if 'classifier' not in models.bind and any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
-  rewards = mix.make(collect.rewards, bind=bind, **collect.pool)
+  rewards = mix.make(collect.rewards, bind=models.bind, **collect.pool)
   for nickname in rewards.judges:
     section = collect.rewards[nickname]
     if 'names' in section and (count := len(class_names.names(section.names))) != models.classes:

@@ -1,4 +1,5 @@
 """An experiment is one run or a chain of runs in one file; each run has its own folder."""
+import contextlib
 import pathlib
 import time
 
@@ -11,6 +12,7 @@ from vargrl.checkpoint import store
 from vargrl.eval import run as evaluators
 from vargrl.run import Run
 
+USED = ('tokenizer', 'classifier')  # frozen weights that evaluators need; a policy alone needs the first
 REPORT_SECONDS = 120  # a run that is under way has a report that is not much older
 
 
@@ -68,10 +70,11 @@ def evaluate(flags):
   """The evaluators of a run on its last checkpoint: numbers are printed, pictures go to eval/ of its folder."""
   name, config = chosen(flags.config, flags.run)
   root = pathlib.Path(flags.workdir)
-  run = lean(config, root)
-  evals = evaluators.make(config.evals, run.models)
-  with jax.set_mesh(run.mesh):
-    params, frozen, step = restored(run, root / name)
+  run = lean(config, root, USED)
+  with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
+    evals = evaluators.make(config.evals, run.models)
+    stack.callback(evaluators.close, evals)
+    params, frozen, step = restored(run, root / name, USED)
     for nickname, evaluator, _ in evals:
       for key, value in evaluator(params, frozen):
         path = root / name / 'eval' / f'{nickname}_{key}_{step:08d}.png'
@@ -79,17 +82,17 @@ def evaluate(flags):
         print(f'step {step}  {nickname}/{key:16} {f"{value:.6g}" if np.ndim(value) == 0 else path}')
 
 
-def lean(config, root):
-  """The Run of a policy that only draws or is only looked at: of all frozen weights it needs the tokenizer."""
+def lean(config, root, used=('tokenizer',)):
+  """The Run of a policy that only draws or is only looked at; used: the frozen weights that it needs."""
   config = config.copy_and_resolve_references()
-  with config.unlocked(): config.init = {k: v for k, v in config.init.items() if k == 'tokenizer'}
+  with config.unlocked(): config.init = {k: v for k, v in config.init.items() if k in used}
   return Run(config, root, lean=True)
 
 
-def restored(run, workdir):
+def restored(run, workdir, used=('tokenizer',)):
   """(params, frozen weights, step) of the last good checkpoint in `workdir`, under the mesh of `run`."""
   step, params, meta = store.load(workdir / 'checkpoints', run.shapes.params, item='params')
-  frozen = run.frozen(only=('tokenizer',))
+  frozen = run.frozen(only=used)
   training.check_frozen(meta, run.fingerprints(frozen), workdir)
   return params, frozen, step
 

@@ -9,7 +9,7 @@ from vargrl import experiment
 
 MODES = {'train': 'train, or continue, every run of the experiment in --workdir',
          'eval': 'run the evaluators on the last checkpoint',
-         'sample': 'draw images from the last checkpoint: a PNG grid and an .npz',
+         'sample': 'draw images from the last checkpoint: a PNG grid and an .npz, or a folder of PNGs',
          'export': 'write the last checkpoint as --out=FILE.safetensors or FILE.pth in the reference layout',
          'pairs': 'best and worst of groups that a GRPO run would draw, as a data set for DPO in --out',
          'bench': 'time rollout and update, images/s, tokens/s and utilisation'}
@@ -67,7 +67,13 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_string('workdir', None, 'Where everything of the experiment is kept.', flag_values=values)
   absl_flags.DEFINE_string('run', '', 'A run of a chain; the last one if empty.', flag_values=values)
   absl_flags.DEFINE_integer('each', 8, 'sample: images of each class.', flag_values=values)
-  absl_flags.DEFINE_list('labels', [], 'sample: classes, all (at most 10) if empty.', flag_values=values)
+  absl_flags.DEFINE_list('labels', [], "sample: classes, or 'all'; all (at most 10) if empty.", flag_values=values)
+  absl_flags.DEFINE_string('preset', '', "sample: published settings, such as 'var'; the run's own if empty.",
+                           flag_values=values)
+  absl_flags.DEFINE_string('folder', '', 'sample: where one PNG per image goes, instead of a grid.',
+                           flag_values=values)
+  absl_flags.DEFINE_string('npz', '', "sample: file for the images of --folder as OpenAI's evaluator reads them.",
+                           flag_values=values)
   absl_flags.DEFINE_integer('seed', 0, 'sample, pairs: seed.', flag_values=values)
   absl_flags.DEFINE_string('out', '', 'sample: path without ending, WORKDIR/samples if empty; export: the file; '
                            'pairs: the folder.', flag_values=values)

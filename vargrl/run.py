@@ -39,14 +39,19 @@ class Run:
     self.evals, self.data = [], None
     if lean: return
     building.check_reference(config, self.built, self.trained)
-    self.evals = evaluators.make(config.evals, self.models)
     options = {k: v for k, v in config.data.items() if k != 'name'}
     self.data = self.data_module.make(seed=config.seed, host=multihost.host(), **options)
     self.check_data()
-    self.models = building.scored(config, self.built)  # last: it starts processes
+    self.evals = evaluators.make(config.evals, self.models)  # last: these two may start processes
+    try:
+      self.models = building.scored(config, self.built)
+    except BaseException:
+      evaluators.close(self.evals)
+      raise
 
   def close(self):
     if self.data: self.data.close()
+    evaluators.close(self.evals)
     self.models.close()
 
   def check_config(self):

@@ -1,41 +1,122 @@
 """Checkpoint + classes -> images."""
+from concurrent.futures import ThreadPoolExecutor
+import json
 import pathlib
+import zipfile
 
 import jax
 import numpy as np
+from numpy.lib import format as npy
 
 from vargrl import build, chain, pictures
 from vargrl import experiment as experiments
-from vargrl.eval import samples
+from vargrl.checkpoint import digest
+from vargrl.data import image
+from vargrl.eval import rows, samples
+
+ABOUT = '.samples.json'  # in a folder of images: what they were drawn from
 
 
-def draw(experiment, workdir, *, labels=(), each=8, seed=0, run=''):
+def draw(experiment, workdir, *, labels=(), each=8, seed=0, run='', preset=''):
   """(image_Byxc uint8, label_B) of the last good checkpoint: `each` images of every class in `labels`.
 
   experiment: 'experiments/NAME.py[:variant]', trained in `workdir`. labels: classes, all (at most 10)
-  if empty. run: of a chain; its last one if empty.
+  if empty. run: of a chain; its last one if empty. preset: the sampler's settings, the run's own if ''.
   """
-  return images(experiments.load(experiment), workdir, labels=labels, each=each, seed=seed, run=run)[:2]
+  return images(experiments.load(experiment), workdir, labels=labels, each=each, seed=seed, run=run,
+                preset=preset)[:2]
 
 
-def images(config, workdir, *, labels, each, seed, run):
+def images(config, workdir, *, labels, each, seed, run, preset):
   """(image_Byxc uint8, label_B, step of the checkpoint)."""
+  run, folder, classes = prepared(config, workdir, labels=labels, each=each, run=run)
+  draw = samples.sampler(run.models, preset)
+  with jax.set_mesh(run.mesh):
+    params, frozen, step = chain.restored(run, folder)
+    image_Byxc, label_B = draw(params, frozen, classes=classes, each=each, seed=seed)
+  return image_Byxc, label_B, step
+
+
+def prepared(config, workdir, *, labels, each, run):
+  """(the Run without what only training needs, its folder, the classes of `labels`)."""
   name, config = chain.chosen(config, run)
   root = pathlib.Path(workdir)
   if 'rollout' not in config: raise ValueError(f'--run: {name or root.name} has no policy to sample from')
   if each < 1: raise ValueError(f'--each: {each}, expected at least 1')
   classes = classes_of(config, labels)
-  run = chain.lean(config, root)
-  with jax.set_mesh(run.mesh):
-    params, frozen, step = chain.restored(run, root / name)
-    image_Byxc, label_B = samples.sampler(run.models)(params, frozen, classes=classes, each=each, seed=seed)
-  return image_Byxc, label_B, step
+  return chain.lean(config, root), root / name, classes
+
+
+def to_folder(config, workdir, *, folder, labels, each, seed, run, preset, batch=64):
+  """(paths of the PNG files, how many of them were drawn now, step): FOLDER/CLASS_INDEX.png, one per image.
+
+  Image r of a class is a function of seed, class and r. A file that is there is kept: the same command goes on
+  where it was cut, and ends with the same files, as calls are cut alike. A folder of another checkpoint, seed
+  or sampler is refused. batch: images on a device at once.
+  """
+  run, where, classes = prepared(config, workdir, labels=labels, each=each, run=run)
+  some, folder, new = samples.batch_sampler(run.models, preset), pathlib.Path(folder), 0
+  # By index first: a folder that is cut has about as many images of every class.
+  label_B, index_B = np.tile(classes, each), np.repeat(np.arange(each), len(classes))
+  paths = [folder / f'{k:04d}_{r:05d}.png' for k, r in zip(label_B, index_B)]
+  with jax.set_mesh(run.mesh), ThreadPoolExecutor() as threads:
+    params, frozen, step = chain.restored(run, where)
+    settle(folder, {'step': step, 'policy': digest.digest(params['policy']), 'seed': seed,
+                    'sampler': preset or run.config.rollout.to_json_best_effort()})
+    keys = run.models.keys(jax.random.key(seed), run.models.classes + 1, each)
+    for row_B, counts_B in rows.calls(len(paths), batch):
+      missing = [i for i, row in enumerate(row_B) if counts_B[i] and not paths[row].exists()]
+      if not missing: continue
+      image_Byxc = np.asarray(some(params, frozen, label_B[row_B], keys[label_B[row_B], index_B[row_B]]))
+      list(threads.map(lambda i: pictures.save_png(paths[row_B[i]], image_Byxc[i]), missing))
+      new += len(missing)
+  return paths, new, step
+
+
+def settle(folder, about):
+  """Writes down what the images of a folder are drawn from; ValueError if it has others."""
+  path = folder / ABOUT
+  if not path.exists():
+    if folder.exists() and any(folder.iterdir()):
+      raise ValueError(f'--folder: {folder} holds files that were not drawn by this command, expected a new folder')
+    pictures.save_bytes(path, json.dumps(about, indent=2).encode())
+  old = json.loads(path.read_text())
+  for key, value in about.items():
+    if old.get(key) != value:
+      raise ValueError(f'--folder: {folder} was begun with {key} {old.get(key)}, {value} found; choose another folder')
+
+
+def to_npz(path, paths, seed=0):
+  """All images as `arr_0` uint8 [N, y, x, 3], as OpenAI's evaluator reads them; one is held at a time.
+
+  In random order: its Inception Score is a mean over parts, each of which must hold all classes.
+  """
+  path, order = pathlib.Path(path), np.random.default_rng(seed).permutation(len(paths))
+  read = lambda i: image.decode(paths[i].read_bytes())
+  head = {'descr': '|u1', 'fortran_order': False, 'shape': (len(paths), *read(0).shape)}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'.{path.name}.part')
+  try:
+    with zipfile.ZipFile(part, 'w') as file, file.open('arr_0.npy', 'w', force_zip64=True) as array:
+      npy.write_array_header_1_0(array, head)
+      for i in order: array.write(np.ascontiguousarray(read(i)).tobytes())
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
 def main(flags):
-  """Writes OUT.png (one row per class) and OUT.npz (image uint8 [B, y, x, 3], label int32 [B])."""
-  image_Byxc, label_B, step = images(flags.config, flags.workdir, labels=flags.labels, each=flags.each,
-                                     seed=flags.seed, run=flags.run)
+  """Writes OUT.png (one row per class) and OUT.npz (image uint8 [B, y, x, 3], label int32 [B]), or a folder."""
+  options = dict(labels=flags.labels, each=flags.each, seed=flags.seed, run=flags.run, preset=flags.preset)
+  if flags.npz and not flags.folder: raise ValueError('--npz: it is made of the images of --folder, which is missing')
+  if flags.folder:
+    paths, new, step = to_folder(flags.config, flags.workdir, folder=flags.folder, **options)
+    print(f'step {step}: {len(paths)} images in {flags.folder}, {new} of them drawn now')
+    if flags.npz:
+      to_npz(flags.npz, paths)
+      print(f'arr_0 of {len(paths)} images in {flags.npz}')
+    return
+  image_Byxc, label_B, step = images(flags.config, flags.workdir, **options)
   out = flags.out or str(pathlib.Path(flags.workdir) / 'samples')
   pictures.save_png(f'{out}.png', pictures.grid(image_Byxc, [f'class {k}' for k in label_B],
                                                 columns=flags.each))
@@ -47,6 +128,7 @@ def classes_of(config, labels):
   """Labels as ints, checked against the model."""
   count = build.module(config.policy, 'policy')[1].c.classes
   if not len(labels): return np.arange(min(count, 10))
+  if list(labels) == ['all']: return np.arange(count)
   if bad := [k for k in map(str, labels) if not (k.isdigit() and int(k) <= count)]:
-    raise ValueError(f'--labels: {bad[0]!r}, expected classes 0 .. {count - 1} ({count}: unconditional)')
+    raise ValueError(f"--labels: {bad[0]!r}, expected 'all' or classes 0 .. {count - 1} ({count}: unconditional)")
   return np.array([int(k) for k in labels])

@@ -92,6 +92,8 @@ class Models:
   logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
   # (params, frozen) -> the weights that the KL is against, or None
   reference: Callable = lambda params, frozen: frozen.get('reference')
+  presets: dict = dataclasses.field(default_factory=dict)  # {name: a `generate` of published settings}
+  bind: dict = dataclasses.field(default_factory=dict)     # {parameter of a reward: the function it gets}
   encode: Callable = None        # (frozen, image_Byxc) -> t_BL
   decode: Callable = None        # (frozen, t_BL) -> image_Byxc
   keys: Callable = None          # (rng, P, R) -> keys_PR

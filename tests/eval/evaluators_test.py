@@ -86,6 +86,6 @@ def test_the_judge_and_the_samples_tell_too(models, folder):
 
 @pytest.mark.parametrize('classes, each', [(12, 1), ((3, -1), 1), ((), 1), (0, 1), (2, 0)])
 def test_samples_of_what_is_not_there(models, classes, each):
-  section = dict(name='eval.samples', every=5, classes=classes, each=each, seed=0)
+  section = dict(name='eval.samples', every=5, classes=classes, each=each, seed=0, preset='')
   with pytest.raises(ValueError, match=r'^evals\.mine: (classes|each): .* found'):
     run.make(ConfigDict({'mine': section}), models['pretrain'])

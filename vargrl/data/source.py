@@ -150,6 +150,17 @@ def read(*, dataset: str, split: str, size: int, crop: str, dir: str,
   As in `make`, with `crop` 'none' or 'center'. N is less than `limit` if the split is shorter.
   Unreadable records are left out, with a warning that says how many.
   """
+  rows = list(walk(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit))
+  return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
+
+
+def count(*, dataset: str, split: str, dir: str) -> int:
+  """How many records a split has."""
+  return len(_open(dataset, split, dir)[0])
+
+
+def walk(*, dataset: str, split: str, size: int, crop: str, dir: str, limit: int):
+  """The rows of `read`, {feature: array [1, ...]}, one by one: any number fits in memory."""
   if crop not in ('none', 'center'):
     raise ValueError(f"crop: {crop!r} found, 'none' or 'center' expected for a fixed reading")
   source, spec = _open(dataset, split, dir)
@@ -163,18 +174,23 @@ def read(*, dataset: str, split: str, size: int, crop: str, dir: str,
 
   records = grain.MapDataset.range(len(source)).map(load)
   records = iter(records.to_iter_dataset(grain.ReadOptions(4, 64)))
-  rows, bad = [], []
-  for part in records:
-    (rows if part['rows'] else bad).append(part['rows'] or part['index'])
-    if limit and len(rows) == limit:
-      break
-  records.close()
+  seen, bad = 0, []
+  try:
+    for part in records:
+      if part['rows']:
+        seen += 1
+        yield part['rows']
+      else:
+        bad.append(part['index'])
+      if limit and seen == limit:
+        break
+  finally:
+    records.close()
   if bad:
-    warnings.warn(f'{dataset}/{split}: {len(bad)} of {len(rows) + len(bad)} records unreadable '
+    warnings.warn(f'{dataset}/{split}: {len(bad)} of {seen + len(bad)} records unreadable '
                   f'and left out, the last is record {bad[-1]}', stacklevel=2)
-  if not rows:
+  if not seen:
     raise ValueError(f'{dataset}/{split}: 0 readable records of {len(source)}, 1 expected')
-  return {k: np.concatenate([row[k] for row in rows]) for k in kinds}
 
 
 def share(batch: int, host: tuple[int, int]) -> int:

@@ -7,16 +7,26 @@ from vargrl.types import lookup
 def make(config, models):
   """[(nickname, evaluate, every)]; every 0 means only before the first and after the last step.
 
-  evaluate(params, frozen) yields (name, value): a number, or a picture uint8 [y, x, 3]. Whatever an
-  evaluator cannot work with, a data set that is not there for one, is a ValueError here.
+  evaluate(params, frozen) yields (name, value): a number, or a picture uint8 [y, x, 3]; it may have processes,
+  which its `close` ends. Whatever an evaluator cannot work with, a data set that is not there for one, is a
+  ValueError here, a file that is not there a FileNotFoundError.
   """
   out = []
-  for nickname, section in config.items():
-    try:
-      out.append((nickname, evaluator(section, models), section['every']))
-    except ValueError as e:
-      raise ValueError(f'evals.{nickname}: {e}') from e
+  try:
+    for nickname, section in config.items():
+      try:
+        out.append((nickname, evaluator(section, models), section['every']))
+      except (ValueError, FileNotFoundError) as e:
+        raise type(e)(f'evals.{nickname}: {e}') from e
+  except BaseException:
+    close(out)
+    raise
   return out
+
+
+def close(evals):
+  """Ends what the evaluators have started."""
+  for _, evaluate, _ in evals: getattr(evaluate, 'close', lambda: None)()
 
 
 def evaluator(section, models):

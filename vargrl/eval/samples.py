@@ -7,9 +7,12 @@ from vargrl import pictures
 from vargrl.eval import rows
 
 
-def make(models, *, classes, each, seed):
-  """A grid with one row per class 0 .. classes - 1 (or of the list `classes`), `each` images in it."""
-  draw, known = sampler(models), models.classes
+def make(models, *, classes, each, seed, preset):
+  """A grid with one row per class 0 .. classes - 1 (or of the list `classes`), `each` images in it.
+
+  preset: '' draws as the run's own rollouts are drawn; a name, such as 'var', with published settings.
+  """
+  draw, known = sampler(models, preset), models.classes
   if each < 1: raise ValueError(f'each: {each} found, at least 1 expected')
   label_P = labels(classes)
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() <= known:
@@ -26,26 +29,37 @@ def labels(classes):
   return np.arange(classes) if np.isscalar(classes) else np.asarray(classes)
 
 
-def sampler(models):
+def sampler(models, preset=''):
   """draw(params, frozen, *, classes, each, seed, batch) -> (uint8 image_Byxc, label_B), by class.
 
-  batch: images on a device at once, so that any number fits in memory; image r of class p has its
-  own key, and is the same whatever is drawn with it.
+  Image r of the class at place p has its own key, and is the same whatever is drawn with it.
   """
+  some = batch_sampler(models, preset)
+
+  def draw(params, frozen, *, classes, each, seed, batch=64):
+    label_P = labels(classes)
+    label_B, images = np.repeat(label_P, each), []
+    keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
+    for row_B, counts_B in rows.calls(len(label_B), batch):
+      images.append(np.asarray(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B])
+    return np.concatenate(images), label_B
+  return draw
+
+
+def batch_sampler(models, preset=''):
+  """some(params, frozen, label_B, keys_B) -> uint8 image_Byxc on the devices: one call of rows.calls, so that
+  any number of images fits in memory."""
   if models.generate is None: raise ValueError('samples: the run has no policy to sample from')
+  if preset and preset not in models.presets:
+    raise ValueError(f'preset: {preset!r} found, one of {sorted(models.presets)} expected, or \'\' for the '
+                     'run\'s own rollout')
+  generate = models.presets[preset] if preset else models.generate
 
   @jax.jit
   def some(policy, frozen, label_B, keys_B):
-    out = models.generate(policy, frozen, label_B, keys_B[:, None])
+    out = generate(policy, frozen, label_B, keys_B[:, None])
     image_Byxc = models.decode(frozen, out.tokens.reshape(-1, out.tokens.shape[-1]))
     return jnp.rint((image_Byxc + 1) * 127.5).astype(jnp.uint8)
 
-  def draw(params, frozen, *, classes, each, seed, batch=64):
-    label_P, images = labels(classes), []
-    label_B = np.repeat(label_P, each)
-    keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
-    for row_B, counts_B in rows.calls(len(label_B), batch):
-      out = some(params['policy'], frozen, jnp.asarray(label_B[row_B], jnp.int32), keys_B[row_B])
-      images.append(np.asarray(out)[counts_B])
-    return np.concatenate(images), label_B
-  return draw
+  return lambda params, frozen, label_B, keys_B: some(
+      params['policy'], frozen, jnp.asarray(label_B, jnp.int32), keys_B)

@@ -119,7 +119,8 @@ def unit(x):
 
 
 def attend(q_BNLH, segments, *, scale):
-  """One softmax over all segments (k_BKSH, v_BKSH, mask_LS or None), which are never concatenated.
+  """One softmax over all segments (k_BKSH, v_BKSH, mask_LS or None), which are never concatenated. A mask
+  may also be a row's own, mask_BLS, and 1 where it is the same all along an axis.
 
   A prefix shared by many rows stays one copy under vmap; a concatenation would repeat it per row.
   Query heads are grouped over the K heads of the keys. Softmax in float32. Returns o_BNLH.
@@ -130,7 +131,10 @@ def attend(q_BNLH, segments, *, scale):
   logits = []
   for k_BKSH, _, mask_LS in segments:
     x_BKGLS = jnp.einsum('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH, preferred_element_type=jnp.float32)
-    logits.append(x_BKGLS if mask_LS is None else jnp.where(mask_LS[None, None, None], x_BKGLS, -2e38))
+    if mask_LS is not None:
+      mask_BLS = mask_LS[None] if mask_LS.ndim == 2 else mask_LS
+      x_BKGLS = jnp.where(mask_BLS[:, None, None], x_BKGLS, -2e38)
+    logits.append(x_BKGLS)
   top = functools.reduce(jnp.maximum, [jax.lax.stop_gradient(x.max(-1, keepdims=True))
                                        for x in logits])
   weights = [jnp.exp(x - top) for x in logits]

@@ -50,6 +50,12 @@ class Config:
   def records_pair(self): return self.paired and self.record != 'cond'
 
 
+# What https://github.com/FoundationVision/VAR samples with: 'var' for its published FID (README, 'Sampling &
+# Zero-shot Inference'), 'var-demo' in demo_sample.ipynb.
+PRESETS = {'var': Config(guidance=1.5, temperature=1., top_k=900, top_p=0.96, record='cond'),
+           'var-demo': Config(guidance=4., temperature=1., top_k=900, top_p=0.95, record='cond')}
+
+
 def strengths(c, scales):
   """Guidance of each scale: the ramp of FoundationVision/VAR."""
   return [c.guidance * i / max(len(scales) - 1, 1) for i in range(len(scales))]

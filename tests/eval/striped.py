@@ -1,0 +1,35 @@
+"""A policy that draws class and noise: an image of its class's colour, with noise."""
+import jax
+import jax.numpy as jnp
+
+from vargrl.rollout import next_scale
+from vargrl.types import Models, Rollout
+
+CLASSES, SIDE = 4, 8
+
+
+def generate(policy, frozen, label_P, keys_PR):
+  noise = lambda key: jax.random.randint(key, (), 0, 1 << 16)
+  noise_PR = jax.vmap(jax.vmap(noise))(keys_PR)
+  label_PR = jnp.repeat(label_P[:, None], keys_PR.shape[1], 1)
+  return Rollout(jnp.stack([label_PR, noise_PR], -1), None, None)
+
+
+def decode(frozen, t_BL):
+  """Stripes whose direction, width and colour are the class's, moved by the noise."""
+  def one(t_L):
+    label, noise = t_L
+    y, x = jnp.mgrid[:SIDE, :SIDE]
+    wave = jnp.sin((y * (label + 1) + x * (label - 2)) * .7 + noise * 1e-3)
+    colour = jnp.cos(label * jnp.arange(1, 4))
+    return jnp.clip(wave[..., None] * colour[None, None] + .3 * jnp.sin(noise * jnp.arange(3.))[None, None], -1, 1)
+  return jax.vmap(one)(t_BL)
+
+
+def dull(policy, frozen, label_P, keys_PR):
+  """One class alone, which guidance gone wrong looks like."""
+  return generate(policy, frozen, jnp.zeros_like(label_P), keys_PR)
+
+
+MODELS = Models(init=None, config=None, classes=CLASSES, generate=generate, decode=decode, keys=next_scale.keys,
+                presets={'dull': dull})

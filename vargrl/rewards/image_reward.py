@@ -1,0 +1,128 @@
+"""ImageReward (https://arxiv.org/abs/2304.05977): what people prefer, given the prompt of the image's class."""
+from functools import partial
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl import build as building
+from vargrl.checkpoint import torch
+from vargrl.data import names as class_names
+from vargrl.models import blip
+from vargrl.rewards import preprocess
+from vargrl.types import Judge, Tower
+
+HOST = False
+LENGTH = 35  # tokens of a prompt; what is longer is cut, its end token kept
+# Of the scores that the head was trained to give, https://github.com/THUDM/ImageReward.
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+COMMANDS = {'file': '`huggingface-cli download THUDM/ImageReward ImageReward.pt --local-dir {}` brings it',
+            'vocab': '`huggingface-cli download bert-base-uncased vocab.txt --local-dir {}` brings it'}
+
+
+def judge(*, file, size, dtype, vocab, template, names):
+  """r about -2 .. 2, the mean of ImageReward's training pairs at 0; it depends on the prompt's offset too.
+
+  file: ImageReward.pt; '' for random weights of size 'smoke'. size: 'large', smoke. dtype: of the blocks' products.
+  vocab: BERT's vocab.txt or tokenizer.json, or a folder with one of them; '' is the folder of `file`. template: a
+  prompt with {class} in it. names: see data/names.py. Raises FileNotFoundError, ValueError; compiles nothing.
+  """
+  if size not in blip.SIZES: raise ValueError(f'size: {size!r} found, one of {sorted(blip.SIZES)} expected')
+  c = blip.Config(**{**vars(blip.SIZES[size]), 'dtype': dtype})
+  if not file and size != 'smoke':
+    raise ValueError(f"file: '' found, the weights of size {size!r} expected; {COMMANDS['file'].format('DIR')}")
+  path = pathlib.Path(file).resolve() if file else None
+  if path and not path.exists():
+    raise FileNotFoundError(f'file: there is no {path}; {COMMANDS["file"].format(path.parent)}')
+  if path: torch.check(path, blip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
+  texts = prompts(template, names)
+  t_VL = tokenized(pathlib.Path(vocab or path.parent), texts, c.vocab) if vocab or path else letters(texts, c.vocab)
+  key = f'{path or "random"} {size} {dtype} blip'
+  tower = Tower(lambda mesh: weights(path, c, 'image', mesh), partial(look, c))
+  return Judge({key: tower}, partial(load, path, c, t_VL), lambda own, features, label_B: score(
+      c, own, features[key], label_B))
+
+
+def init(c):
+  return partial(blip.init, blip.Model(c))
+
+
+def weights(path, c, part, mesh):
+  """One part of the network, 'image', 'text' or 'head', on the mesh."""
+  shapes = building.abstract(init(c), mesh)
+  if path: return torch.load(path, blip.torch_layouts(c), shapes, only=f'{part}/')
+  print(f'reward ImageReward {part}: no file, random weights')
+  return building.born(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])  # the rest is not compiled
+
+
+def look(c, params, image_Byxc):
+  """image_Byxc in [-1, 1] -> the ViT's tokens x_BSD."""
+  x_Byxc = preprocess.clip_input(image_Byxc, c.image_size, how='pil')
+  return blip.Image(c).apply({'params': params}, x_Byxc)
+
+
+def load(path, c, t_VL, mesh):
+  """The Judge's own weights: the text encoder, the prompts' tokens, and the head as one affine map."""
+  w_D, b = affine(jax.device_get(weights(path, c, 'head', mesh)))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  small = {'tokens': t_VL, 'w': ((w_D / STD).astype(np.float32)), 'b': np.float32((b - MEAN) / STD)}
+  return {'text': weights(path, c, 'text', mesh)} | jax.tree.map(lambda x: jax.device_put(x, whole), small)
+
+
+def affine(head):
+  """(w_D, b) of the five affine layers after each other, float64."""
+  w, b = None, None
+  for layer in blip.HEAD:
+    next_w, next_b = (np.asarray(head[str(layer)][name], np.float64) for name in 'wb')
+    w, b = (next_w, next_b) if w is None else (w @ next_w, b @ next_w + next_b)
+  return w[:, 0], b[0]
+
+
+def score(c, own, image_BSD, label_B):
+  """r_B, float32; NaN for a label that is no class: clamping would reward some other class."""
+  known_B = (label_B >= 0) & (label_B < len(own['tokens']))
+  t_BL = own['tokens'][jnp.where(known_B, label_B, 0)]
+  x_BD = blip.Text(c).apply({'params': own['text']}, t_BL, t_BL >= 0, image_BSD)
+  r_B = jnp.sum(x_BD * own['w'][None], -1) + own['b']
+  return jnp.where(known_B, r_B, jnp.nan)
+
+
+def prompts(template, names):
+  """[the template with the name in the place of {class}, for every name]"""
+  if not isinstance(template, str) or any(brace in template.replace('{class}', '') for brace in '{}'):
+    raise ValueError(f'template: {template!r} found, one text with {{class}} as its only braces expected')
+  return [template.replace('{class}', name) for name in class_names.names(names)]
+
+
+def tokenized(path, texts, vocab):
+  """t_VL int32, -1 after the end: [CLS], word pieces, [SEP]; as transformers' BertTokenizer, uncased."""
+  import tokenizers
+  files = [path] if path.is_file() else [path / name for name in ('vocab.txt', 'tokenizer.json')]
+  if not (found := [f for f in files if f.is_file()]):
+    raise FileNotFoundError(f'vocab: no vocab.txt or tokenizer.json in {path}; {COMMANDS["vocab"].format(path)}')
+  try:
+    if found[0].suffix == '.json': tokenizer = tokenizers.Tokenizer.from_file(str(found[0]))
+    else: tokenizer = tokenizers.BertWordPieceTokenizer(str(found[0]), lowercase=True)
+  except Exception as e:  # tokenizers raises Exception itself
+    raise ValueError(f'vocab: {found[0]} is no vocabulary of BERT ({e})') from e
+  tokenizer.no_padding()
+  tokenizer.enable_truncation(LENGTH)
+  rows = [tokenizer.encode(text).ids for text in texts]
+  ends = [tokenizer.token_to_id(token) for token in ('[CLS]', '[SEP]')]
+  if any([row[0], row[-1]] != ends for row in rows) or max(map(max, rows)) >= vocab:
+    raise ValueError(f'vocab: {found[0]} gives {rows[0]}, tokens below {vocab} from [CLS] to [SEP] expected')
+  return filled(rows)
+
+
+def letters(texts, vocab):
+  """Tokens of random weights: letters will do."""
+  return filled([[1, *(2 + ord(letter) % (vocab - 2) for letter in text)][:LENGTH] for text in texts])
+
+
+def filled(rows):
+  """[V, the longest row], -1 at the ends: a padding that is masked, and no class pays for more of it."""
+  out = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+  for line, row in zip(out, rows): line[:len(row)] = row
+  return out
