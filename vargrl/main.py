@@ -31,7 +31,6 @@ def main(argv=None):
     from vargrl import bench, chain, export, pairs, sample
     run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'export': export.main,
            'pairs': pairs.main, 'bench': bench.main}
-           'bench': bench.main}
     run[mode](flags)
   except (ValueError, KeyError, AttributeError, OSError, FloatingPointError, RuntimeError) as e:
     if os.environ.get('VARGRL_TRACEBACK') or not told(e): raise

@@ -51,7 +51,7 @@ def draw(run, folder, groups, seed):
   P, R = config.data.prompts, config.objective.collect.rollouts
   folder.mkdir(parents=True, exist_ok=True)
   said = check_same(folder, f'{config.to_json_best_effort()} seed {seed}')
-  params, frozen = run.initial()[0].params['policy'], run.frozen(only=set(run.built.frozen) - {'reference'})
+  params, frozen = run.initial()[0].params['policy'], run.frozen(only={*run.built.frozen, 'rewards'} - {'reference'})
   generate = jax.jit(models.generate)
   decode = jax.jit(lambda frozen, t_PRL: models.decode(frozen, t_PRL.reshape(-1, t_PRL.shape[-1])))
   parts = []
