@@ -56,7 +56,9 @@ class Einsum(nn.Module):
     size = dict(zip(w_axes, self.shape)) | {'r': self.rank}
     uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', tuple(range(len(ins))), len(ins))
     def weight(name, init, axes):
-      w = self.param(name, letters(init, axes), tuple(size[i] for i in axes))
+      # On the mesh the rank stands in for D where there is none, or every device would hold all of it.
+      places = axes if 'D' in axes else axes.replace('r', 'D')
+      w = self.param(name, letters(init, places), tuple(size[i] for i in axes))
       return shard(w.astype(x.dtype), axes)
     a, b = weight('lora_a', uniform, f'{ins}r'), weight('lora_b', nn.initializers.zeros, f'r{outs}')
     low_axes = ''.join(i for i in x_axes if i not in ins) + 'r'
