@@ -61,6 +61,6 @@ def get_config(arg=''):
     for reward in c.evals.monitor.rewards.values():
       reward.update({k: v for k, v in tiny.items() if k in reward})
     c.evals.samples.update(classes=2, each=2)
-    c.evals.monitor.update(classes=2, each=2)
+    c.evals.monitor.update(classes=2, each=2, preset='')
   elif arg: raise ValueError(f'dpo_var_d16_best_of_group: no variant {arg!r}, expected smoke')
   return c
