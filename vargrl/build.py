@@ -258,5 +258,9 @@ def check_file(config, name, path, shapes):
   theirs = layouts(config, name)
   try:
     torch.check(path, theirs, shapes)
-  except (ValueError, FileNotFoundError) as e:
-    raise type(e)(f'init.{name}: {e}') from e
+  except FileNotFoundError as e:
+    hub, path = module(config['policy' if name == 'reference' else name], name)[0].HUB, pathlib.Path(path)
+    raise FileNotFoundError(f'init.{name}: {e}; `huggingface-cli download {hub} {path.name} --local-dir {path.parent}` '
+                            'brings it, if it is a published one') from e
+  except ValueError as e:
+    raise ValueError(f'init.{name}: {e}') from e

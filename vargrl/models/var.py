@@ -64,6 +64,7 @@ def published(depth, gamma, **changes):
   return Config(depth=depth, width=64 * depth, heads=depth, gamma=gamma, **changes)
 
 
+HUB = 'FoundationVision/var'  # where the published files are, on huggingface.co
 WRAPPERS = ('module.', '_orig_mod.')  # what DDP and torch.compile put before every key
 
 # https://github.com/FoundationVision/VAR

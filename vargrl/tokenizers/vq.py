@@ -18,6 +18,9 @@ from vargrl.tokenizers.resize import area, bicubic, resize
 from vargrl.types import Layout, bounds, leading, offsets
 
 
+HUB = 'FoundationVision/var'  # where the published files are, on huggingface.co
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   vocab: int = 4096
