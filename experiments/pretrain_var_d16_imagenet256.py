@@ -2,7 +2,7 @@ r"""Pretraining VAR-d16 on ImageNet at 256x256, after the published recipe.
 
   python -m vargrl.main train --config experiments/pretrain_var_d16_imagenet256.py --workdir runs/var_d16
 
-v5p:4x4x4, about 15 h (200 epochs at batch 768; from the FLOPs of a step at 40 % utilisation, not measured). Expect a
+v5p:4x4x4, about 10 h (200 epochs at batch 768; from the FLOPs of a step at 40 % utilisation, not measured). Expect a
 loss of 8.318 = ln 4096 at the start; published: FID 3.55 with the sampler of evals.fid.
 
 Needs the TFDS data set imagenet2012 as ArrayRecord, and in weights/ below the current folder: vae_ch160v4096z32.pth (or
