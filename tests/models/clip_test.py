@@ -64,7 +64,8 @@ def test_what_follows_the_end_of_a_text_is_not_seen_nor_how_long_it_is():
   np.testing.assert_allclose(text(params['text'], ids[:, :9]), e_BE, atol=2e-6)
 
 
-@pytest.mark.parametrize('size,count,tensors', [('l14', 427_616_513, 590), ('h14', 986_109_441, 910), ('b32', 151_277_313, 398)])
+@pytest.mark.parametrize('size,count,tensors', [
+    ('l14', 427_616_513, 590), ('h14', 986_109_441, 910), ('b32', 151_277_313, 398)])
 def test_published_sizes_have_the_published_number_of_parameters_and_tensors(size, count, tensors):
   c = clip.SIZES[size]
   tree = shapes(c)

@@ -38,12 +38,10 @@ def checkpoint(tmp_path_factory):
   c = clip.SIZES['smoke'] = clip.Config(**{**vars(kept), 'vocab': 514 + len(small_bpe.merges())})
   model = clip.Model(c)
   shapes = nn.unbox(jax.eval_shape(lambda key: clip.init(model, key), jax.random.key(0)))
-  flat = traverse_util.flatten_dict(shapes, sep='/')
-  rows = torch.rows(clip.torch_layouts(c)[0].table, flat)
-  state = torch.write(clip.torch_layouts(c)[0].table, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), {})
-  state = {key: clip_golden.weight(key, state[key].shape) for *_, key, _ in rows}
+  table, zeros = clip.torch_layouts(c)[0].table, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  state = {key: clip_golden.weight(key, x.shape) for key, x in torch.write(table, zeros, {}).items()}
   save_file(state, folder / 'model.safetensors')
-  yield folder, c, torch.read(clip.torch_layouts(c)[0].table, state, shapes)
+  yield folder, c, torch.read(table, state, shapes)
   clip.SIZES['smoke'] = kept
 
 
@@ -51,7 +49,7 @@ def checkpoint(tmp_path_factory):
 def expected(checkpoint):
   """(unit embeddings of images(6), cosine(texts)) in float64, straight from the model."""
   folder, c, params = checkpoint
-  unit = lambda x: np.asarray(x, np.float64) / np.linalg.norm(np.asarray(x, np.float64), axis=-1, keepdims=True)
+  unit = towers.unit
   @jax.jit
   def run(params, image, ids):
     x = preprocess.clip_input(image, c.image_size, how='pil')
@@ -62,10 +60,14 @@ def expected(checkpoint):
   return embedded
 
 
+def alone():
+  return meshes.make((('data', 1), ('fsdp', 1), ('tensor', 1)), jax.devices()[:1])
+
+
 def scored(rewards, image_Byxc, label_B, mesh=None):
-  m = mix.make(rewards, **KNOBS)
-  with jax.set_mesh(mesh or meshes.make((('data', 1), ('fsdp', 1), ('tensor', 1)), jax.devices()[:1])) as mesh:
-    weights = m.load(jax.sharding.get_mesh())
+  m, mesh = mix.make(rewards, **KNOBS), mesh or alone()
+  with jax.set_mesh(mesh):
+    weights = m.load(mesh)
     return m, weights, m.score({'rewards': weights}, image_Byxc, label_B)
 
 
@@ -83,7 +85,8 @@ def test_every_reward_on_one_clip_is_its_formula_and_the_tower_runs_once(checkpo
                           dict(template=['a photo of the {class}', '{class} painting'])),
              'pick': dict(name='rewards.pickscore', weight=0., **backbone, **TEXTS),
              'hps': dict(name='rewards.hps', weight=0., **backbone, **TEXTS),
-             'aesthetic': dict(name='rewards.aesthetic', weight=10., head=str(tmp_path / 'head.safetensors'), **backbone)}
+             'aesthetic': dict(name='rewards.aesthetic', weight=10., head=str(tmp_path / 'head.safetensors'),
+                               **backbone)}
   label_B = np.array([0, 1, 2, 2, 3, -1])
   m, weights, (r_B, each, counts) = scored(rewards, images(6), label_B)
 
@@ -106,15 +109,17 @@ def test_every_reward_on_one_clip_is_its_formula_and_the_tower_runs_once(checkpo
 
 def test_weights_lie_and_rows_run_on_the_whole_mesh(checkpoint):
   folder, c, _ = checkpoint
-  rewards = {'clip': dict(name='rewards.clip', weight=1., scale=1, file=str(folder), size='smoke', dtype='float32', **TEXTS)}
+  backbone = dict(file=str(folder), size='smoke', dtype='float32')
+  rewards = {'clip': dict(name='rewards.clip', weight=1., scale=1, **backbone, **TEXTS)}
   label_B = np.arange(8) % 3
-  _, _, (alone_B, _, _) = scored(rewards, images(8), label_B)
+  _, _, (expected_B, _, _) = scored(rewards, images(8), label_B)
   mesh = meshes.make((('data', 2), ('fsdp', 2), ('tensor', 2)))
   m, weights, (r_B, _, _) = scored(rewards, images(8), label_B, mesh)
-  np.testing.assert_allclose(r_B, alone_B, atol=3e-6)
+  np.testing.assert_allclose(r_B, expected_B, atol=3e-6)
   fc1, = (tower['blocks']['fc1']['w'] for tower in weights['towers'].values())
   assert fc1.addressable_shards[0].data.size * 4 == fc1.size
-  assert mix.fingerprint(weights) == mix.fingerprint({'towers': {'elsewhere': [*weights['towers'].values()][0]}})
+  moved = {'towers': {'elsewhere': [*weights['towers'].values()][0]}}
+  assert mix.fingerprint(weights) == mix.fingerprint(moved) != 'random'
 
 
 def test_towers_run_once_however_many_rewards_look_through_them():
@@ -133,8 +138,7 @@ def test_towers_run_once_however_many_rewards_look_through_them():
 
 def test_large_weights_are_held_in_the_dtype_of_their_products():
   source = towers.source(file='', size='smoke', dtype='bfloat16', download={})
-  mesh = meshes.make((('data', 1), ('fsdp', 1), ('tensor', 1)), jax.devices()[:1])
-  held = traverse_util.flatten_dict(towers.abstract(source, mesh)['image'], sep='/')
+  held = traverse_util.flatten_dict(towers.abstract(source, alone())['image'], sep='/')
   halves = {name for name, x in held.items() if x.dtype == jnp.bfloat16}
   assert halves == {f'blocks/{name}/w' for name in ('q', 'k', 'v', 'o', 'fc1', 'fc2')}
 
@@ -153,16 +157,20 @@ def test_another_head_is_refused(tmp_path):
   source = towers.Source(None, 'b32', clip.SIZES['b32'])
   with pytest.raises(ValueError, match="embeddings of width 768, 512 in CLIP 'b32'"):
     aesthetic.affine(GOLDEN / clip_golden.HEAD, source)
-  save_file({'weight': np.zeros((2, 512), np.float32), 'bias': np.zeros(2, np.float32)}, tmp_path / 'two.safetensors')
+  two = {'weight': np.zeros((2, 512), np.float32), 'bias': np.zeros(2, np.float32)}
+  save_file(two, tmp_path / 'two.safetensors')
   save_file({'fc.weight': np.zeros((1, 512), np.float32)}, tmp_path / 'other.safetensors')
   (tmp_path / 'ava+logos-l14-reluMSE.pth').touch()
-  for name, message in (('two.safetensors', '2 outputs in'), ('other.safetensors', r"keys \['fc.weight'\] in .*v1"),
-                        ('ava+logos-l14-reluMSE.pth', 'trained with ReLUs'), ('none.pth', 'there is no .*curl -LO https://')):
+  for name, message in (('two.safetensors', '2 outputs in'),
+                        ('other.safetensors', r"keys \['fc.weight'\] in .*v1"),
+                        ('ava+logos-l14-reluMSE.pth', 'trained with ReLUs'),
+                        ('none.pth', 'there is no .*curl -LO https://')):
     with pytest.raises((ValueError, FileNotFoundError), match=message): aesthetic.affine(tmp_path / name, source)
 
 
 @pytest.mark.parametrize('module,size,hub', [
-    (clip_reward, 'l14', 'openai/clip-vit-large-patch14'), (clip_reward, 'h14', 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'),
+    (clip_reward, 'l14', 'openai/clip-vit-large-patch14'),
+    (clip_reward, 'h14', 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'),
     (pickscore, 'h14', 'yuvalkirstain/PickScore_v1'), (hps, 'h14', 'xswu/HPSv2 HPS_v2.1_compressed.pt'),
     (aesthetic, 'l14', 'openai/clip-vit-large-patch14')])
 def test_absent_weights_are_one_sentence_with_the_command_that_brings_them(module, size, hub, tmp_path):
@@ -178,8 +186,10 @@ def test_absent_weights_are_one_sentence_with_the_command_that_brings_them(modul
 @pytest.mark.parametrize('change,message', [
     ({'size': 'g14'}, "size: 'g14' found, expected one of"), ({'dtype': 'int4'}, "dtype: 'int4'"),
     ({'template': 'a {class} in {place}'}, r'its only braces'), ({'template': ()}, 'template: none found'),
-    ({'names': 'cifar'}, "names: 'cifar' found"), ({'scal': 1}, "unknown option 'scal'; did you mean 'scale'"),
-    ({'tokenizer': '/nowhere'}, 'tokenizer: no tokenizer in /nowhere.*clip-vit-large-patch14 tokenizer.json --local-dir')])
+    ({'names': 'cifar'}, "names: 'cifar' found"),
+    ({'scal': 1}, "unknown option 'scal'; did you mean 'scale'"),
+    ({'tokenizer': '/nowhere'},
+     'tokenizer: no tokenizer in /nowhere.*clip-vit-large-patch14 tokenizer.json --local-dir')])
 def test_wrong_options_are_one_sentence_of_the_reward(change, message):
   options = dict(name='rewards.clip', weight=1., scale=1., **SMOKE, **TEXTS) | change
   with pytest.raises((ValueError, FileNotFoundError), match=r'reward (clip|rewards.clip)\b.*' + message):
@@ -192,4 +202,5 @@ def test_a_file_of_another_model_is_refused_before_it_is_read(checkpoint, tmp_pa
     clip_reward.judge(file=str(folder), size='b32', dtype='float32', scale=1, **TEXTS)
   with pytest.raises(FileNotFoundError, match='tokenizer'):
     (tmp_path / 'm.safetensors').write_bytes((folder / 'model.safetensors').read_bytes())
-    clip_reward.judge(file=str(tmp_path / 'm.safetensors'), size='smoke', dtype='float32', scale=1, **TEXTS)
+    options = dict(size='smoke', dtype='float32', scale=1, **TEXTS)
+    clip_reward.judge(file=str(tmp_path / 'm.safetensors'), **options)

@@ -31,9 +31,9 @@ def find(path):
 def tokens(path, texts, *, length=LENGTH):
   """ids int32 [n, length]: start, byte pairs, end, then zeros. What is too long is cut, its last id the end.
 
-  From Hugging Face files, the ids of transformers; from OpenAI's, those of open_clip, but for what the latter
-  repairs with ftfy: mojibake, ligatures, full-width letters, curly quotes, control characters. What follows the
-  end token has no influence on CLIP.
+  From Hugging Face files, the ids of transformers; from OpenAI's, those of open_clip, but for what the
+  latter repairs with ftfy: mojibake, ligatures, full-width letters, curly quotes, control characters. What
+  follows the end token has no influence on CLIP.
   """
   path = find(path)
   try:
@@ -85,7 +85,8 @@ def merges(lines):
 def byte_pairs(vocab, pairs, ends):
   """A Tokenizer that cuts into WORDS and merges their bytes; `ends` in a text stay whole."""
   from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
-  if absent := [end for end in ends if end not in vocab]: raise ValueError(f'no token {absent[0]}')  # else it is added
+  absent = [end for end in ends if end not in vocab]
+  if absent: raise ValueError(f'no token {absent[0]}')  # it would be added
   tokenizer = Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix='</w>', unk_token=ends[1]))
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
       pre_tokenizers.Split(Regex(WORDS), 'removed', invert=True),

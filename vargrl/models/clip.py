@@ -37,7 +37,8 @@ class Config:
   def __post_init__(self):
     for tower in ('image', 'text'):
       width, heads = getattr(self, f'{tower}_width'), getattr(self, f'{tower}_heads')
-      if width % heads: raise ValueError(f'clip: {tower} width {width}, expected a multiple of {heads} heads')
+      if width % heads:
+        raise ValueError(f'clip: {tower} width {width}, expected a multiple of {heads} heads')
     if self.image_size % self.patch:
       raise ValueError(f'clip: image size {self.image_size}, expected a multiple of the patch, {self.patch}')
     if self.act not in ACTS: raise ValueError(f'clip: act {self.act!r}, expected one of {ACTS}')
@@ -167,7 +168,8 @@ def init(model, key):
 def torch_layouts(c):
   """Of transformers' CLIPModel, and of open_clip (that of OpenAI's own state dict too)."""
   del c  # the tables are the same for all sizes
-  ours = {'image': ('vision_model', 'visual_projection.weight'), 'text': ('text_model', 'text_projection.weight')}
+  ours = {'image': ('vision_model', 'visual_projection.weight'),
+          'text': ('text_model', 'text_projection.weight')}
   hf = {'logit_scale': ('logit_scale', '-> '),
         'image/start': ('vision_model.embeddings.class_embedding', 'D -> D'),
         'image/patches/w': ('vision_model.embeddings.patch_embedding.weight', 'D c y x -> y x c D'),
@@ -218,8 +220,10 @@ def attention(tower, layer, inputs, output):
 
 def mlp_norms(tower, layer, fc1, fc2, norm1, norm2):
   blocks = f'{tower}/blocks'
-  return {f'{blocks}/fc1/w': (f'{layer}.{fc1}.weight', 'F D -> D F'), f'{blocks}/fc1/b': (f'{layer}.{fc1}.bias', 'F -> F'),
-          f'{blocks}/fc2/w': (f'{layer}.{fc2}.weight', 'D F -> F D'), f'{blocks}/fc2/b': (f'{layer}.{fc2}.bias', 'D -> D'),
+  return {f'{blocks}/fc1/w': (f'{layer}.{fc1}.weight', 'F D -> D F'),
+          f'{blocks}/fc1/b': (f'{layer}.{fc1}.bias', 'F -> F'),
+          f'{blocks}/fc2/w': (f'{layer}.{fc2}.weight', 'D F -> F D'),
+          f'{blocks}/fc2/b': (f'{layer}.{fc2}.bias', 'D -> D'),
           **norm(f'{blocks}/norm1', f'{layer}.{norm1}'), **norm(f'{blocks}/norm2', f'{layer}.{norm2}')}
 
 

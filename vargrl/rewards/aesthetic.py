@@ -18,8 +18,8 @@ SITES = {'v1': 'https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_
 def judge(*, file, size, dtype, head):
   """r about 4.5 .. 6.5 for ordinary pictures, on a scale of 1 to 10 that it is not bound to.
 
-  file, size, dtype: of the CLIP, as in rewards/clip.py; l14 but for v1's head of b32. head: file of the v1 (one
-  linear layer) or v2 (five, without activations) predictor; '' for random weights of size 'smoke'.
+  file, size, dtype: of the CLIP, as in rewards/clip.py; l14 but for v1's head of b32. head: file of the v1
+  (one linear layer) or v2 (five, without activations) predictor; '' for random weights of size 'smoke'.
   """
   sizes = {size: towers.HUB[size] for size in ('l14', 'b32')}
   source = towers.source(file=file, size=size, dtype=dtype, download=sizes)
@@ -40,7 +40,8 @@ def affine(head, source):
   path = pathlib.Path(head).expanduser()
   if not path.is_file(): raise FileNotFoundError(f'head: there is no {path}; {download()}')
   if 'relu' in path.name.lower():
-    raise ValueError(f'head: {path.name} was trained with ReLUs between its layers, a linear one expected; {download()}')
+    raise ValueError(f'head: {path.name} was trained with ReLUs between its layers, a linear one expected; '
+                     f'{download()}')
   w_E, b = collapsed(torch.open(path), path)
   if len(w_E) != E:
     raise ValueError(f'head: {path} is for embeddings of width {len(w_E)}, {E} in CLIP {source.size!r}')

@@ -102,7 +102,7 @@ class Mix:
     self.device = (device or judges) and jax.jit(functions)
 
   def load(self, mesh):
-    """{'towers': {key: weights}, 'judges': {nickname: weights}}, which `score` looks for in frozen['rewards']."""
+    """{'towers': {key: weights}, 'judges': {nickname: weights}}: what `score` finds in frozen['rewards']."""
     return {'towers': {key: tower.load(mesh) for key, tower in self.towers.items()},
             'judges': {nickname: judge.load(mesh) for nickname, judge in self.judges.items()}}
 

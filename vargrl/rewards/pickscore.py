@@ -13,4 +13,5 @@ def judge(*, file, size, dtype, tokenizer, template, names):
   """
   source = towers.source(file=file, size=size, dtype=dtype, download={'h14': 'yuvalkirstain/PickScore_v1'})
   def scale(mesh): return np.exp(np.float64(towers.weights(source, 'logit_scale', mesh))) / 26
-  return towers.text_judge(source, tokenizer=tokenizer, template=template, names=names, how='pil', scale=scale)
+  return towers.text_judge(source, tokenizer=tokenizer, template=template, names=names, how='pil',
+                           scale=scale)

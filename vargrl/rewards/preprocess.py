@@ -14,7 +14,7 @@ def grey(image_Byxc):
 
 
 def clip_input(image_Byxc, size, *, how):
-  """[-1, 1] -> the shortest edge `size` pixels long, the centre cropped, normalised; [B, size, size, 3] float32.
+  """[-1, 1] -> the shortest edge `size` pixels, the centre of it, normalised: [B, size, size, 3] float32.
 
   how: 'pil' rounds after each of the resize's two passes, as PIL does; 'float' resizes without rounding, as
   HPSv2 does, and may leave [0, 1] a little. Resizing is bicubic with antialias: jax's kernel is PIL's.

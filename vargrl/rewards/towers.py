@@ -32,8 +32,8 @@ class Source(NamedTuple):
 def source(*, file, size, dtype, download):
   """The Source of these options, checked against the file's header.
 
-  download: {size: what `huggingface-cli download` is to be told}; other sizes than these and 'smoke' are refused.
-  Raises FileNotFoundError, ValueError.
+  download: {size: what `huggingface-cli download` is to be told}; other sizes than these and 'smoke' are
+  refused. Raises FileNotFoundError, ValueError.
   """
   if size not in (known := [*download, 'smoke']):
     raise ValueError(f'size: {size!r} found, expected one of {known}')
@@ -43,7 +43,8 @@ def source(*, file, size, dtype, download):
     raise ValueError(f'file: none given, the weights of size {size!r} expected; '
                      f'{command(download[size], pathlib.Path("DIR"))}')
   path = pathlib.Path(file).expanduser()
-  if not path.exists(): raise FileNotFoundError(f'file: there is no {path}; {command(download.get(size), path)}')
+  if not path.exists():
+    raise FileNotFoundError(f'file: there is no {path}; {command(download.get(size), path)}')
   try:
     torch.check(path, clip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
   except FileNotFoundError as e:  # an empty folder
@@ -93,7 +94,7 @@ def image_tower(source, how):
 
 
 def prompts(template, names):
-  """[[every template with the name in the place of {class}] for every name]; template: a string or several."""
+  """[[every template with the name in the place of {class}], for every name]; template: one or several."""
   templates = (template,) if isinstance(template, str) else tuple(template)
   if not templates: raise ValueError('template: none found, at least one expected')
   for t in templates:
@@ -128,7 +129,7 @@ def text_judge(source, *, tokenizer, template, names, how, scale):
 
   def load(mesh):
     e_VTE = embedded(source, t_BL, mesh).reshape(len(texts), len(texts[0]), -1)
-    direction_VE = unit(unit(e_VTE).mean(1))  # of several templates: the mean, https://arxiv.org/abs/2103.00020
+    direction_VE = unit(unit(e_VTE).mean(1))  # as https://arxiv.org/abs/2103.00020 ensembles templates
     return placed({'direction': direction_VE, 'scale': scale(mesh), 'bias': 0.}, mesh)
   return Judge({key: tower}, load, lambda own, features, label_B: affine(own, features[key], label_B))
 
@@ -138,8 +139,8 @@ def embedded(source, t_BL, mesh):
   params, model = weights(source, 'text', mesh), clip.Text(source.c)
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     run = jax.jit(lambda params, t_BL: model.apply({'params': params}, rows.spread(t_BL)))
-    out = [(np.asarray(run(params, t_BL[row_B])), counts_B) for row_B, counts_B in rows.calls(len(t_BL), CHUNK)]
-  return np.concatenate([e_BE[counts_B] for e_BE, counts_B in out])
+    calls = rows.calls(len(t_BL), CHUNK)
+    return np.concatenate([np.asarray(run(params, t_BL[row_B]))[counts_B] for row_B, counts_B in calls])
 
 
 def unit(x):
