@@ -17,7 +17,6 @@ from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bicubic, resize
 from vargrl.types import Layout, bounds, leading, offsets
 
-
 HUB = 'FoundationVision/var'  # where the published files are, on huggingface.co
 
 
