@@ -5,18 +5,21 @@ Where the numbers come from: `source` in each json. The rule of weights and inpu
 import functools
 import json
 import pathlib
+import tempfile
 import types
 
 import fill
 import flax.linen as nn
 import jax
 import numpy as np
+import safetensors.numpy
 
 from vargrl.checkpoint import torch
 from vargrl.models import var
 from vargrl.tokenizers import vq
 
 FOLDER = pathlib.Path(__file__).parent
+WRITTEN = tempfile.TemporaryDirectory(prefix='vargrl_golden')
 
 
 @functools.lru_cache(None)
@@ -37,19 +40,42 @@ def var_config(g):
                     g['z_channels'], g['num_classes'], shared_adaln=g['shared_aln'])
 
 
+def constant(what, shape, scales):
+  """A buffer of the official module, from its description."""
+  level_L = np.repeat(np.arange(len(scales)), np.square(scales))
+  if what == 'zeros': return np.zeros(shape, np.float32)
+  if what.startswith('number of the scale'): return level_L[None].astype(np.int64)
+  assert what == '0 where the query scale is not below the key scale, -inf elsewhere', what
+  return np.where(level_L[:, None] >= level_L, 0, -np.inf).astype(np.float32)[None, None]
+
+
+def file(name, which):
+  """The checkpoint file of a module: stored, or written with the rule's weights."""
+  if name == 'var_tiny': return FOLDER / {'vae': 'vae_tiny.pth', 'transformer': 'var_tiny.pth'}[which]
+  path = pathlib.Path(WRITTEN.name) / f'{name}_{which}.safetensors'
+  if not path.exists():
+    m, scales = stored(name)[0]['modules'][which], stored(name)[0]['config']['patch_nums']
+    buffers = {key: constant(what, dict(m['keys'])[key], scales) for key, what in m['constants'].items()}
+    safetensors.numpy.save_file(fill.fill_state(m['keys'], m['salt'], skip=m['constants']) | buffers, path)
+  return path
+
+
+def abstract(module, c):
+  """Shapes of the weights of models.var or tokenizers.vq."""
+  return nn.unbox(jax.eval_shape(lambda key: module.init(module.Model(c), key), jax.random.key(0)))
+
+
 @functools.lru_cache(None)
 def load(name, which):
-  """'vae' or 'transformer' -> .file .c .model .params .state .shapes .keys .constants"""
+  """'vae' or 'transformer' -> .module .c .model .layouts .path .params .state .shapes .keys .constants"""
   description, _ = stored(name)
-  m, file = description['modules'][which], vq if which == 'vae' else var
+  m, module = description['modules'][which], vq if which == 'vae' else var
   c = (vae_config if which == 'vae' else var_config)(description['config'])
-  state = fill.fill_state(m['keys'], m['salt'], skip=m['constants'])
-  model = file.Model(c)
-  shapes = nn.unbox(jax.eval_shape(lambda key: file.init(model, key), jax.random.key(0)))
-  params = torch.read(file.torch_table(c), state, shapes, m['constants'])
-  return types.SimpleNamespace(file=file, c=c, model=model, params=params, state=state,
-                               shapes=shapes, keys={k: tuple(s) for k, s in m['keys']},
-                               constants=m['constants'])
+  shapes, layouts, path = abstract(module, c), module.torch_layouts(c), file(name, which)
+  return types.SimpleNamespace(
+      module=module, c=c, model=module.Model(c), layouts=layouts, path=path, shapes=shapes,
+      params=torch.load(path, layouts, shapes), keys={k: tuple(s) for k, s in m['keys']},
+      state=fill.fill_state(m['keys'], m['salt'], skip=m['constants']), constants=m['constants'])
 
 
 def tokens(name):

@@ -84,7 +84,7 @@ def test_greedy_sampling_draws_the_official_tokens_and_picture(name, cfg):
 @pytest.mark.parametrize('name', NAMES)
 def test_export_of_import_is_the_official_state_dict_bit_for_bit(name):
   m = official.load(name, 'transformer')
-  out = torch.write(m.file.torch_table(m.c), m.params, m.file.torch_constants(m.c))
+  out = torch.write(m.layouts[0].table, m.params, m.layouts[0].constants)
   assert {k: v.shape for k, v in out.items()} == m.keys  # what a strict torch load asks for
   for key, value in m.state.items():
     assert out[key].dtype == value.dtype
@@ -102,15 +102,14 @@ def test_export_of_import_is_the_official_state_dict_bit_for_bit(name):
 
 def test_a_wrong_state_dict_is_refused_with_the_list_of_what_is_wrong():
   m = official.load('var_tiny', 'transformer')
-  table = m.file.torch_table(m.c)
   def message(state):
-    with pytest.raises(ValueError) as error: torch.read(table, state, m.shapes, m.constants)
+    with pytest.raises(ValueError) as error: torch.read(m.layouts[0].table, state, m.shapes, m.constants)
     return str(error.value)
 
   state = dict(m.state)
   del state['head.bias'], state['blocks.0.ffn.fc1.weight']
   text = message(state)
-  assert '- head.bias' in text and '- blocks.0.ffn.fc1.weight' in text and '+' not in text
+  assert '- head.bias' in text and '- blocks.0.ffn.fc1.weight' in text and '\n  +' not in text
   text = message(m.state | {'blocks.1.attn.q_bias': np.zeros(64, np.float32)})
   assert '+ blocks.1.attn.q_bias' in text and '\n  -' not in text
   text = message(m.state | {'head.weight': np.zeros((65, 64), np.float32)})

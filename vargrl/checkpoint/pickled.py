@@ -173,6 +173,7 @@ CALLS = {
     'torch.Size': lambda size=(): tuple(map(number, of(size, list, tuple))),
     'collections.OrderedDict': ordered, '_codecs.encode': encoded}
 for builtin in ('builtins', '__builtin__'):
+  CALLS[f'{builtin}.bytes'] = lambda: b''  # how protocol 2 spells empty ones
   CALLS[f'{builtin}.set'] = lambda items=(): set(map(hashable, of(items, list, tuple)))
   CALLS[f'{builtin}.frozenset'] = lambda items=(): frozenset(map(hashable, of(items, list, tuple)))
 
