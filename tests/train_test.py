@@ -20,7 +20,7 @@ sys.path[:0] = [str(HERE / 'objectives'), str(HERE.parent)]
 import toys  # noqa: E402
 
 from experiments import quickstart  # noqa: E402
-from vargrl import build, metrics, train  # noqa: E402
+from vargrl import build, metrics, optim, train  # noqa: E402
 from vargrl import update as updates  # noqa: E402
 from vargrl.checkpoint import store as stores  # noqa: E402
 from vargrl.objectives import grpo, sft  # noqa: E402
@@ -113,6 +113,38 @@ def test_a_gradient_that_is_none_leaves_the_state_as_it_is(accum):
     state, facts = update(LOSSES['grpo'], batch, accum, start)
     jax.tree.map(partial(np.testing.assert_array_equal, err_msg=name), state, start)
     assert toys.mean(facts['skipped']) == 1, name
+
+
+@pytest.mark.parametrize('accum', [1, 4])
+def test_what_is_frozen_stays_and_what_is_trained_does_not_notice(accum):
+  """Against gradients of everything, zeroed where frozen before the norm is taken."""
+  batch, rng = toys.experience(4, 4), np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {'policy': {'w': toys.params()['policy']['table'], 'a': draw(4, 5, 2), 'b': 0.1 * draw(2, 4)}}
+  trained = {'policy': {'w': False, 'a': True, 'b': True}}
+
+  def loss(params, frozen, batch):
+    p = params['policy']
+    return LOSSES['grpo']({'policy': {'table': p['w'] + p['a'] @ p['b']}}, frozen, batch)
+
+  tx = optax.chain(optax.clip_by_global_norm(0.01), optax.adamw(0.1))
+  all_of = lambda tree, which: jax.tree.map(lambda t: t == which, tree)
+  old = optax.chain(
+    optax.masked(optax.set_to_zero(), all_of(trained, False)),
+    optax.clip_by_global_norm(0.01),
+    optax.masked(optax.adamw(0.1), trained),
+  )
+  frozen = {'reference': toys.params(1)['policy']}
+  few = State(params, tx.init(optim.part(params, trained)[0]))
+  every = State(params, old.init(params))
+  step = jax.jit(updates.make_update(loss, tx, accum, trained))
+  other = jax.jit(updates.make_update(loss, old, accum))
+  for _ in range(3):
+    (few, facts), (every, whole) = step(few, frozen, batch), other(every, frozen, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), few.params, every.params)
+    assert 0 < toys.mean(facts['grad_norm']) < toys.mean(whole['grad_norm'])
+  np.testing.assert_array_equal(few.params['policy']['w'], params['policy']['w'])
+  assert float(abs(few.params['policy']['a'] - params['policy']['a']).max()) > 0.1
 
 
 # The real policy, with weights from numpy: XLA takes longer to compile an initializer than a step.

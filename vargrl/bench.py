@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vargrl import chain
-from vargrl.models import var
+from vargrl.models import lora, var
 from vargrl.run import Run
 from vargrl.types import Experience
 
@@ -48,7 +48,8 @@ def main(flags):
     best = peak(c.dtype, flags.repeats) * run.mesh.size
     print(f'{config.policy.name} {config.policy.size}: {P} prompts x {R}, {tokens} tokens, {c.dtype}, '
           f'{run.mesh.size} x {jax.devices()[0].device_kind}, matmul peak {best / 1e9:.0f} GFLOP/s')
-    pieces(run, P, R, passes(config), best, flags.repeats, var.flops(c))
+    whole = any(jax.tree.leaves(lora.off(run.trained['policy'])))
+    pieces(run, P, R, passes(config, whole), best, flags.repeats, var.flops(c))
 
 
 def line(name, seconds, images, flops, best, more=''):
@@ -56,11 +57,13 @@ def line(name, seconds, images, flops, best, more=''):
         f'{flops / seconds / 1e9:9.1f} GFLOP/s   {flops / seconds / best:6.1%} of peak{more}')
 
 
-def passes(config):
-  """(forward passes of a rollout, of an update), per image; a backward pass counts as two."""
+def passes(config, whole):
+  """(forward passes of a rollout, of an update), per image; a backward pass counts as two, as one if the
+  weights are not the `whole` that is trained but a few beside them."""
   pair = 2 if config.rollout.guidance else 1
   record = 1 if config.rollout.record == 'cond' else pair
-  policy = 3 + {'guided': 3, 'guided_stopgrad': 1}[config.rollout.record] if record == 2 else 3
+  one = 3 if whole else 2
+  policy = one + {'guided': one, 'guided_stopgrad': 1}[config.rollout.record] if record == 2 else one
   return pair, policy + record * config.reference
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vargrl import pictures, update
+from vargrl import optim, pictures, update
 from vargrl.checkpoint import store as stores
 from vargrl.metrics import Writer
 from vargrl.parallel import multihost
@@ -145,5 +145,7 @@ def describe(run, workdir, first, say):
   leaves = jax.tree.leaves(run.shapes.params)
   count = sum(math.prod(x.shape) for x in leaves)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
+  learned = sum(math.prod(x.shape) for x in jax.tree.leaves(optim.part(run.shapes.params, run.trained)[0]))
+  trained = '' if learned == count else f' ({learned:,} trained)'
   say(f'{workdir.name}: {config.objective.name} on {config.policy.name} {config.policy.size}, '
-      f'{count:,} parameters, mesh {shape}, steps {first} to {config.steps}')
+      f'{count:,} parameters{trained}, mesh {shape}, steps {first} to {config.steps}')

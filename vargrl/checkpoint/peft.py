@@ -2,6 +2,7 @@
 
 A reference model may fuse weights that have adapters of their own, as VAR does with q, k and v. Theirs are one adapter:
 the A's stacked, [3 r, in], and the B's on the diagonal of a [3 out, 3 r], with rank and alpha three times as large.
+The official VAR reads mat_qkv.weight and never calls the module: there, `merge_and_unload()` comes before use.
 """
 import json
 import pathlib
