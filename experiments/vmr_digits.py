@@ -32,7 +32,7 @@ def get_config(arg=''):
   c.title = f'vargrl: {arg} on digits'
   c.description = 'The classifier\'s log-probability of the class is the reward, the KL to the pretrained ' \
                   'model the leash.'
-  c.summary = (('judge/wrong', 'lower'), ('judge/variance', ''), ('reward', 'higher'))
+  c.summary = (('judge/wrong', 'lower'), ('judge/variance', ''), ('reward', 'higher'), ('kl', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 60, 20, 20, 2
   c.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
   c.replicated_at_most = 0.02
@@ -50,6 +50,7 @@ def get_config(arg=''):
                              combine='sum', mask={})
   if arg not in ('plain', 'panw'):
     c.objective.name = 'objectives.vmr'
+    c.summary = (*c.summary[:-1], ('kl/image', ''))  # `kl` is of the prefix in some steps, of the rest in others
     c.objective.collect.update(split=2, continuations=2, eta=1.0, prefix_steps=3, suffix_steps=1)
   c.objective.collect.rewards = dict(classifier=dict(name='rewards.classifier', weight=1.0))
   c.objective.collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=256)

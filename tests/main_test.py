@@ -117,6 +117,22 @@ def test_clip_bounds_in_the_wrong_order(capsys, compiles, tmp_path):
   assert 'clip=0.2, clip_high=0.1' in error
 
 
+@pytest.mark.parametrize('change, words', [
+    ('--config.objective.collect.split=3', ('split: 3 of 3 scales', '1 to 2')),
+    ('--config.objective.collect.eta=0.', ('eta: 0.0',)),
+    ('--config.objective.loss.last=1', ('last=1', 'split')),
+    ('--config.objective.collect.combine=mean', ("combine: 'mean'", 'normalize')),
+    ("--config.objective.collect.mask={'name':'rewards.brightnes','threshold':.5}",
+     ('objective.collect.mask', "did you mean 'brightness'")),
+    ("--config.objective.collect.mask={'name':'rewards.brightness','treshold':.5}",
+     ('objective.collect.mask', "did you mean 'threshold'")),
+    ("--config.objective.collect.mask={'name':'rewards.classifier'}", ('objective.collect.mask', "'mask'")),
+])
+def test_values_and_masks_that_make_no_sense(capsys, compiles, tmp_path, change, words):
+  error = train(capsys, compiles, tmp_path, change, config='experiments/vmr_digits.py:smoke')
+  assert all(word in error for word in words), error
+
+
 def test_missing_flags(capsys, compiles):
   assert '--workdir is missing' in run(capsys, compiles, 'train', '--config', QUICK)
 

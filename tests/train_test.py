@@ -55,7 +55,8 @@ def test_accumulating_four_parts_is_one_update(loss, P, R, masked):
   """Rows without a verdict make the parts weigh unequally: with 1 x 8 and 2 x 4, the first part of
   two rows has none at all; groups are cut."""
   batch = toys.experience(P, R, masked=masked)
-  batch = batch if loss == 'grpo' else Experience(label=batch.label, tokens=batch.tokens)
+  mask = np.random.default_rng(1).integers(0, 2, (P, R, toys.L)).astype(np.float32)
+  batch = batch.replace(mask=jnp.asarray(mask)) if loss == 'grpo' else Experience(batch.label, batch.tokens)
   (one, facts), (four, merged) = (update(LOSSES[loss], batch, accum) for accum in (1, 4))
   moved = one.params['policy']['table'] - toy_state().params['policy']['table']
   assert float(abs(moved).max()) > 0.01
@@ -73,7 +74,7 @@ def test_parts_hold_every_row_once_with_its_own_label(P, R, n):
   row = np.arange(P * R).reshape(P, R)
   tokens = jnp.asarray(np.repeat(row[..., None], 3, -1))
   keep = jnp.zeros((P, R, 2, 2)) + tokens[..., :1, None]
-  batch = Experience(label=jnp.arange(P), tokens=tokens, weight=jnp.asarray(row), keep=keep)
+  batch = Experience(label=jnp.arange(P), tokens=tokens, weight=jnp.asarray(row), mask=2 * tokens, keep=keep)
   updates.check_split(P, R, n)
   parts = updates.split(batch, n)
   assert parts.tokens.shape[0] == n and parts.old is None
@@ -81,6 +82,7 @@ def test_parts_hold_every_row_once_with_its_own_label(P, R, n):
   assert p * r * n == P * R and parts.label.shape == (n, p) and parts.keep.shape == (n, p, r, 2, 2)
   np.testing.assert_array_equal(np.sort(parts.tokens[..., 0].reshape(-1)), np.arange(P * R))
   np.testing.assert_array_equal(parts.tokens[..., 0], parts.weight)
+  np.testing.assert_array_equal(2 * parts.tokens, parts.mask)
   np.testing.assert_array_equal(parts.tokens[..., 0], parts.keep[..., 0, 0])
   np.testing.assert_array_equal(parts.tokens[..., 0] // R, np.repeat(parts.label[..., None], r, 2))
 

@@ -28,7 +28,7 @@ def test_the_loss_by_hand(smoothing):
 
 def test_noise_is_added_to_the_pixels():
   batch = {'label': np.zeros(64), 'image': np.ones((64, 4, 4, 3), np.float32)}
-  clean = classify.collect(None, noise=0.0)({}, {}, batch, jax.random.key(0)).batch.image
+  clean = classify.collect(None, noise=0.0)({}, {}, batch, jax.random.key(0), 0).batch.image
   np.testing.assert_array_equal(clean, batch['image'])
-  noisy = classify.collect(None, noise=0.5)({}, {}, batch, jax.random.key(0)).batch.image
+  noisy = classify.collect(None, noise=0.5)({}, {}, batch, jax.random.key(0), 0).batch.image
   assert float((noisy - 1).std()) == pytest.approx(0.5, rel=0.1)

@@ -56,7 +56,7 @@ def pairs(P=4):
   )  # fmt: skip
   frozen = {'reference': toys.params()['policy']}
   data = {'label': made.label, 'chosen': 0, 'rejected': 1}
-  return made, dpo.collect(models)({}, frozen, data, None).batch
+  return made, dpo.collect(models)({}, frozen, data, None, 0).batch
 
 
 def test_collect_encodes_chosen_first_and_adds_the_reference():

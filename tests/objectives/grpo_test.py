@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toys
 
-from vargrl.objectives import grpo, reduce
+from vargrl.objectives import group, grpo, reduce
 from vargrl.types import Experience, Models, Rollout, Scores
 
 LOSS = dict(level='token', clip=0.2, clip_high=0.3, kl=0.0, estimator='exact', alpha=0.0)
@@ -29,11 +29,12 @@ RATIO = np.array([[0.5, 1, 1.5], [0.5, 1, 1.5]])
 KL = jnp.array([[[0.3, 0.6, 0.9], [0, 0, 0.3]]])
 
 
-def by_hand(weight=(1, 1), **changes):
+def by_hand(weight=(1, 1), mask=None, **changes):
   models = toys.said([0, 0, 0], [0, 0, 0], kl=KL, reference=jnp.zeros((1, 2, 3)))
   old = jnp.asarray(-np.log(RATIO), jnp.float32)[None]
   advantage = jnp.array([[1.0, -1]])
   batch = Experience(old=old, advantage=advantage, weight=jnp.array([weight], jnp.float32))
+  batch = batch.replace(mask=mask)
   options = LOSS | dict(kl=0.1, last=2) | changes
   value, metrics = grpo.loss(models, {'policy': None}, {}, batch, **options)
   return toys.mean(value), {k: toys.mean(v) for k, v in metrics.items() if v.count}
@@ -55,6 +56,9 @@ def test_the_loss_by_hand():
     'ratio_dev/scale_0': 0.5,
     'ratio_dev/scale_1': 0.0,
     'ratio_dev/scale_2': 0.5,
+    'clip/scale_0': 0.5,  # the second row's, below
+    'clip/scale_1': 0.0,
+    'clip/scale_2': 0.5,  # the first row's, above
   }
   assert {k: metrics[k] for k in expected} == pytest.approx(expected, abs=1e-6)
 
@@ -81,6 +85,58 @@ def test_the_ratio_of_a_sequence_is_the_geometric_mean():
   value, metrics = by_hand(level='sequence')
   assert value == pytest.approx((0.06 + 0.01) / 2, abs=1e-6)
   assert metrics['ratio'] == pytest.approx(0.75 ** (1 / 3), rel=1e-5)
+
+
+def test_a_mask_says_which_tokens_are_pushed_and_all_are_held():
+  # Two of three tokens, half the weight each; the KL's weights are a third each as before.
+  # Row 0: -(0.5 + 1.3) / 2 + 0.1 * 0.6 = -0.84. Row 1: (1 + 1.5) / 2 + 0.1 * 0.1 = 1.26.
+  mask = jnp.array([[[1.0, 0, 1], [0, 1, 1]]])
+  value, metrics = by_hand(mask=mask)
+  assert value == pytest.approx((-0.84 + 1.26) / 2, abs=1e-6)
+  expected = {
+    'ratio': (0.5 + 1.5 + 1 + 1.5) / 4,
+    'clip_ratio/low_mean': 0,
+    'clip_ratio/high_mean': 1 / 4,
+    'kl': (1.2 + 0.3) / 2,
+    'kl/image': (1.8 + 0.3) / 2,
+    'kl/scale_0': 0.3,
+    'kl/scale_1': 0.0,
+    'clip/scale_0': 0.0,
+    'clip/scale_2': 0.5,
+  }
+  assert {k: metrics[k] for k in expected} == pytest.approx(expected, abs=1e-6)
+  # A mean ratio is one over the mask: (0.5 * 1.5)^(1/2) and (1 * 1.5)^(1/2), the first not clipped.
+  _, metrics = by_hand(mask=mask, level='sequence')
+  assert metrics['ratio'] == pytest.approx((0.75**0.5 + 1.5**0.5) / 2, rel=1e-5)
+  # A scale that no row has in its mask has no metrics.
+  _, metrics = by_hand(mask=jnp.array([[[1.0, 0, 1], [1, 0, 1]]]))
+  assert 'kl/scale_0' in metrics and not [k for k in metrics if k.endswith('scale_1')]
+
+
+@pytest.mark.parametrize('level', reduce.LEVELS)
+def test_a_token_outside_of_the_mask_has_no_gradient(level):
+  params, batch = toys.params(), toys.experience(3, 4)
+  mask = np.random.default_rng(0).integers(0, 2, (3, 4, toys.L)).astype(np.float32)
+  mask[..., 3] = 0
+  grads = gradient(params, batch.replace(mask=jnp.asarray(mask)), level=level, alpha=0.7)
+  per_position = np.asarray(abs(grads['policy']['table'])).max((0, 2))
+  assert per_position[3] == 0 and (per_position[[0, 1, 2, 4]] > 1e-4).all()
+  ones = gradient(params, batch.replace(mask=jnp.ones((3, 4, toys.L))), level=level, alpha=0.7)
+  none = gradient(params, batch, level=level, alpha=0.7)
+  np.testing.assert_allclose(ones['policy']['table'], none['policy']['table'], rtol=1e-5, atol=1e-7)
+
+
+def test_the_first_scales_alone_are_a_loss_of_their_tokens():
+  params, batch = toys.params(), toys.experience(3, 4)
+  head = batch.replace(tokens=batch.tokens[..., :1], old=batch.old[..., :1])
+  found = gradient(params, head, alpha=0.7)['policy']['table']
+  only = gradient(params, batch, alpha=0.7, last=0)['policy']['table']
+  np.testing.assert_allclose(found, only, atol=1e-7)
+  value, metrics = grpo.loss(toys.MODELS, params, {}, head, **LOSS)
+  assert 'entropy/scale_0' in metrics and 'entropy/scale_1' not in metrics
+  assert float(metrics['ratio'].count) == 12
+  with pytest.raises(ValueError, match='tokens: 3 of the scales'):
+    grpo.loss(toys.MODELS, params, {}, batch.replace(tokens=batch.tokens[..., :3]), **LOSS)
 
 
 # The expected gradient over all images of one scale of four tokens, each weighing its probability.
@@ -134,8 +190,8 @@ def check_loss(**changes):
 
 def check(**changes):
   options = dict(rollouts=2, old='trainer', std='group', eps=1e-4, kl_reward=0.0)
-  options |= dict(rewards={}, pool={})
-  grpo.check(**options | dict(updates=1, reference=True) | changes)
+  options |= dict(combine='sum', mask={}, rewards={}, pool={})
+  grpo.check(toys.MODELS, **options | dict(updates=1, reference=True) | changes)
 
 
 def test_settings_that_cannot_learn_are_refused():
@@ -158,6 +214,7 @@ def test_settings_that_cannot_learn_are_refused():
     (dict(old='later'), 'old'),
     (dict(old='now', updates=2), 'old'),
     (dict(std='rank'), 'std'),
+    (dict(combine='max'), 'combine'),
     (dict(kl_reward=0.1, reference=False), 'kl_reward'),
   ):
     with pytest.raises(ValueError, match=words):
@@ -212,7 +269,7 @@ def test_a_row_without_a_verdict_has_no_influence_on_the_gradient():
   assert float(abs(a).max()) > 0.01
 
 
-@pytest.mark.parametrize('old', grpo.OLD)
+@pytest.mark.parametrize('old', group.OLD)
 def test_collect_scores_decoded_rows_and_records_whose_probabilities_are_old(old):
   """Rewards: the sum of the tokens, and no verdict on the first row."""
   P, R = 2, 4
@@ -232,8 +289,9 @@ def test_collect_scores_decoded_rows_and_records_whose_probabilities_are_old(old
     generate=lambda p, f, label, keys: known(toys.logprobs(p, f, made.replace(label=label))),
   )  # fmt: skip
   options = dict(rollouts=R, old=old, std='group', eps=1e-4, kl_reward=0.0, rewards=None, pool=None)
+  options |= dict(combine='sum', mask={})
   run = grpo.collect(models, **options)
-  batch, metrics, show = run(params, frozen, {'label': made.label}, jax.random.key(0))
+  batch, metrics, show = run(params, frozen, {'label': made.label}, jax.random.key(0), 0)
   logp = toys.logprobs(params['policy'], {}, made).logp
   if old == 'now':
     assert batch.old is None
@@ -262,7 +320,33 @@ def test_the_kl_is_taken_from_the_reward_on_request():
     generate=lambda p, f, label, keys: Rollout(made.tokens, scores.logp, scores.logp),
   )  # fmt: skip
   options = dict(rollouts=4, old='sampler', std='none', eps=0.0, kl_reward=0.5, rewards=None)
+  options |= dict(combine='sum', mask={})
   run = grpo.collect(models, **options, pool=None)
-  batch, _, _ = run(params, frozen, {'label': made.label}, jax.random.key(0))
+  batch, _, _ = run(params, frozen, {'label': made.label}, jax.random.key(0), 0)
   nats = np.asarray((scores.logp - scores.reference).sum(-1))
   np.testing.assert_allclose(batch.advantage, -0.5 * (nats - nats.mean()), atol=1e-5)
+
+
+def test_rewards_are_normalised_and_tokens_masked_on_request():
+  """Rewards 1 2 3 4 and 0 0 0 100, weights 1 and 0.5; the mask is the left half of the image."""
+  made = toys.experience(1, 4)
+  logp = toys.logprobs(toys.params()['policy'], {}, made).logp
+  each = {'a': np.array([1.0, 2, 3, 4], np.float32), 'b': np.array([0.0, 0, 0, 100], np.float32)}
+  left = lambda image_Byxc, label_B: jnp.zeros((4, 4, 4), bool).at[:, 1, :2].set(True)
+  models = Models(
+    init=None, config=None, scales=toys.SCALES, logprobs=toys.logprobs, keys=toys.keys, mask=left,
+    score=lambda frozen, image, label: (each['a'] + 0.5 * each['b'], each, {}),
+    decode=lambda frozen, t_BL: t_BL[:, :, None, None],
+    generate=lambda p, f, label, keys: Rollout(made.tokens, logp, logp),
+  )  # fmt: skip
+  options = dict(rollouts=4, old='sampler', std='none', eps=0.0, kl_reward=0.0, pool=None)
+  options |= dict(rewards={'a': dict(weight=1.0), 'b': dict(weight=0.5)}, combine='normalize')
+  run = grpo.collect(models, **options, mask=dict(name='left'))
+  batch, metrics, _ = run(toys.params(), {}, {'label': made.label}, jax.random.key(0), 0)
+  # Centred [-1.5 -0.5 0.5 1.5] / sqrt(5/3), and [-25 -25 -25 75] / 50.
+  expected = np.array([-1.5, -0.5, 0.5, 1.5]) / (5 / 3) ** 0.5 + 0.5 * np.array([-0.5, -0.5, -0.5, 1.5])
+  np.testing.assert_allclose(batch.advantage, [expected], atol=1e-5)
+  assert toys.mean(metrics['reward']) == pytest.approx(2.5 + 12.5)  # as it is
+  # The token of the first scale, and of the second the upper left one.
+  np.testing.assert_array_equal(batch.mask, np.broadcast_to([1.0, 1, 0, 0, 0], (1, 4, 5)))
+  assert toys.mean(metrics['mask_share']) == pytest.approx(2 / 5)

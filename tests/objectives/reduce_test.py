@@ -116,6 +116,77 @@ def test_levels_by_hand():
     reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), (1, 2), level='image')
 
 
+def test_means_of_a_mask_are_over_its_tokens():
+  d_PRL = jnp.array([[[0.5, 0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.2, 0.3, 0.4]]])
+  active = jnp.array([[[1.0, 0, 1, 1, 0], [1, 0, 0, 0, 0]]])
+  found = reduce.log_ratio(d_PRL, active, (1, 2), level='scale')
+  # Without an active token a scale keeps the mean of all of its own.
+  np.testing.assert_allclose(found, [[[0.5] + [0.25] * 4, [0.5] + [0.25] * 4]], rtol=1e-6)
+  active = jnp.array([[[1.0, 0, 1, 1, 0], [1, 1, 0, 0, 0]]])
+  found = reduce.log_ratio(d_PRL, active, (1, 2), level='sequence')
+  np.testing.assert_allclose(found, np.repeat([1 / 3, 0.3], 5).reshape(1, 2, 5), rtol=1e-6)
+
+
+def test_weights_of_a_mask_sum_to_one_again():
+  weight_11L = reduce.token_weights((1, 2), alpha=1, first=0, last=1)[None, None]  # 1/2, four of 1/8
+  assert reduce.masked(weight_11L, None) is weight_11L
+  mask_PRL = jnp.array([[[1.0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]])
+  expected = [[[2 / 3, 1 / 6, 1 / 6, 0, 0], [0, 0, 0, 0, 1], [0] * 5]]
+  np.testing.assert_allclose(reduce.masked(weight_11L, mask_PRL), expected, rtol=1e-6)
+
+
+def test_a_mask_of_pixels_becomes_one_of_tokens_by_hand():
+  # 6 x 6 pixels, 3 x 3 cells of 2 x 2; cells 0 and 1 of 2 cover rows 0 1 and 1 2 of 3.
+  mask_Byx = np.zeros((3, 6, 6), bool)
+  mask_Byx[0, 0, 5] = True  # cell (0, 2)
+  mask_Byx[1, 2, 3] = True  # cell (1, 1), which all four cells of 2 x 2 meet
+  found = reduce.propagate(jnp.asarray(mask_Byx), (1, 2, 3))
+  corner = [1] + [0, 1, 0, 0] + [0, 0, 1, 0, 0, 0, 0, 0, 0]
+  middle = [1] + [1] * 4 + [0, 0, 0, 0, 1, 0, 0, 0, 0]
+  assert found.dtype == jnp.float32
+  np.testing.assert_array_equal(found, [corner, middle, [1] * 14])  # nothing in it: everything
+
+
+def test_a_token_is_in_the_mask_where_its_area_meets_a_finer_token_in_it():
+  pixels = np.random.default_rng(0).uniform(size=(4, 32, 32)) < 0.003
+  assert pixels.any((1, 2)).all()
+  found = reduce.propagate(jnp.asarray(pixels), VAR)
+  fine = pixels.reshape(4, 16, 2, 16, 2).any((2, 4))
+  for s, (a, b) in zip(VAR, bounds(VAR)):
+    # Cell i of s and j of 16 share some of the line, without division: i / s < (j + 1) / 16, ...
+    meets = np.array([[i * 16 < (j + 1) * s and j * s < (i + 1) * 16 for j in range(16)] for i in range(s)])
+    expected = np.einsum('Byx,hy,wx->Bhw', fine, meets.astype(int), meets.astype(int)) > 0
+    np.testing.assert_array_equal(found[:, a:b].reshape(4, s, s), expected)
+
+
+def test_the_soft_value_by_hand():
+  nan = np.nan
+  r = jnp.array([[[0.0, np.log(3)], [1000, 1000], [-1000, nan], [nan, nan]]])
+  # log((1 + 3) / 2); equal ones are their own value; of those with a verdict; none of none.
+  found = reduce.soft_value(r, eta=1.0)
+  np.testing.assert_allclose(found[:, :3], [[np.log(2), 1000, -1000]], rtol=1e-6)
+  assert np.isnan(found[0, 3])
+  # 0.5 log((1 + 9) / 2) at eta 1/2; the mean at a large eta, the best at a small one.
+  np.testing.assert_allclose(reduce.soft_value(r, eta=0.5)[0, 0], 0.5 * np.log(5), rtol=1e-6)
+  np.testing.assert_allclose(reduce.soft_value(r, eta=1e3)[0, 0], np.log(3) / 2, rtol=1e-2)
+  np.testing.assert_allclose(reduce.soft_value(r, eta=1e-3)[0, 0], np.log(3), rtol=1e-2)
+  one = jnp.array([[[0.7], [-2.0]]])
+  np.testing.assert_allclose(reduce.soft_value(one, eta=0.3), one[..., 0], rtol=1e-6)
+
+
+def test_rewards_of_any_unit_count_by_their_weight_once_normalised():
+  # a: deviation 1. b: centred [-10, -10, 20], deviation sqrt(300): [-0.57735, -0.57735, 1.154701].
+  each = {'a': jnp.array([[1.0, 2, 3]]), 'b': jnp.array([[10.0, 10, 40]])}
+  found = reduce.normalized_sum(each, {'a': 1.0, 'b': 2.0}, eps=0.0)
+  np.testing.assert_allclose(found, [[-2.154701, -1.154701, 3.309401]], rtol=1e-5)
+  in_cents = each | {'a': 100 * each['a']}
+  np.testing.assert_allclose(reduce.normalized_sum(in_cents, {'a': 1.0, 'b': 2.0}, eps=0.0), found, rtol=1e-5)
+  # A row without one of the verdicts is outside of the others' means too; a flat reward says nothing.
+  each = {'a': jnp.array([[1.0, 9, 3]]), 'b': jnp.array([[5.0, np.nan, 5]])}
+  found = reduce.normalized_sum(each, {'a': 1.0, 'b': 2.0}, eps=0.0)
+  np.testing.assert_allclose(found, [[-(0.5**0.5), np.nan, 0.5**0.5]], rtol=1e-5)
+
+
 # low 0.2, high 0.3. With A = 1 the gain is min(ratio, 1.3); with A = -1 it is -max(ratio, 0.8).
 RATIO = jnp.array([[0.5, 1, 1.5], [0.5, 1, 1.5]])
 A = jnp.array([[1.0], [-1]])

@@ -33,7 +33,7 @@ def collected(label_drop, drop_path=0.0, B=64):
     encode=lambda frozen, x: jnp.repeat(x[:, None], toys.L, 1),
   )  # fmt: skip
   run = sft.collect(models, label_drop=label_drop, drop_path=drop_path)
-  return run({}, {}, {'image': image, 'label': image % toys.CLASSES}, jax.random.key(0)).batch
+  return run({}, {}, {'image': image, 'label': image % toys.CLASSES}, jax.random.key(0), 0).batch
 
 
 def test_label_drop_replaces_a_label_by_the_unconditional_class():

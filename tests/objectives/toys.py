@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.types import Experience, Models, Scores
+from vargrl.types import Experience, Models, Rollout, Scores, offsets
 
 CLASSES, SCALES, VOCAB = 3, (1, 2), 4
 L = 5
@@ -12,7 +12,8 @@ L = 5
 
 def logprobs(policy, frozen, batch, reference=None):
   shape = (*batch.tokens.shape, VOCAB)
-  rows = lambda table: jnp.broadcast_to(jax.nn.log_softmax(table)[batch.label][:, None], shape)
+  some = lambda table: table[batch.label][:, None, : shape[2]]
+  rows = lambda table: jnp.broadcast_to(some(jax.nn.log_softmax(table)), shape)
   chosen = lambda x: jnp.take_along_axis(x, batch.tokens[..., None], -1)[..., 0]
   logp = rows(policy['table'])
   p, hit = jnp.exp(logp), logp.argmax(-1) == batch.tokens
@@ -21,6 +22,26 @@ def logprobs(policy, frozen, batch, reference=None):
     return out
   other = jax.lax.stop_gradient(rows(reference['table']))
   return out.replace(kl=(p * (logp - other)).sum(-1), reference=chosen(other))
+
+
+def branch(policy, frozen, label_P, keys_PG, split, K):
+  """Rollout [P, G, K, L]; the tokens of the first `split` scales are drawn once."""
+  at = offsets(SCALES)[split]
+
+  def one(label, key):
+    logits_LV, keys = policy['table'][label], jax.random.split(key, K + 1)
+    head = jax.random.categorical(keys[0], logits_LV[:at])
+    tails = jax.vmap(lambda k: jax.random.categorical(k, logits_LV[at:]))(keys[1:])
+    return jnp.concatenate([jnp.broadcast_to(head, (K, at)), tails], 1)
+
+  t_PGKL = jax.vmap(lambda label, keys_G: jax.vmap(lambda key: one(label, key))(keys_G))(label_P, keys_PG)
+  rows = Experience(label=label_P, tokens=t_PGKL.reshape(len(label_P), -1, L))
+  logp = logprobs(policy, frozen, rows).logp.reshape(t_PGKL.shape)
+  return Rollout(t_PGKL, logp, logp)
+
+
+def keys(rng, P, R):
+  return jax.random.split(rng, (P, R))
 
 
 MODELS = Models(init=None, config=None, scales=SCALES, classes=CLASSES, logprobs=logprobs)

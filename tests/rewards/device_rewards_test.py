@@ -22,6 +22,14 @@ def test_brightness_is_0_for_black_1_for_white_and_the_mean_between():
   np.testing.assert_allclose(r_B, [0, 1, 0.525, 0.75], rtol=1e-6)
 
 
+def test_the_mask_of_brightness_is_what_is_brighter_than_its_threshold():
+  x_Byxc = jnp.array([[-1.0, 0.0], [0.1, 1.0]])[None, :, :, None] * jnp.ones((2, 2, 2, 3))
+  x_Byxc = x_Byxc.at[1, 1, 0, 0].set(-1.0)  # one colour of three: 0.55 - 0.55 / 3
+  mask_Byx = brightness.mask(x_Byxc, jnp.zeros(2, int), threshold=0.5)
+  assert mask_Byx.dtype == bool
+  assert mask_Byx.tolist() == [[[False, False], [True, True]], [[False, False], [False, True]]]
+
+
 def test_the_classifiers_reward_is_its_log_softmax_at_the_label():
   params = {'w': np.random.default_rng(1).normal(size=(12, 5)).astype(np.float32)}
   x_Byxc, label_B = images(3), np.array([4, 0, 2])

@@ -12,7 +12,7 @@ from vargrl.parallel import mesh, rules
 from vargrl.rollout import next_scale
 from vargrl.tokenizers import vq
 
-SCALES = (1, 2, 3, 4)
+SCALES = (1, 2, 3)
 SAMPLER = next_scale.Config(guidance=2., temperature=.8, top_k=12, top_p=.9, record='guided')
 
 
@@ -40,7 +40,7 @@ def branched(model):
   return call
 
 
-@pytest.mark.parametrize('split', [1, 2, 3])
+@pytest.mark.parametrize('split', [1, 2])
 def test_continuations_share_their_beginning_and_are_teacher_forced(model, branched, split):
   plain, out, whole, part = branched(split)
   at = model.c.offsets[split]
@@ -60,7 +60,7 @@ def test_continuations_share_their_beginning_and_are_teacher_forced(model, branc
 
 
 def test_a_split_outside_of_the_scales_is_refused(model):
-  for split, K in ((0, 2), (4, 2), (2, 0)):
+  for split, K in ((0, 2), (3, 2), (2, 0)):
     with pytest.raises(ValueError, match=f'split={split}, K={K}'):
       next_scale.branch(model.model, model.vae, SAMPLER, None, None, jnp.zeros(1, jnp.int32),
                         next_scale.keys(jax.random.key(0), 1, 1), split, K)
@@ -68,15 +68,15 @@ def test_a_split_outside_of_the_scales_is_refused(model):
     model.vae.apply({'params': model.vq_params}, jnp.zeros((1, 6), jnp.int32), method='embed')
 
 
-@pytest.mark.parametrize('sizes, P, G, K', [((2, 2, 2), 8, 2, 2), ((1, 8, 1), 2, 8, 2), ((1, 8, 1), 1, 1, 8)],
+@pytest.mark.parametrize('sizes, P, G, K', [((2, 2, 2), 8, 2, 2), ((1, 8, 1), 1, 1, 8)],
                          ids=str)
 def test_branches_are_the_same_on_every_mesh(model, sizes, P, G, K):
-  """Over the prompts; where these are too few over the rollouts; where there is one over its continuations."""
+  """Spread over the prompts; where there are too few of these and of their rollouts, over the continuations."""
   label_P = jnp.arange(P) % 7
 
   def sampled(params, vq_params):
     return next_scale.branch(model.model, model.vae, SAMPLER, params, vq_params, label_P,
-                             next_scale.keys(jax.random.key(11), P, G), 2, K)
+                             next_scale.keys(jax.random.key(11), P, G), 1, K)
   alone = jax.jit(sampled)(model.params, model.vq_params)
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
@@ -94,7 +94,7 @@ def test_branches_are_the_same_on_every_mesh(model, sizes, P, G, K):
 def test_what_comes_before_the_split_is_computed_once_for_each_rollout(small):
   m = small(var.Config(1, 64, 2, scales=(1, 2, 3), vocab=32, channels=4, classes=10),
             dataclasses.replace(vq.SIZES['smoke'], scales=(1, 2, 3)))
-  args = (m.model, m.vae, SAMPLER)
+  args = (m.model, m.vae, dataclasses.replace(SAMPLER, top_k=0, top_p=0.))
 
   def cost(f, *shape):
     keys = next_scale.keys(jax.random.key(0), *shape)
@@ -124,4 +124,4 @@ def test_a_beginning_costs_what_its_tokens_cost(model):
     f = lambda p, label, t: next_scale.logprobs(model.model, model.vae, SAMPLER, p, model.vq_params, label, t)
     lowered = jax.jit(f).lower(model.params, jnp.zeros(1, jnp.int32), jnp.zeros((1, 8, L), jnp.int32))
     return lowered.compile().cost_analysis()['flops']
-  assert cost(5) < 5 / 30 * 1.5 * cost(30)  # five of thirty tokens, and the class embedding
+  assert cost(5) < 5 / 14 * 1.2 * cost(14)
