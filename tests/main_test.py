@@ -150,6 +150,14 @@ def test_labels_outside_the_classes(capsys, compiles, tmp_path):
   assert "'12'" in error
 
 
+def test_a_sampler_that_nobody_published(capsys, compiles, tmp_path):
+  argv = ('sample', '--config', QUICK, '--workdir', str(tmp_path))
+  error = run(capsys, compiles, *argv, '--preset=vars')
+  assert "preset: 'vars' found" in error and "'var', 'var-demo'" in error
+  assert "'vars'" in run(capsys, compiles, *argv, '--preset=vars', f'--folder={tmp_path}/folder')
+  assert '--npz' in run(capsys, compiles, *argv, f'--npz={tmp_path}/a.npz') and not list(tmp_path.iterdir())
+
+
 def test_resuming_with_another_shape(capsys, compiles, tmp_path):
   config, workdir = 'experiments/pretrain_var_d16_imagenet256.py:smoke', str(tmp_path / 'w')
   assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir]) == 0

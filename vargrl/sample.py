@@ -47,30 +47,39 @@ def prepared(config, workdir, *, labels, each, run):
   return chain.lean(config, root), root / name, classes
 
 
-def to_folder(config, workdir, *, folder, labels, each, seed, run, preset, batch=64):
-  """(paths of the PNG files, how many of them were drawn now, step): FOLDER/CLASS_INDEX.png, one per image.
-
-  Image r of a class is a function of seed, class and r. A file that is there is kept: the same command goes on
-  where it was cut, and ends with the same files, as calls are cut alike. A folder of another checkpoint, seed
-  or sampler is refused. batch: images on a device at once.
-  """
+def to_folder(config, workdir, *, folder, labels, each, seed, run, preset):
+  """(paths of the PNG files, how many of them were drawn now, step of the checkpoint); see `fill`."""
   run, where, classes = prepared(config, workdir, labels=labels, each=each, run=run)
-  some, folder, new = samples.batch_sampler(run.models, preset), pathlib.Path(folder), 0
+  samples.batch_sampler(run.models, preset)  # says what is wrong with the preset
+  with jax.set_mesh(run.mesh):
+    params, frozen, step = chain.restored(run, where)
+    about = {'step': step, 'policy': digest.digest(params['policy']),
+             'sampler': preset or run.config.rollout.to_json_best_effort()}
+    return *fill(pathlib.Path(folder), run.models, params, frozen, classes=classes, each=each, seed=seed,
+                 preset=preset, about=about), step
+
+
+def fill(folder, models, params, frozen, *, classes, each, seed, preset, about, batch=64):
+  """(paths, how many were drawn now): FOLDER/CLASS_INDEX.png, `each` of every class, one file per image.
+
+  Image r of a class is a function of seed, class and r. A file that is there is kept: the same call goes on
+  where it was cut, and ends with the same files, as batches are cut alike. about: what else the images depend on;
+  a folder of another seed or `about` is refused. batch: images on a device at once.
+  """
+  settle(folder, about | {'seed': seed})
+  some, new = samples.batch_sampler(models, preset), 0
   # By index first: a folder that is cut has about as many images of every class.
   label_B, index_B = np.tile(classes, each), np.repeat(np.arange(each), len(classes))
   paths = [folder / f'{k:04d}_{r:05d}.png' for k, r in zip(label_B, index_B)]
-  with jax.set_mesh(run.mesh), ThreadPoolExecutor() as threads:
-    params, frozen, step = chain.restored(run, where)
-    settle(folder, {'step': step, 'policy': digest.digest(params['policy']), 'seed': seed,
-                    'sampler': preset or run.config.rollout.to_json_best_effort()})
-    keys = run.models.keys(jax.random.key(seed), run.models.classes + 1, each)
+  keys = models.keys(jax.random.key(seed), models.classes + 1, each)
+  with ThreadPoolExecutor() as threads:
     for row_B, counts_B in rows.calls(len(paths), batch):
       missing = [i for i, row in enumerate(row_B) if counts_B[i] and not paths[row].exists()]
       if not missing: continue
       image_Byxc = np.asarray(some(params, frozen, label_B[row_B], keys[label_B[row_B], index_B[row_B]]))
       list(threads.map(lambda i: pictures.save_png(paths[row_B[i]], image_Byxc[i]), missing))
       new += len(missing)
-  return paths, new, step
+  return paths, new
 
 
 def settle(folder, about):
