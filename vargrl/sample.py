@@ -1,5 +1,6 @@
 """Checkpoint + classes -> images."""
 from concurrent.futures import ThreadPoolExecutor
+import difflib
 import json
 import pathlib
 import zipfile
@@ -11,7 +12,7 @@ from numpy.lib import format as npy
 from vargrl import build, chain, pictures
 from vargrl import experiment as experiments
 from vargrl.checkpoint import digest
-from vargrl.data import image
+from vargrl.data import image, names
 from vargrl.eval import rows, samples
 
 ABOUT = '.samples.json'  # in a folder of images: what they were drawn from
@@ -134,10 +135,14 @@ def main(flags):
 
 
 def classes_of(config, labels):
-  """Labels as ints, checked against the model."""
+  """Labels, numbers or names, as ints, checked against the model."""
   count = build.module(config.policy, 'policy')[1].c.classes
   if not len(labels): return np.arange(min(count, 10))
   if list(labels) == ['all']: return np.arange(count)
-  if bad := [k for k in map(str, labels) if not (k.isdigit() and int(k) <= count)]:
-    raise ValueError(f"--labels: {bad[0]!r}, expected 'all' or classes 0 .. {count - 1} ({count}: unconditional)")
-  return np.array([int(k) for k in labels])
+  known = {name: k for k, name in reversed([*enumerate(names.known(count))])}  # the first of equal names
+  found = [known.get(label, int(label) if label.isdigit() else count + 1) for label in map(str, labels)]
+  if bad := [label for label, k in zip(labels, found) if k > count]:
+    near = difflib.get_close_matches(str(bad[0]), known, 1)
+    raise ValueError(f"--labels: {bad[0]!r}, expected 'all' or classes 0 .. {count - 1} ({count}: unconditional)"
+                     + (f'; did you mean {near[0]!r}?' if near else ''))
+  return np.array(found)

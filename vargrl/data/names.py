@@ -6,6 +6,7 @@ DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'
 # The cleaned list of CLIP's authors, as in open_clip's IMAGENET_CLASSNAMES (MIT); two names occur twice.
 # https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/zero_shot_metadata.py
 IMAGENET = pathlib.Path(__file__).parent / 'imagenet_classes.txt'
+LISTS = ('imagenet', 'digits')
 
 
 def names(which) -> tuple[str, ...]:
@@ -15,3 +16,8 @@ def names(which) -> tuple[str, ...]:
   if isinstance(which, str) or not which or not all(isinstance(name, str) for name in which):
     raise ValueError(f"names: {which!r} found, 'imagenet', 'digits' or a sequence of names expected")
   return tuple(which)
+
+
+def known(classes):
+  """The names of a model with so many classes, if there is a list of that length; () otherwise."""
+  return next((names(which) for which in LISTS if len(names(which)) == classes), ())
