@@ -64,6 +64,7 @@ def get_config(arg=''):
   if arg == 'd30':
     c.policy.size, c.init.policy, c.accum = 'd30', 'weights/var_d30.pth', 16
   elif arg == 'lora':
+    # StyleVAR (https://arxiv.org/abs/2604.21052) saw 1e-5 last, and 5e-5 explode within a hundred steps, at rank 256.
     c.policy.lora_rank, c.policy.lora_alpha = 64, 128.0
     c.optim.peak, c.optim.scale = 1e-5, (('/lora_', 1.0), ('.*', None))
   elif arg == 'smoke':

@@ -25,10 +25,11 @@ def config(rank=4, **changes):
   del c.classifier
   c.steps, c.save_every, c.init, c.evals, c.reference = 4, 2, {}, {}, True
   c.mesh = (('data', 1), ('fsdp', 1), ('tensor', 1))
-  c.policy.update(lora_rank=rank, lora_alpha=8.)
+  c.policy.update(lora_rank=rank, lora_alpha=8., scales=(1, 2))
+  c.tokenizer.update(scales=(1, 2))
   c.data.prompts, c.objective.collect.rollouts = P, R
   c.objective.collect.rewards = dict(light=dict(name='rewards.brightness', weight=1.0))
-  c.objective.loss.update(kl=0.1, estimator='exact')
+  c.objective.loss.update(kl=0.1, estimator='exact', last=1)
   c.optim.update(peak=1e-2, warmup=0)
   if rank: c.optim.scale = ADAPTERS
   c.update(changes)
@@ -160,7 +161,7 @@ def test_a_reference_that_would_move_is_refused(base):
   assert '\n' not in str(error.value)
   c.init.reference = base['policy']
   assert 'reference' in Run(c, '').built.frozen
-  c.reference, c.init = False, dict(base)
+  c.reference, c.init, c.objective.loss.kl = False, dict(base), 0.0
   assert 'reference' not in Run(c, '').built.frozen
 
 
@@ -168,7 +169,9 @@ def test_an_update_of_adapters_takes_less_memory_and_fewer_flops():
   """Than one of all weights with a reference of its own, of the compiled programs."""
   found = {}
   for rank in (4, 0):
-    run = Run(config(rank), '', lean=True)
+    c = config(rank)
+    c.policy.update(width=128, heads=4)
+    run = Run(c, '', lean=True)
     with jax.set_mesh(run.mesh):
       row = lambda *shape: jax.ShapeDtypeStruct((P, R, *shape), jnp.float32)
       tokens = jax.ShapeDtypeStruct((P, R, run.models.config.length), jnp.int32)
