@@ -151,7 +151,7 @@ def test_labels_outside_the_classes(capsys, compiles, tmp_path):
 
 
 def test_a_sampler_that_nobody_published(capsys, compiles, tmp_path):
-  argv = ('sample', '--config', QUICK, '--workdir', str(tmp_path))
+  argv = ('sample', '--config', 'experiments/grpo_var_d16_jpeg.py:smoke', '--workdir', str(tmp_path))
   error = run(capsys, compiles, *argv, '--preset=vars')
   assert "preset: 'vars' found" in error and "'var', 'var-demo'" in error
   assert "'vars'" in run(capsys, compiles, *argv, '--preset=vars', f'--folder={tmp_path}/folder')

@@ -41,7 +41,7 @@ def network(*, weights, size):
 
 @functools.cache
 def parts(size):
-  """(abstract weights, layouts, the jitted features): evaluators share them, as 94 convolutions compile slowly."""
+  """(abstract weights, layouts, the jitted features): evaluators share them, 94 convolutions compile slowly."""
   c = inception.SIZES[size]
   model = inception.Model(c)
 
@@ -58,7 +58,8 @@ def random(shapes):
   rng = np.random.default_rng(0)
 
   def one(path, x):
-    if x.ndim > 1: return (rng.standard_normal(x.shape) * (2 / math.prod(x.shape[:-1])) ** .5).astype(np.float32)
+    if x.ndim > 1:
+      return (rng.standard_normal(x.shape) * (2 / math.prod(x.shape[:-1])) ** .5).astype(np.float32)
     return np.full(x.shape, path[-1].key in ('scale', 'var'), np.float32)
   return jax.tree_util.tree_map_with_path(one, shapes)
 

@@ -23,12 +23,16 @@ class Reference(NamedTuple):
 
 
 def npz(path, *, features):
-  """The Reference in a file: `arr_0` uint8 [N, y, x, 3], `mu` [features] and `sigma` [features, features], as in
-  OpenAI's reference batches, https://github.com/openai/guided-diffusion/tree/main/evaluations, or only the first
-  or only the others, as pytorch-fid saves them. Headers alone are read; raises FileNotFoundError, ValueError."""
+  """The Reference in a file: `arr_0` uint8 [N, y, x, 3], `mu` [features] and `sigma` [features, features], as
+  in OpenAI's reference batches, https://github.com/openai/guided-diffusion/tree/main/evaluations, or only the
+  first, or only the others, as pytorch-fid saves them.
+
+  Headers alone are read; raises FileNotFoundError, ValueError.
+  """
   path = pathlib.Path(path)
   if not path.exists():
-    raise FileNotFoundError(f'reference: there is no {path}; `curl -L -o {path} {URL}{NAME}` brings that of ImageNet')
+    raise FileNotFoundError(f'reference: there is no {path}; `curl -L -o {path} {URL}{NAME}` brings that of '
+                            'ImageNet 256')
   found = headers(path)
   wanted = {'mu': (features,), 'sigma': (features, features)}
   if not ('arr_0' in found or wanted.keys() <= found.keys()):
@@ -52,7 +56,8 @@ def headers(path):
   """{name: (shape, dtype)} of the arrays in an .npz."""
   try:
     with zipfile.ZipFile(path) as file:
-      return {name.removesuffix('.npy'): header(file, name) for name in file.namelist() if name.endswith('.npy')}
+      names = [name for name in file.namelist() if name.endswith('.npy')]
+      return {name.removesuffix('.npy'): header(file, name) for name in names}
   except (zipfile.BadZipFile, ValueError, OSError, EOFError) as e:
     raise ValueError(f'reference: {path} is no .npz of numpy ({e})') from e
 
@@ -78,8 +83,10 @@ def packed(path, batch):
     for row_B, counts_B in rows.calls(count, batch):
       n, size = int(counts_B.sum()), math.prod(shape)
       data = array.read(n * size)
-      if len(data) < n * size: raise ValueError(f'reference: {path} ends after image {int(row_B[0])} of {count}')
-      yield np.frombuffer(data, np.uint8).reshape(n, *shape)[np.minimum(np.arange(len(row_B)), n - 1)], counts_B
+      if len(data) < n * size:
+        raise ValueError(f'reference: {path} ends after image {int(row_B[0])} of {count}')
+      image_Nyxc = np.frombuffer(data, np.uint8).reshape(n, *shape)
+      yield image_Nyxc[np.minimum(np.arange(len(row_B)), n - 1)], counts_B
 
 
 def split(models, *, dataset, split, size, crop, dir, limit):
@@ -91,7 +98,8 @@ def split(models, *, dataset, split, size, crop, dir, limit):
   def batches(batch):
     one = source.walk(**options)
     for row_B, counts_B in rows.calls(min(limit or have, have), batch):
-      images = [np.rint((row['image'][0] + 1) * 127.5).astype(np.uint8) for _, row in zip(row_B[counts_B], one)]
+      whole = lambda x: np.rint((x + 1) * 127.5).astype(np.uint8)
+      images = [whole(row['image'][0]) for _, row in zip(row_B[counts_B], one)]
       if not images: return
       n = len(images)  # fewer than asked for where records are unreadable
       yield np.stack(images)[np.minimum(np.arange(len(row_B)), n - 1)], np.arange(len(row_B)) < n

@@ -1,7 +1,7 @@
-"""BLIP's image-grounded text encoder (https://arxiv.org/abs/2201.12086), with the head that makes it ImageReward.
+"""BLIP's image-grounded text encoder (https://arxiv.org/abs/2201.12086), with ImageReward's head.
 
-A ViT looks at the image; a BERT whose layers also attend to the ViT's tokens reads the prompt; an affine head on
-its first position is the score (https://arxiv.org/abs/2304.05977).
+A ViT looks at the image; a BERT whose layers also attend to the ViT's tokens reads the prompt; an affine
+head on its first position is the score (https://arxiv.org/abs/2304.05977).
 """
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from vargrl.models.layers import Einsum, letters
 from vargrl.parallel.rules import shard
 from vargrl.types import Layout
 
-HEAD = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}  # layers of the head and their widths: nothing but dropout between
+HEAD = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}  # layers of the head and their widths, nothing else between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Text(nn.Module):
     self.norm, self.blocks = Norm(1e-12), stack(TextBlock, c, c.text_layers)
 
   def __call__(self, t_BL, mask_BL, image_BSD):
-    """t_BL: tokens; mask_BL: True where they are no padding; image_BSD: of Image. -> x_BD float32, position 0."""
+    """t_BL: tokens; mask_BL: False at padding; image_BSD: of Image. -> x_BD float32, position 0."""
     L = t_BL.shape[1]
     x_BLD = self.norm(shard(self.tokens, 'VD')[t_BL] + self.positions[None, :L])
     return self.blocks(shard(x_BLD, 'BLD'), mask_BL[:, None], image_BSD)[0][:, 0]
@@ -182,7 +182,8 @@ class Model(nn.Module):
 def init(model, key):
   """Boxed parameters (each knows its letters)."""
   size = model.c.image_size
-  return model.init(key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))['params']
+  t_BL = jnp.zeros((1, 1), jnp.int32)
+  return model.init(key, jnp.zeros((1, size, size, 3)), t_BL, t_BL == 0)['params']
 
 
 def torch_layouts(c):
@@ -209,7 +210,8 @@ def torch_layouts(c):
   for i, (ours, theirs) in enumerate((('self', 'attention'), ('cross', 'crossattention')), 1):
     for name in ('query', 'key', 'value'):
       mine, key = f'text/blocks/{ours}/{name[0]}', f'{block}.{theirs}.self.{name}'
-      table |= {f'{mine}/w': (f'{key}.weight', '(N H) D -> D N H'), f'{mine}/b': (f'{key}.bias', '(N H) -> N H')}
+      table |= {f'{mine}/w': (f'{key}.weight', '(N H) D -> D N H'),
+                f'{mine}/b': (f'{key}.bias', '(N H) -> N H')}
     table |= out(f'text/blocks/{ours}', f'{block}.{theirs}.output.dense')
     table |= norm(f'text/blocks/norm{i}', f'{block}.{theirs}.output.LayerNorm')
   table |= norm('text/blocks/norm3', f'{block}.output.LayerNorm')
@@ -221,7 +223,8 @@ def torch_layouts(c):
 
 
 def dense(ours, theirs, pattern):
-  return {f'{ours}/w': (f'{theirs}.weight', pattern), f'{ours}/b': (f'{theirs}.bias', f'{pattern[0]} -> {pattern[0]}')}
+  out = pattern[0]
+  return {f'{ours}/w': (f'{theirs}.weight', pattern), f'{ours}/b': (f'{theirs}.bias', f'{out} -> {out}')}
 
 
 def mlp(ours, first, second):

@@ -112,8 +112,8 @@ class Model(nn.Module):
     return joined(
         chain(x, ('branch1x1', 192, 1)),
         chain(x, ('branch7x7_1', inner, 1), ('branch7x7_2', inner, wide), ('branch7x7_3', 192, tall)),
-        chain(x, ('branch7x7dbl_1', inner, 1), ('branch7x7dbl_2', inner, tall), ('branch7x7dbl_3', inner, wide),
-              ('branch7x7dbl_4', inner, tall), ('branch7x7dbl_5', 192, wide)),
+        chain(x, ('branch7x7dbl_1', inner, 1), ('branch7x7dbl_2', inner, tall),
+              ('branch7x7dbl_3', inner, wide), ('branch7x7dbl_4', inner, tall), ('branch7x7dbl_5', 192, wide)),
         chain(averaged(x), ('branch_pool', 192, 1)))
 
   def middle_to_coarse(self, x, block):
@@ -121,7 +121,8 @@ class Model(nn.Module):
     a = self.chain(x, block, ('branch3x3_1', 192, 1))
     b = self.chain(x, block, ('branch7x7x3_1', 192, 1), ('branch7x7x3_2', 192, (1, 7)),
                    ('branch7x7x3_3', 192, (7, 1)))
-    return joined(conv(a, f'{block}.branch3x3_2', 320, 3), conv(b, f'{block}.branch7x7x3_4', 192, 3), halved(x))
+    return joined(conv(a, f'{block}.branch3x3_2', 320, 3), conv(b, f'{block}.branch7x7x3_4', 192, 3),
+                  halved(x))
 
   def coarse(self, x, block, pool):
     chain = lambda x, *convs: self.chain(x, block, *convs)
@@ -174,7 +175,8 @@ def torch_layouts(c):
   shapes = traverse_util.flatten_dict(
       nn.unbox(jax.eval_shape(lambda key: init(Model(c), key), jax.random.key(0))), sep='/')
   kinds = {'w': ('conv.weight', 'D c y x -> y x c D'), 'scale': ('bn.weight', 'D -> D'),
-           'bias': ('bn.bias', 'D -> D'), 'mean': ('bn.running_mean', 'D -> D'), 'var': ('bn.running_var', 'D -> D'),
+           'bias': ('bn.bias', 'D -> D'), 'mean': ('bn.running_mean', 'D -> D'),
+           'var': ('bn.running_var', 'D -> D'),
            'fc.w': ('fc.weight', 'V D -> D V'), 'fc.b': ('fc.bias', 'V -> V')}
   table = {}
   for name in shapes:

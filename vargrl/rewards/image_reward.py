@@ -25,9 +25,10 @@ COMMANDS = {'file': '`huggingface-cli download THUDM/ImageReward ImageReward.pt 
 def judge(*, file, size, dtype, vocab, template, names):
   """r about -2 .. 2, the mean of ImageReward's training pairs at 0; it depends on the prompt's offset too.
 
-  file: ImageReward.pt; '' for random weights of size 'smoke'. size: 'large', smoke. dtype: of the blocks' products.
-  vocab: BERT's vocab.txt or tokenizer.json, or a folder with one of them; '' is the folder of `file`. template: a
-  prompt with {class} in it. names: see data/names.py. Raises FileNotFoundError, ValueError; compiles nothing.
+  file: ImageReward.pt; '' for random weights of size 'smoke'. size: large, smoke. dtype: of the blocks'
+  products. vocab: BERT's vocab.txt or tokenizer.json, or a folder with one of them; '' is the folder of `file`.
+  template: a prompt with {class} in it. names: see data/names.py. Raises FileNotFoundError, ValueError;
+  compiles nothing.
   """
   if size not in blip.SIZES: raise ValueError(f'size: {size!r} found, one of {sorted(blip.SIZES)} expected')
   c = blip.Config(**{**vars(blip.SIZES[size]), 'dtype': dtype})
@@ -38,7 +39,8 @@ def judge(*, file, size, dtype, vocab, template, names):
     raise FileNotFoundError(f'file: there is no {path}; {COMMANDS["file"].format(path.parent)}')
   if path: torch.check(path, blip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
   texts = prompts(template, names)
-  t_VL = tokenized(pathlib.Path(vocab or path.parent), texts, c.vocab) if vocab or path else letters(texts, c.vocab)
+  where = pathlib.Path(vocab) if vocab else path and path.parent
+  t_VL = tokenized(where, texts, c.vocab) if where else letters(texts, c.vocab)
   key = f'{path or "random"} {size} {dtype} blip'
   tower = Tower(lambda mesh: weights(path, c, 'image', mesh), partial(look, c))
   return Judge({key: tower}, partial(load, path, c, t_VL), lambda own, features, label_B: score(
@@ -54,7 +56,8 @@ def weights(path, c, part, mesh):
   shapes = building.abstract(init(c), mesh)
   if path: return torch.load(path, blip.torch_layouts(c), shapes, only=f'{part}/')
   print(f'reward ImageReward {part}: no file, random weights')
-  return building.born(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])  # the rest is not compiled
+  # Of this part alone: the rest is not compiled.
+  return building.born(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])
 
 
 def look(c, params, image_Byxc):
