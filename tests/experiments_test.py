@@ -7,7 +7,6 @@ import pytest
 
 from vargrl import chain, experiment, main, sample
 from vargrl.models import lora
-from vargrl.models import lora
 from vargrl.run import Run
 
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
