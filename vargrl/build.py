@@ -195,8 +195,8 @@ def layouts(config, name):
   section = 'policy' if name == 'reference' else name
   python, model = module(config[section], section)
   if not hasattr(python, 'torch_layouts'):
-    raise ValueError(f'init.{name}: {config.init[name]} found, but {config[section].name} has no reference layout; '
-                     'expected a checkpoint folder of a run')
+    raise ValueError(f'init.{name}: {config.init[name]} found, but {config[section].name} has no reference '
+                     'layout; expected a checkpoint folder of a run')
   return python.torch_layouts(model.c)
 
 

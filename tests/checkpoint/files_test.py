@@ -1,4 +1,4 @@
-"""Files and folders of the reference as mappings of arrays, and files that are written whole or not at all."""
+"""Files and folders of the reference as mappings of arrays; files are written whole or not at all."""
 import importlib.util
 import json
 import os
@@ -68,7 +68,7 @@ def test_pth_of_torch_is_read_as_it_was_written(tmp_path):
 
 def test_folders_are_those_of_hugging_face(tmp_path):
   first, second = {k: STATE[k] for k in 'wi'}, {k: STATE[k] for k in 'be'}
-  with pytest.raises(FileNotFoundError, match='none of model.safetensors, .* in this folder'): files.open(tmp_path)
+  with pytest.raises(FileNotFoundError, match='none of model.safetensors, '): files.open(tmp_path)
   assert not files.known(tmp_path)
   made.write(tmp_path / 'pytorch_model.bin', made.entries(('old', made.of(STATE['w']))), {'0': STATE['w']})
   assert set(files.open(tmp_path)) == {'old'} and files.known(tmp_path)
@@ -95,7 +95,7 @@ def test_a_broken_safetensors_is_told_in_a_sentence(tmp_path):
   path = tmp_path / 'x.safetensors'
   safetensors.numpy.save_file(STATE, path)
   whole = path.read_bytes()
-  for content in (b'', b'abc', whole[:40], whole[:-1], whole + b'x', b'version https://git-lfs.github.com/spec/v1\n'):
+  for content in (b'', b'abc', whole[:40], whole[:-1], whole + b'x', b'version https://git-lfs'):
     path.write_bytes(content)
     with pytest.raises(ValueError, match='download it again') as error: files.open(path)
     assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)

@@ -1,7 +1,7 @@
-"""memory_child.py {write,load} SIZE FILE: random weights of models.var SIZE into FILE, or FILE onto a mesh of eight.
+"""memory_child.py {write,load} SIZE FILE: random weights of models.var SIZE into FILE, or these onto a mesh.
 
-`load` prints JSON: bytes of the parameters, anonymous memory (Linux's RssAnon: what is mapped from a file does not
-count) before and at its highest, seconds.
+`load` prints JSON: bytes of the parameters, anonymous memory (Linux's RssAnon: what is mapped from a file
+does not count) before and at its highest, seconds.
 """
 import json
 import math
@@ -33,8 +33,8 @@ def write(size, path):
   wanted, rng = torch.expected(layout.table, torch.named(shapes)), np.random.default_rng(0)
   headers = {k: (shape, np.dtype('float32')) for k, shape in wanted.items()}
   headers |= {k: (x.shape, x.dtype) for k, x in layout.constants.items()}
-  files.write(path, headers, ((k, layout.constants[k] if k in layout.constants else rng.random(shape, np.float32))
-                              for k, (shape, _) in headers.items()))
+  value = lambda k, shape: layout.constants[k] if k in layout.constants else rng.random(shape, np.float32)
+  files.write(path, headers, ((k, value(k, shape)) for k, (shape, _) in headers.items()))
 
 
 def anonymous():

@@ -37,7 +37,8 @@ def test_the_trainers_file_holds_the_same_weights_and_its_plain_values():
   for nest, name in (('var_wo_ddp', 'var_tiny'), ('vae_local', 'vae_tiny')):
     alone, inside = pickled.load(official.FOLDER / f'{name}.pth'), file['trainer'][nest]
     assert [*alone] == [*inside] and all(alone[k].tobytes() == inside[k].tobytes() for k in alone)
-  assert file['args']['patch_nums'] == (1, 2, 3, 4) and file['args']['tclip'] == 2. and file['args']['saln'] is False
+  args = file['args']
+  assert args['patch_nums'] == (1, 2, 3, 4) and args['tclip'] == 2. and args['saln'] is False
   optimizer = file['trainer']['var_opt']['optimizer']
   assert optimizer['state'][0]['exp_avg'].dtype == np.float32 and type(optimizer['param_groups']) is list
 
@@ -55,7 +56,8 @@ def test_later_dtypes_lie_in_untyped_storages(tmp_path):
   for dtype in ('float8_e4m3fn', 'uint16', 'bfloat16'):
     x = np.arange(6).reshape(2, 3).astype(getattr(ml_dtypes, dtype, dtype))
     memory = made.storage('0', 'torch.storage UntypedStorage', x.nbytes)
-    out = read(tmp_path, made.tensor(memory, 0, (2, 3), (3, 1), made.name(f'torch {dtype}'), version=3), {'0': x})
+    code = made.tensor(memory, 0, (2, 3), (3, 1), made.name(f'torch {dtype}'), version=3)
+    out = read(tmp_path, code, {'0': x})
     assert out.dtype == x.dtype and out.tobytes() == x.tobytes()
 
 
@@ -66,18 +68,19 @@ def test_strides_offsets_and_shared_storages_are_views(tmp_path):
   assert c.tolist() == [[2, 3], [3, 4]] and d.shape == () and d == 5
   assert np.shares_memory(a, b) and np.shares_memory(a, c)
   assert read(tmp_path, made.floats((3, 0), (7, 7), 0)).shape == (3, 0)
-  assert read(tmp_path, made.floats((1, 6), (10**17, 1))).tolist() == [SIX.tolist()]  # a stride that is never used
+  assert read(tmp_path, made.floats((1, 6), (10**17, 1))).tolist() == [SIX.tolist()]  # never used
 
 
 def test_parameters_and_plain_things(tmp_path):
   empty = made.call('collections OrderedDict')
   parameter = made.call('torch._utils _rebuild_parameter', made.floats(), made.value(True), empty)
   state = empty + b'(' + made.value('w') + parameter + b'u' + made.entries(('_metadata', empty)) + b'b'
-  plain = {'i': -3, 'big': 2**80, 'f': .5, 's': 'ü', 'b': b'\0\xff', 'e': b'', 'l': [1, [2]], 't': (), 'n': None, 'y': True,
-           'set': {1, 2}, 3: frozenset([4])}
+  plain = {'i': -3, 'big': 2**80, 'f': .5, 's': 'ü', 'b': b'\0\xff', 'e': b'', 'l': [1, [2]], 't': (),
+           'n': None, 'y': True, 'set': {1, 2}, 3: frozenset([4])}
   out = read(tmp_path, made.entries(
       ('state', state), ('plain', made.value(plain)), ('size', made.call('torch Size', made.value((2, 3)))),
-      ('dtype', made.name('torch bfloat16')), ('device', made.call('torch device', made.value('cuda'), made.value(1))),
+      ('dtype', made.name('torch bfloat16')),
+      ('device', made.call('torch device', made.value('cuda'), made.value(1))),
       ('order', made.call('collections OrderedDict', made.value([['k', 1], ('j', 2)])))))
   assert [*out['state']] == ['w'] and (out['state']['w'] == SIX.reshape(2, 3)).all()
   assert out['plain'] == plain and out['size'] == (2, 3) and out['order'] == {'k': 1, 'j': 2}
@@ -94,7 +97,7 @@ REFUSED = {  # instructions: a word of the error
     'eval': (made.call('builtins eval', made.value('1')), 'builtins.eval'),
     'getattr': (made.call('builtins getattr', made.value('x'), made.value('upper')), 'builtins.getattr'),
     'a module of torch': (made.call('torch load', made.value('x')), 'torch.load'),
-    'numpy': (made.call('numpy.core.multiarray _reconstruct', made.value(1)), 'numpy.core.multiarray._reconstruct'),
+    'numpy': (made.call('numpy.core.multiarray _reconstruct', made.value(1)), 'multiarray._reconstruct'),
     'a subclass': (made.call('torch._tensor _rebuild_from_type_v2', OBJECT), '_rebuild_from_type_v2'),
     'a dotted name': (b'\x8c\x05torch\x8c\x0c_utils.x.sys\x93', 'torch._utils.x.sys'),
     'a class': (made.name('argparse Namespace') + b')\x81', 'argparse.Namespace'),
@@ -141,8 +144,8 @@ REFUSED = {  # instructions: a word of the error
     'too few arguments': (made.call('torch._utils _rebuild_tensor_v2', made.value(1)), 'odd arguments'),
     'a conjugate': (made.tensor(made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,),
                                 made.value({'conj': True})), 'conjugate'),
-    'no dtype': (made.tensor(made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,), made.value('f4'), version=3),
-                 'no dtype'),
+    'no dtype': (made.tensor(made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,), made.value('f4'),
+                             version=3), 'no dtype'),
     'a parameter of text': (made.call('torch._utils _rebuild_parameter', OBJECT, OBJECT, OBJECT), 'no tensor'),
     'bytes of a number': (made.call('builtins bytes', made.value(10**9)), 'odd arguments'),
     'another encoding': (made.call('_codecs encode', OBJECT, made.value('rot13')), 'odd arguments'),

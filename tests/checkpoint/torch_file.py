@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, put together instruction by instruction, so that they can also be wrong."""
+"""Files as torch.save writes them, put together by instructions, so that they can also be wrong."""
 import pickle
 import zipfile
 

@@ -86,7 +86,8 @@ def together(index):
     where = dict(json.loads(index.read_text())['weight_map'])
     names = sorted({pathlib.PurePath(name) for name in where.values()})
   except (ValueError, KeyError, TypeError) as e:
-    raise ValueError(f'{index}: no index with a weight_map ({type(e).__name__}: {e}); download it again') from e
+    raise ValueError(f'{index}: no index with a weight_map ({type(e).__name__}: {e}); '
+                     'download it again') from e
   if odd := [name for name in names if len(name.parts) != 1 or name.suffix not in ENDINGS]:
     raise ValueError(f'{index}: names {str(odd[0])!r}, expected a checkpoint file of the same folder')
   parts = {str(name): open(index.parent / name) for name in names}
@@ -101,8 +102,8 @@ def check_ending(path):
   if ending not in ('.safetensors', '.pth'):
     raise ValueError(f'{path}: ending {ending!r}, expected .safetensors or .pth')
   if ending == '.pth' and not importlib.util.find_spec('torch'):
-    raise ValueError(f"{path}: .pth files are written by torch, which is not installed: pip install 'vargrl[torch]', "
-                     'or write .safetensors')
+    raise ValueError(f'{path}: .pth files are written by torch, which is not installed; '
+                     "pip install 'vargrl[torch]', or write .safetensors")
 
 
 def write(path, shapes, arrays):
@@ -135,7 +136,7 @@ def write_safetensors(path, shapes, arrays):
   with path.open('wb') as file:
     file.write(struct.pack('<Q', len(text)) + text)
     for (key, (shape, dtype)), (name, x) in zip(shapes.items(), arrays, strict=True):
-      assert (name, x.shape, x.dtype) == (key, tuple(shape), dtype), (name, x.shape, x.dtype, key, shape, dtype)
-      file.write(np.ascontiguousarray(x).data.cast('B') if x.size else b'')
+      assert (name, x.shape, x.dtype) == (key, tuple(shape), dtype), (name, x.shape, x.dtype, key)
+      file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
     file.flush()
     os.fsync(file.fileno())

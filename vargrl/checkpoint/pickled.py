@@ -1,4 +1,4 @@
-"""Files of torch.save (.pth, .pt, .bin) without torch: tensors are views of the mapped file, the rest is plain.
+"""Files of torch.save (.pth, .pt, .bin) without torch: tensors as views of the mapped file, plain containers.
 
 A pickle is a program, so nothing here runs it: pickletools takes it apart, and a small machine follows the
 instructions that torch.save writes. It can build numbers, text, bytes, lists, tuples, dictionaries, sets and
@@ -70,19 +70,19 @@ def members(path, data, head):
     raise ValueError('a TorchScript archive; with torch, save its weights alone: '
                      'torch.save(torch.jit.load(FILE).state_dict(), OTHER)')
   roots = [name.removesuffix('data.pkl') for name in names if name.endswith('/data.pkl')]
-  if len(roots) != 1: raise ValueError(f'a zip archive with {len(roots)} data.pkl, expected one of torch.save')
+  if len(roots) != 1: raise ValueError(f'a zip archive with {len(roots)} data.pkl, expected 1, of torch.save')
   out = {info.filename.removeprefix(roots[0]): member(info, data) for info in infos
          if info.filename.startswith(roots[0]) and not info.is_dir()}
   order = out['byteorder'].tobytes() if 'byteorder' in out else b'little'
   if order != b'little':
-    raise ValueError(f'byteorder {order[:8]!r} found, little expected; save it again on a little-endian machine')
+    raise ValueError(f'byteorder {order[:8]!r} found, little expected; save it on a little-endian machine')
   return out
 
 
 def no_zip(head):
   """What a file that is no whole zip archive may be."""
   if head.startswith(b'PK'):
-    return 'truncated or damaged, the directory at the end of its zip archive cannot be read; download it again'
+    return 'truncated or damaged, the directory at the end of the archive cannot be read; download it again'
   if head.startswith(LEGACY) or head[257:262] == b'ustar':
     return ('written in the format of torch before 1.6; with a present torch, load and save it: '
             'torch.save(torch.load(FILE, weights_only=True), FILE)')
@@ -102,7 +102,8 @@ def member(info, data):
     raise ValueError(f'damaged, {name} is not where the archive says; download it again')
   start += 30 + sum(struct.unpack('<HH', header[26:]))
   if start + info.file_size > len(data):
-    raise ValueError(f'truncated, {name} ends at byte {start + info.file_size} of {len(data)}; download it again')
+    raise ValueError(f'truncated, {name} ends at byte {start + info.file_size} of {len(data)}; '
+                     'download it again')
   return data[start:start + info.file_size]
 
 
@@ -115,12 +116,14 @@ def storage(parts, key):
   if f'data/{key}' not in parts: raise ValueError(f'damaged, no entry data/{key[:20]}; download it again')
   dtype, data = STORAGES[kind.name], parts[f'data/{key}']
   if len(data) < number(count) * dtype.itemsize:
-    raise ValueError(f'data/{key[:20]} has {len(data)} bytes, {count} elements of {dtype} expected; download it again')
+    raise ValueError(f'data/{key[:20]} has {len(data)} bytes, {count} elements of {dtype} expected; '
+                     'download it again')
   return Storage(dtype, data[:count * dtype.itemsize])
 
 
 def number(x):
-  if type(x) is not int or not 0 <= x < 2**63: raise ValueError('a size, offset or stride that is no natural number')
+  if type(x) is not int or not 0 <= x < 2**63:
+    raise ValueError('a size, offset or stride that is no natural number')
   return x
 
 
@@ -130,13 +133,15 @@ def tensor(memory, offset, size, stride, grad, hooks, metadata=None, dtype=None)
       or len(size) != len(stride) or len(size) > 32:
     raise ValueError('a tensor of odd arguments')
   if metadata: raise ValueError('a tensor with conjugate or negative bit; resolve it before it is saved')
-  if dtype is not None and (type(dtype) is not str or dtype not in DTYPES): raise ValueError('a tensor of no dtype')
+  if dtype is not None and (type(dtype) is not str or dtype not in DTYPES):
+    raise ValueError('a tensor of no dtype')
   dtype = DTYPES[dtype] if dtype is not None else memory.dtype
   offset, size, stride = number(offset), [*map(number, size)], [*map(number, stride)]
   if 0 in size: return np.zeros(size, dtype)
   last = offset + sum((n - 1) * step for n, step in zip(size, stride))
   if (last + 1) * dtype.itemsize > len(memory.data):
-    raise ValueError(f'a tensor that reaches element {last} of a storage of {len(memory.data) // dtype.itemsize}')
+    count = len(memory.data) // dtype.itemsize
+    raise ValueError(f'a tensor that reaches element {last} of a storage of {count}')
   if math.prod(size) >= 2**58: raise ValueError(f'a tensor of {math.prod(size)} elements')
   stride = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(size, stride)]
   return np.ndarray(size, dtype, memory.data, offset * dtype.itemsize, stride)
@@ -153,7 +158,9 @@ def parameter(data, grad, hooks):
 
 def ordered(pairs=()):
   out = {}
-  for k, v in of(pairs, list, tuple): out[hashable(k)] = v
+  for pair in of(pairs, list, tuple):
+    if len(of(pair, list, tuple)) != 2: raise ValueError('a pair of odd arguments')
+    out[hashable(pair[0])] = pair[1]
   return out
 
 
@@ -204,7 +211,9 @@ def call(function, args):
     raise ValueError('a call of what is no function is refused')
   try:
     return CALLS[function.name](*args)
-  except (TypeError, OverflowError, ValueError) as e:
+  except ValueError as e:
+    raise ValueError(f'{function.name}: {e}') from e
+  except (TypeError, OverflowError) as e:
     raise ValueError(f'{function.name} is given odd arguments ({str(e)[:120]}); download it again') from e
 
 
@@ -223,8 +232,8 @@ def build(stack):
   of(stack[-1], dict)
 
 
-# What the instructions do: `push` their operand or a new thing, take the `items` down to the mark, or `act` on the
-# stack. All others are refused: those that make objects (NEWOBJ, INST, OBJ, EXT) with the rest.
+# What the instructions do: push their operand or a new thing, take the items down to the mark, or act on the
+# stack. All others are refused, those that make objects (NEWOBJ, INST, OBJ, EXT) among them.
 OPERANDS = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'LONG4', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE',
             'BINUNICODE8', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8'}
 NEW = {'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False, 'EMPTY_DICT': dict,
@@ -282,5 +291,6 @@ def run(code, storage):
     elif name == 'GLOBAL': stack.append(named(operand.replace(' ', '.')))
     elif name == 'BINPERSID': stack.append(storage(stack.pop()))
     elif name == 'STOP': return stack.pop()
-    elif name not in ('PROTO', 'FRAME'): raise ValueError(f'holds the instruction {name}, which is refused; {AGAIN}')
+    elif name not in ('PROTO', 'FRAME'):
+      raise ValueError(f'holds the instruction {name}, which is refused; {AGAIN}')
   raise ValueError('damaged, its pickle has no end; download it again')

@@ -32,7 +32,7 @@ def load(path, layouts, abstract, only=''):
   layout, state = matched(path, layouts, abstract)
   for key, value in layout.constants.items():
     if key in state and not np.array_equal(np.asarray(state[key]), value):
-      raise ValueError(f'{path}: {key} is not what the model\'s config gives, such as for another schedule of scales')
+      raise ValueError(f'{path}: {key} is not what the model\'s config gives, as for another schedule of scales')
   return subtree(place(layout.table, state, named(abstract), only), only)
 
 
@@ -96,7 +96,8 @@ def subtree(leaves, only):
 def sizes(names, layer, pattern, shapes):
   """{letter: size} of a pattern."""
   shape = shapes[names[0]].shape[layer is not None:]
-  return dict(zip(pattern.split('->')[1].split(), shape if len(names) == 1 else (len(names), *shape), strict=True))
+  shape = shape if len(names) == 1 else (len(names), *shape)
+  return dict(zip(pattern.split('->')[1].split(), shape, strict=True))
 
 
 def expected(table, shapes):
@@ -164,11 +165,12 @@ def refuse(path, layout, state, shapes):
     elif tuple(x.shape) != tuple(shape): lines.append(f'~ {key} {tuple(x.shape)} in file, {shape} in model')
     elif key in wanted and not jnp.issubdtype(x.dtype, jnp.floating):
       lines.append(f'~ {key} {x.dtype} in file, floating point expected')
-  lines += [f'+ {key} {tuple(getattr(x, "shape", ()))}' for key, x in state.items() if key not in wanted | constants]
+  lines += [f'+ {key} {tuple(getattr(x, "shape", ()))}' for key, x in state.items()
+            if key not in wanted and key not in constants]
   if not lines: return
   more = [f'... and {len(lines) - 10} more'] if len(lines) > 10 else []
-  raise ValueError(f'{path}: not the weights of this model, {len(lines)} tensors differ (- missing in the file, '
-                   '+ only there, ~ in both)' + ''.join(f'\n  {line}' for line in lines[:10] + more))
+  raise ValueError(f'{path}: not the weights of this model, {len(lines)} tensors differ '
+                   '(- missing in the file, + only there, ~ in both)' + ''.join(f'\n  {line}' for line in lines[:10] + more))
 
 
 def tensors(table, leaves):
@@ -177,7 +179,7 @@ def tensors(table, leaves):
     parts = [np.asarray(leaves[name]) for name in names]
     for _, layer, key, pattern in group:
       left, right = (side.strip() for side in pattern.split('->'))
-      now = parts if layer is None else [part[layer] for part in parts]
+      now = parts if layer is None else [part[layer, ...] for part in parts]
       yield key, einops.rearrange(np.stack(now) if len(names) > 1 else now[0], f'{right} -> {left}')
 
 
@@ -186,8 +188,8 @@ def place(table, state, shapes, only):
 
   Leaf by leaf, the largest first: each is put together in the pieces that its devices want.
   """
-  groups = [(names, [*group]) for names, group in itertools.groupby(rows(table, shapes), key=lambda row: row[0])]
-  groups = [(names, group) for names, group in groups if names[0].startswith(only)]
+  groups = itertools.groupby(rows(table, shapes), key=lambda row: row[0])
+  groups = [(names, [*group]) for names, group in groups if names[0].startswith(only)]
   groups.sort(key=lambda item: -sum(math.prod(shapes[name].shape) for name in item[0]))
   out = {}
   for names, group in groups:

@@ -181,8 +181,8 @@ def torch_layouts(c):
   """
   constants = {'quantize.ema_vocab_hit_SV': np.zeros((len(c.scales), c.vocab), np.float32)}
   for i in sorted(set(range(c.phis)) - set(phi_of_scale(len(c.scales), c.phis))):
-    constants[f'quantize.quant_resi.qresi_ls.{i}.weight'] = np.zeros((c.channels, c.channels, 3, 3), np.float32)
-    constants[f'quantize.quant_resi.qresi_ls.{i}.bias'] = np.zeros(c.channels, np.float32)
+    theirs, shape = f'quantize.quant_resi.qresi_ls.{i}', (c.channels, c.channels, 3, 3)
+    constants |= {f'{theirs}.weight': np.zeros(shape, np.float32), f'{theirs}.bias': np.zeros(shape[0], np.float32)}
   return Layout(torch_table(c), constants, ignored=tuple(map(re.escape, constants)),
                 nests=('trainer/vae_local',), prefixes=WRAPPERS),
 
