@@ -10,8 +10,11 @@ from vargrl.models import lora
 from vargrl.run import Run
 
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
+# What these run, others run too.
+ALIKE = ('grpo_var_painting', 'dpo_digits', 'vmr_digits')
 VARIANTS = ('grpo_var_aesthetic.py:d30', 'grpo_var_aesthetic.py:lora', 'vmr_digits.py:vmr')
-SMOKED = [f for f in FILES if f.stem != 'quickstart']  # its smoke is the chain of resume_test
+SMOKED = [pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f for f in FILES
+          if f.stem != 'quickstart']  # its smoke is the chain of resume_test
 
 
 SIZES = {'d16': 310_283_520, 'd30': 2_010_020_356}

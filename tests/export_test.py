@@ -10,6 +10,7 @@ import safetensors.numpy
 from vargrl import build, experiment, main
 from vargrl.checkpoint import digest, store, torch
 from vargrl.models import var
+from vargrl.parallel import place
 from vargrl.run import Run
 from vargrl.tokenizers import vq
 from vargrl.types import State
@@ -83,7 +84,7 @@ def test_export_as_pth(run, weights, workdir, tmp_path):
 
 
 def test_a_tokenizer_goes_in_from_a_folder_and_from_a_file_of_the_workdir(run, tmp_path, monkeypatch):
-  shapes = build.abstract(run.built.frozen['tokenizer'], run.mesh)
+  shapes = place.abstract(run.built.frozen['tokenizer'], run.mesh)
   params = random(shapes, 2)
   layouts = vq.torch_layouts(vq.SIZES['smoke'])
   torch.save(tmp_path / 'hf' / 'model.safetensors', layouts[0], params)

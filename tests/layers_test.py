@@ -21,12 +21,12 @@ MAY = {
   'tokenizers': BASE | {'models'},
   'checkpoint': BASE,
   'rollout': BASE | {'models', 'tokenizers'},
-  'rewards': BASE | {'build', 'checkpoint', 'data', 'models'},
+  'rewards': BASE | {'checkpoint', 'data', 'models'},
   'objectives': {'types', 'metrics'},
   'data': set(),
   'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
   'report': {'pictures'},
-  **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'bench'), ANY),
+  **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'export', 'pairs', 'bench'), ANY),
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
 NEVER = {'data': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}
@@ -73,7 +73,9 @@ def test_a_part_imports_only_what_lies_below_it():
 
 def test_heavy_libraries_stay_where_they_belong():
   banned = lambda part: NOWHERE + NEVER.get(part, ())
-  wrong = [f'{path} imports {name}' for path, part, name in sources() if within(name, banned(part))]
+  # The one place that needs torch, if it is there: torch.save.
+  wrong = [f'{path} imports {name}' for path, part, name in sources()
+           if within(name, banned(part)) and (path.name, name) != ('files.py', 'torch')]
   assert not wrong, wrong
 
 

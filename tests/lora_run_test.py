@@ -12,6 +12,7 @@ from vargrl import build, metrics, train
 from vargrl.checkpoint import store as stores
 from vargrl.models import lora
 from vargrl.parallel import mesh as meshes
+from vargrl.parallel import place
 from vargrl.run import Run
 from vargrl.types import Experience, State
 
@@ -165,6 +166,7 @@ def test_a_reference_that_would_move_is_refused(base):
   assert 'reference' not in Run(c, '').built.frozen
 
 
+@pytest.mark.slow
 def test_an_update_of_adapters_takes_less_memory_and_fewer_flops():
   """Than one of all weights with a reference of its own, of the compiled programs."""
   found = {}
@@ -177,7 +179,7 @@ def test_an_update_of_adapters_takes_less_memory_and_fewer_flops():
       tokens = jax.ShapeDtypeStruct((P, R, run.models.config.length), jnp.int32)
       batch = Experience(label=jax.ShapeDtypeStruct((P,), jnp.int32), tokens=tokens, old=row(tokens.shape[-1]),
                          advantage=row(), weight=row())
-      frozen = {name: build.abstract(init, run.mesh) for name, init in run.built.frozen.items()}
+      frozen = {name: place.abstract(init, run.mesh) for name, init in run.built.frozen.items()}
       program = run.pieces()[1].lower(run.shapes, frozen, batch).compile()
     memory = program.memory_analysis()
     found[rank] = program.cost_analysis()['flops'], memory.temp_size_in_bytes, memory.argument_size_in_bytes

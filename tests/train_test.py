@@ -25,7 +25,10 @@ from vargrl import update as updates  # noqa: E402
 from vargrl.checkpoint import store as stores  # noqa: E402
 from vargrl.objectives import grpo, sft  # noqa: E402
 from vargrl.parallel import mesh as meshes  # noqa: E402
-from vargrl.parallel import rules  # noqa: E402
+from vargrl.parallel import (
+  place,
+  rules,  # noqa: E402
+)
 from vargrl.run import Run  # noqa: E402
 from vargrl.types import Experience, State  # noqa: E402
 
@@ -282,7 +285,7 @@ def step_on(sizes, P=8, R=2):
     opt = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), run.shapes.opt)
     other = jax.tree.map(lambda x: 0.9 * x, policy)
     frozen = {'reference': jax.tree.map(put, other, run.shapes.params['policy'])}
-    shapes = build.abstract(run.built.frozen['tokenizer'], run.mesh)
+    shapes = place.abstract(run.built.frozen['tokenizer'], run.mesh)
     frozen['tokenizer'] = jax.tree.map(put, shaped(shapes, 1), shapes)
     rng, length = np.random.default_rng(0), run.models.config.length
     batch = Experience(

@@ -12,7 +12,7 @@ from vargrl.checkpoint import files, torch
 from vargrl.checkpoint import store as stores
 from vargrl.data import names as class_names
 from vargrl.models import critics, lora
-from vargrl.parallel import rules
+from vargrl.parallel import place
 from vargrl.rewards import mix, worker
 from vargrl.types import Models, lookup
 
@@ -162,20 +162,6 @@ def mask(section):
     raise ValueError(f'objective.collect.mask: {str(error).removeprefix("reward ")}') from error
 
 
-def abstract(init, mesh):
-  """key -> boxed params, as ShapeDtypeStructs with their shardings, unboxed."""
-  boxed = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
-  shapes = nn.unbox(boxed)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                      shapes, rules.weights(boxed, mesh))
-
-
-def born(init, key, shapes):
-  """Weights from their initializers, each array made where it will live."""
-  shardings = jax.tree.map(lambda x: x.sharding, shapes)
-  return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)(key)
-
-
 def key_of(seed, name):
   """The key that the weights `name` of a run with this seed are drawn with."""
   return jax.random.fold_in(jax.random.key(seed), sum(map(ord, name)))
@@ -203,7 +189,7 @@ def layouts(config, name):
 def weights(config, name, init, mesh, root, say=print):
   """(frozen or initial weights, meta of our checkpoint that they come from): loaded where config.init says
   so, drawn from the seed otherwise; no meta comes with these, nor with reference checkpoints."""
-  shapes, name = abstract(init, mesh), origin(config, name)
+  shapes, name = place.abstract(init, mesh), origin(config, name)
   path = source(config, name, root)
   if path:
     if files.known(path):
@@ -214,14 +200,14 @@ def weights(config, name, init, mesh, root, say=print):
     return (adapted(tree, init, key_of(config.seed, name), shapes) if name == 'policy' else tree), meta
   if name != 'critic' and (name != 'policy' or config.reference):
     say(f'{name}: no checkpoint in init, random weights')
-  return born(init, key_of(config.seed, name), shapes), {}
+  return place.born(init, key_of(config.seed, name), shapes), {}
 
 
 def adapted(tree, init, key, shapes):
   """Weights as they were loaded -> those of the run: adapters that a base does not have are drawn from the seed."""
   _, wanted = lora.split(shapes)
   if not wanted or lora.split(tree)[1]: return tree
-  return lora.join(tree, born(lambda key: lora.split(nn.unbox(init(key)))[1], key, wanted))
+  return lora.join(tree, place.born(lambda key: lora.split(nn.unbox(init(key)))[1], key, wanted))
 
 
 def origin(config, name):
@@ -242,7 +228,7 @@ def check_sources(config, built, mesh, root, upstream):
   for name, init in (built.trained | built.frozen).items():
     folder, kind = source(config, name, root), item(name).removeprefix('params/')
     if not folder: continue
-    want = abstract(init, mesh)
+    want = place.abstract(init, mesh)
     if files.known(folder):
       check_file(config, name, folder, want)
     elif config.init[name] in upstream:

@@ -9,6 +9,7 @@ from vargrl import build, chain
 from vargrl.checkpoint import files, peft, store, torch
 from vargrl.models import lora
 from vargrl.parallel import mesh as meshes
+from vargrl.parallel import place
 
 
 def main(flags):
@@ -26,7 +27,7 @@ def main(flags):
     raise ValueError(f'--out: {e}' + (', or a folder for the adapters alone' if adapted else '')) from e
   if not hasattr(python, 'torch_layouts'):
     raise ValueError(f'--run: {name or root.name} trains {config.policy.name}, which has no reference layout')
-  shapes = build.abstract(partial(python.init, model), meshes.make(config.mesh))
+  shapes = place.abstract(partial(python.init, model), meshes.make(config.mesh))
   step, params, _ = store.load(root / name / 'checkpoints', shapes, item='params/policy')
   layout = python.torch_layouts(model.c)[0]
   if alone: peft.write(flags.out, layout.table, params, alpha=model.c.lora_alpha)

@@ -12,7 +12,7 @@ from vargrl import optim, update
 from vargrl.checkpoint import digest
 from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
-from vargrl.parallel import multihost, rules
+from vargrl.parallel import multihost, place, rules
 from vargrl.rewards import mix
 from vargrl.types import State, lookup
 
@@ -79,7 +79,7 @@ class Run:
   def shape(self):
     """The abstract State, optimizer moments on the shardings of their weights."""
     config, trained, mesh = self.config, self.built.trained, self.mesh
-    params = {name: building.abstract(init, mesh) for name, init in trained.items()}
+    params = {name: place.abstract(init, mesh) for name, init in trained.items()}
     rules.check(params, jax.tree.map(lambda x: x.sharding, params), at_most=config.replicated_at_most)
     updates = max(config.steps, 1) * self.updates_per_step
     self.tx, self.rate, self.trained = optim.make(config.optim, params, updates)

@@ -13,7 +13,8 @@ from vargrl import build, chain, pictures
 from vargrl import experiment as experiments
 from vargrl.checkpoint import digest
 from vargrl.data import image, names
-from vargrl.eval import rows, samples
+from vargrl.eval import samples
+from vargrl.parallel import rows
 
 ABOUT = '.samples.json'  # in a folder of images: what they were drawn from
 

@@ -14,10 +14,10 @@ import pytest
 import safetensors.numpy
 import torch_file as made
 
-from vargrl import build
 from vargrl.checkpoint import torch
 from vargrl.models import var
 from vargrl.parallel import mesh as meshes
+from vargrl.parallel import place
 from vargrl.tokenizers import vq
 from vargrl.types import Layout
 
@@ -149,7 +149,7 @@ def test_any_mesh_holds_the_same_weights_on_the_shardings_asked_for(tmp_path):
   torch.save(tmp_path / 'x.safetensors', layout, random(plain))
   for sizes in ((1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 8, 1)):
     mesh = meshes.make(tuple(zip(meshes.AXES, sizes)))
-    shapes = build.abstract(lambda key: var.init(model, key), mesh)
+    shapes = place.abstract(lambda key: var.init(model, key), mesh)
     params = torch.load(tmp_path / 'x.safetensors', (layout,), shapes)
     equal(params, random(plain))
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s.sharding, params, shapes))

@@ -15,17 +15,17 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-from vargrl import build  # noqa: E402
 from vargrl.checkpoint import files, torch  # noqa: E402
 from vargrl.models import var  # noqa: E402
 from vargrl.parallel import mesh as meshes  # noqa: E402
+from vargrl.parallel import place
 
 
 def abstract(size):
   """(layouts, abstract weights on a 1 x 8 x 1 mesh)"""
   model = var.Model(var.SIZES[size])
   mesh = meshes.make((('data', 1), ('fsdp', 8), ('tensor', 1)))
-  return var.torch_layouts(model.c), build.abstract(lambda key: var.init(model, key), mesh)
+  return var.torch_layouts(model.c), place.abstract(lambda key: var.init(model, key), mesh)
 
 
 def write(size, path):

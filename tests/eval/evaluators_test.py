@@ -56,7 +56,7 @@ WRONG = {
   'option too few': (dict(limit=None), 'keys .*limit.* expected'),
   'option too many': (dict(limits=3), "keys .*'limits'.* found"),
   'evaluator': (dict(name='eval.heldout'), "did you mean 'eval.held_out'"),
-  'no evaluator': (dict(name='eval.rows'), "name: 'eval.rows' found, an evaluator"),
+  'no evaluator': (dict(name='eval.real'), "name: 'eval.real' found, an evaluator"),
   'a data source': (dict(name='data.source'), "name: 'data.source' found, an evaluator"),
   'itself': (dict(name='eval.run'), "name: 'eval.run' found, an evaluator"),
 }

@@ -10,8 +10,9 @@ import pytest
 
 from vargrl import build, experiment
 from vargrl.data import digits, image
-from vargrl.eval import held_out, rows
+from vargrl.eval import held_out
 from vargrl.parallel import mesh as meshes
+from vargrl.parallel import rows
 from vargrl.types import Experience, Models, bounds
 
 N = 70  # one whole call of 64, and six rows of the next

@@ -84,13 +84,13 @@ def test_every_adapter_has_a_gradient(adapted, inputs):
   assert len(jax.tree.leaves(least)) == 2 * len(PROJECTIONS) and min(jax.tree.leaves(least)) > 1e-3
 
 
-def test_adapters_are_sharded_by_the_letters_of_their_equation(adapted, logits):
+def test_adapters_are_sharded_by_their_letters_the_rank_in_the_place_of_D(adapted, logits):
   mesh = meshes.make((('data', 2), ('fsdp', 2), ('tensor', 2)))
   places = rules.weights(adapted.boxed, mesh)
   spec = lambda name, side: tuple(places['blocks'][name][side].spec)
-  assert spec('q', 'lora_a') == (None, 'fsdp', None) and spec('q', 'lora_b') == (None, None, 'tensor', None)
-  assert spec('o', 'lora_a') == (None, 'tensor', None, None) and spec('o', 'lora_b') == (None, None, 'fsdp')
-  assert spec('fc1', 'lora_b') == (None, None, 'tensor') and spec('fc2', 'lora_a') == (None, 'tensor', None)
+  assert spec('q', 'lora_a') == (None, 'fsdp', None) and spec('q', 'lora_b') == (None, 'fsdp', 'tensor', None)
+  assert spec('o', 'lora_a') == (None, 'tensor', None, 'fsdp') and spec('o', 'lora_b') == (None, None, 'fsdp')
+  assert spec('fc1', 'lora_b') == (None, 'fsdp', 'tensor') and spec('fc2', 'lora_a') == (None, 'tensor', 'fsdp')
   one = logits(adapted, adapted.params)
   with jax.set_mesh(mesh):
     eight = logits(adapted, jax.device_put(adapted.params, places))

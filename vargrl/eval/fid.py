@@ -2,7 +2,8 @@
 import jax
 import numpy as np
 
-from vargrl.eval import inception, reference, rows, samples, statistics
+from vargrl.eval import inception, reference, samples, statistics
+from vargrl.parallel import rows
 
 NEIGHBOURHOODS = 10_000  # real images that precision and recall look at: as many as OpenAI's references hold
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.eval import real, rows
+from vargrl.eval import real
 from vargrl.metrics import average
+from vargrl.parallel import rows
 from vargrl.types import Experience, bounds
 
 BATCH = 64  # images on a device at once

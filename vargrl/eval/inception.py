@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from vargrl.checkpoint import torch
-from vargrl.eval import rows
 from vargrl.models import inception
+from vargrl.parallel import rows
 
 NAME = 'pt_inception-2015-12-05-6726825d.pth'
 URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}'

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from vargrl.data import source
-from vargrl.eval import real, rows
+from vargrl.eval import real
+from vargrl.parallel import rows
 
 URL = 'https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/'
 NAME = 'VIRTUAL_imagenet256_labeled.npz'

@@ -2,7 +2,8 @@
 import jax
 import numpy as np
 
-from vargrl.eval import rows, samples
+from vargrl.eval import samples
+from vargrl.parallel import rows
 from vargrl.rewards import mix
 
 

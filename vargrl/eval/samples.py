@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl import pictures
-from vargrl.eval import rows
+from vargrl.parallel import rows
 
 
 def make(models, *, classes, each, seed, preset):

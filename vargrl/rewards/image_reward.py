@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl import build as building
 from vargrl.checkpoint import torch
 from vargrl.data import names as class_names
 from vargrl.models import blip
+from vargrl.parallel import place
 from vargrl.rewards import preprocess
 from vargrl.types import Judge, Tower
 
@@ -53,11 +53,11 @@ def init(c):
 
 def weights(path, c, part, mesh):
   """One part of the network, 'image', 'text' or 'head', on the mesh."""
-  shapes = building.abstract(init(c), mesh)
+  shapes = place.abstract(init(c), mesh)
   if path: return torch.load(path, blip.torch_layouts(c), shapes, only=f'{part}/')
   print(f'reward ImageReward {part}: no file, random weights')
   # Of this part alone: the rest is not compiled.
-  return building.born(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])
+  return place.born(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])
 
 
 def look(c, params, image_Byxc):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.checkpoint import digest
-from vargrl.eval import rows
+from vargrl.parallel import rows
 from vargrl.rewards import pool as pools
 from vargrl.rewards import preprocess, worker
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl import build as building
 from vargrl.checkpoint import torch
 from vargrl.data import names as class_names
 from vargrl.data import tokens
-from vargrl.eval import rows
 from vargrl.models import clip, layers
+from vargrl.parallel import place, rows
 from vargrl.rewards import preprocess
 from vargrl.types import Judge, Tower
 
@@ -70,7 +69,7 @@ def abstract(source, mesh):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     dtype = source.c.dtype if '/blocks/' in name and name.endswith('/w') else x.dtype
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-  return jax.tree_util.tree_map_with_path(held, building.abstract(init(source.c), mesh))
+  return jax.tree_util.tree_map_with_path(held, place.abstract(init(source.c), mesh))
 
 
 def weights(source, part, mesh):
@@ -78,7 +77,7 @@ def weights(source, part, mesh):
   shapes = abstract(source, mesh)
   if source.path: return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
   print(f'reward tower {source.size} {part}: no file, random weights')
-  return building.born(init(source.c), jax.random.key(0), shapes)[part]
+  return place.born(init(source.c), jax.random.key(0), shapes)[part]
 
 
 def image_tower(source, how):
