@@ -2,8 +2,8 @@ r"""GRPO of LoRA adapters on VAR-d16: attention and MLP, the pass without adapte
 
   python -m vargrl.main train --config experiments/grpo_var_d16_lora.py --workdir runs/grpo_var_d16_lora
 
-Rank, loss and rate of StyleVAR's log (https://arxiv.org/abs/2604.21052), with JPEG compressibility as the reward. The
-base is trained by nobody: it has no gradient and no moments, and the reference is the base itself, not a copy.
+Rank, loss and rate of StyleVAR (https://arxiv.org/abs/2604.21052), with JPEG compressibility as the reward.
+The base is frozen: it has no gradient and no moments, and the reference is the base itself, not a copy.
 `init` names runs of the same workdir; the policy may be a run without adapters, or one with them.
 
   --config experiments/grpo_var_d16_lora.py:smoke     tiny sizes and random weights, two steps
@@ -16,9 +16,10 @@ def get_config(arg=''):
   c.description = 'GRPO of LoRA adapters on VAR-d16: minus the kilobytes of a real JPEG are the reward.'
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
   c.mesh = (('data', 1), ('fsdp', -1), ('tensor', 1))
-  c.replicated_at_most = 0.15  # of an adapter, one side has no axis that fsdp shards: 11 % of the bytes at rank 256
+  c.replicated_at_most = 0.15  # one side of an adapter has no axis that fsdp shards: 11 % at rank 256
 
-  c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks', lora_rank=256, lora_alpha=512.)
+  c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks',
+                  lora_rank=256, lora_alpha=512.)
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   c.rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=900, top_p=0.96,
                    record='cond')
