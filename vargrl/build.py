@@ -95,8 +95,8 @@ def check_reference(config, built, trained):
   if not adapter_off(config, built.models.config): return
   base = traverse_util.flatten_dict(lora.off(trained['policy']), sep='/')
   if moving := [name for name, t in base.items() if t]:
-    raise ValueError(f'optim.scale: trains {len(moving)} base weights (policy/{moving[0]} is one) of the policy whose '
-                     'adapter-off pass is the reference, expected none, or a checkpoint in init.reference')
+    raise ValueError(f'optim.scale: trains {len(moving)} base weights (policy/{moving[0]} is one) of the policy '
+                     'whose adapter-off pass is the reference, expected none, or a checkpoint in init.reference')
 
 
 def sampling(config, model, parts):
@@ -204,7 +204,7 @@ def weights(config, name, init, mesh, root, say=print):
 
 
 def adapted(tree, init, key, shapes):
-  """Weights as they were loaded -> those of the run: adapters that a base does not have are drawn from the seed."""
+  """Weights as loaded -> those of the run: adapters that a base does not have are drawn from the seed."""
   _, wanted = lora.split(shapes)
   if not wanted or lora.split(tree)[1]: return tree
   return lora.join(tree, place.born(lambda key: lora.split(nn.unbox(init(key)))[1], key, wanted))

@@ -48,7 +48,7 @@ def make(config, params, updates):
 
 
 def part(params, trained):
-  """(learned, still): two trees like params, each with None, which is no leaf, in the place of the other's."""
+  """(learned, still): two trees like params, with None, which is no leaf, where the other has a leaf."""
   pick = lambda which: jax.tree.map(lambda p, t: p if t == which else None, params, trained)
   return pick(True), pick(False)
 

@@ -1,8 +1,9 @@
-"""Adapters of a LoRA run -> a folder that PEFT (https://github.com/huggingface/peft) loads onto the reference model.
+"""Adapters of a LoRA run -> a folder that PEFT (https://github.com/huggingface/peft) loads.
 
-A reference model may fuse weights that have adapters of their own, as VAR does with q, k and v. Theirs are one adapter:
-the A's stacked, [3 r, in], and the B's on the diagonal of a [3 out, 3 r], with rank and alpha three times as large.
-The official VAR reads mat_qkv.weight and never calls the module: there, `merge_and_unload()` comes before use.
+A reference model may fuse weights that have adapters of their own, as VAR does with q, k and v. Theirs are one
+adapter: the A's stacked, [3 r, in], and the B's on the diagonal of a [3 out, 3 r], with rank and alpha three
+times as large. The official VAR reads mat_qkv.weight and never calls the module, so that PEFT has no effect
+there before `merge_and_unload()`.
 """
 import json
 import pathlib
@@ -26,7 +27,7 @@ def adapter(table, params, *, alpha):
   """
   flat, arrays, ranks, lone = traverse_util.flatten_dict(params, sep='/'), {}, {}, 0
   for names, layer, key, pattern in torch.rows(table, flat):
-    pairs = [[flat.get(f'{name.removesuffix("/w")}/{side}') for side in ('lora_a', 'lora_b')] for name in names]
+    pairs = [[flat.get(f'{name.removesuffix("/w")}/lora_{side}') for side in 'ab'] for name in names]
     if not any(part is not None for pair in pairs for part in pair): continue
     pairs = [[np.asarray(x if layer is None else x[layer], np.float32) for x in pair] for pair in pairs]
     lone = pairs[0][0].shape[-1]
@@ -34,7 +35,8 @@ def adapter(table, params, *, alpha):
     A, B = matrices(pairs, pattern)
     arrays |= {f'{PREFIX}{module}.lora_A.weight': A, f'{PREFIX}{module}.lora_B.weight': B}
     ranks[module if layer is None else module.split(f'.{layer}.', 1)[1]] = len(A)
-  if not arrays: raise ValueError('adapter: no lora_a in the weights, expected those of a run with lora_rank > 0')
+  if not arrays:
+    raise ValueError('adapter: no lora_a in the weights, expected those of a run with lora_rank > 0')
   fused = {module: rank for module, rank in ranks.items() if rank != lone}
   return arrays, {
       'peft_type': 'LORA', 'task_type': None, 'base_model_name_or_path': None, 'inference_mode': True,

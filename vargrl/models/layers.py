@@ -18,9 +18,9 @@ def letters(init, axes):
 class Einsum(nn.Module):
   """einsum(eqn, x, w). The equation names the weight's axes: its init and its sharding follow.
 
-  rank r > 0: plus alpha / r (x lora_a) lora_b (https://arxiv.org/abs/2106.09685), with axes from the equation:
-  what is contracted and r, r and what is not. Weights without adapters are the base model's and are
-  applied as such.
+  rank r > 0: plus alpha / r (x lora_a) lora_b (https://arxiv.org/abs/2106.09685), whose axes the equation
+  names too: those contracted and r, r and the others. Weights without adapters are the base model's and
+  are applied as such.
   """
   eqn: str                  # 'BLD,DNH->BNLH'
   shape: tuple[int, ...]
@@ -49,10 +49,10 @@ class Einsum(nn.Module):
     return shard(y, y_axes)
 
   def adapter(self, x, x_axes, w_axes, y_axes):
-    """alpha / r (x a) b, computed in x's dtype. At init b is 0, and a is PEFT's: uniform within 1 / sqrt(fan-in)."""
+    """alpha / r (x a) b, in x's dtype. At init b is 0, and a is PEFT's: uniform within 1 / sqrt(fan-in)."""
     ins = ''.join(i for i in w_axes if i not in y_axes)
     outs = ''.join(i for i in w_axes if i in y_axes)
-    assert w_axes == ins + outs, f'{self.eqn}: lora.merge multiplies a by b, their axes must be in the weight\'s order'
+    assert w_axes == ins + outs, self.eqn  # lora.merge multiplies a by b
     size = dict(zip(w_axes, self.shape)) | {'r': self.rank}
     uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', tuple(range(len(ins))), len(ins))
     def weight(name, init, axes):
