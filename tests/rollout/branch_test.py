@@ -40,7 +40,7 @@ def branched(model):
   return call
 
 
-@pytest.mark.parametrize('split', [1, 2])
+@pytest.mark.parametrize('split', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_continuations_share_their_beginning_and_are_teacher_forced(model, branched, split):
   plain, out, whole, part = branched(split)
   at = model.c.offsets[split]
