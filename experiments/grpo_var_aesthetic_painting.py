@@ -63,7 +63,7 @@ def get_config(arg=''):
   c.evals.monitor = dict(name='eval.rewards', every=50, classes=50, each=4, seed=0, batch=16, preset='var',
                          rewards=dict(), pool=dict(collect.pool))
   c.evals.monitor.rewards.pickscore = dict(name='rewards.pickscore', weight=1.0, size='h14',
-      dtype='bfloat16', file='weights/PickScore_v1', tokenizer='', names='imagenet',
+      dtype='bfloat16', file='weights/PickScore_v1', tokenizer='weights/clip-vit-large-patch14', names='imagenet',
       template='a painting of a {class}')
 
   if arg == 'd30':
@@ -74,7 +74,7 @@ def get_config(arg=''):
     c.init, c.accum = dict(policy='', tokenizer=''), 1
     c.data.classes, c.data.prompts, collect.rollouts = 10, 8, 4
     c.objective.loss.last, c.optim.warmup = 2, 1
-    tiny = dict(size='smoke', file='', head='', names='digits')
+    tiny = dict(size='smoke', file='', head='', names='digits', tokenizer='')
     for reward in (*collect.rewards.values(), *c.evals.monitor.rewards.values()):
       reward.update({k: v for k, v in tiny.items() if k in reward})
     c.evals.samples.update(classes=2, each=2)

@@ -58,6 +58,16 @@ def test_an_interrupted_command_goes_on_and_dpo_trains_on_what_it_made(tmp_path,
   assert 'exists already' in capsys.readouterr().err
 
 
+def test_without_a_pair_nothing_is_left_that_another_reward_could_take(tmp_path, capsys):
+  """All rewards are zero; then the same folder with another reward."""
+  argv = ['vargrl', 'pairs', *GRPO, '--groups=8', f'--out={tmp_path}/o']
+  flat = '--config.objective.collect.rewards.jpeg.sign=0'
+  assert main.main([*argv, flat]) == 2
+  assert 'none of 8 groups has two different rewards' in capsys.readouterr().err
+  assert main.main(argv) == 2
+  assert 'another config or seed' in capsys.readouterr().err
+
+
 def test_wrong_input(tmp_path, capsys):
   def error(*argv):
     assert main.main(['vargrl', 'pairs', *argv]) == 2

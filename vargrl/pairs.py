@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from vargrl import chain, pictures
+from vargrl import build, chain, pictures
 from vargrl.run import Run
 
 NAME = 'best_of_group'  # of the data set, in the folder --out
@@ -29,6 +29,8 @@ def main(flags):
                      'draw and how to score it')
   if flags.groups < 1: raise ValueError(f'--groups: {flags.groups}, expected at least 1')
   if (out / NAME).exists(): raise ValueError(f'--out: {out / NAME} exists already; choose another folder')
+  config = config.copy_and_resolve_references()
+  with config.unlocked(): config.evals = {}  # nothing is evaluated: their files are not needed
   run, began = Run(config, out), time.time()
   try:
     with jax.set_mesh(run.mesh): found = draw(run, out / 'parts', flags.groups, flags.seed)
@@ -50,8 +52,9 @@ def draw(run, folder, groups, seed):
   models, config = run.models, run.config
   P, R = config.data.prompts, config.objective.collect.rollouts
   folder.mkdir(parents=True, exist_ok=True)
-  said = check_same(folder, f'{config.to_json_best_effort()} seed {seed}')
-  params, frozen = run.initial()[0].params['policy'], run.frozen(only={*run.built.frozen, 'rewards'} - {'reference'})
+  check_same(folder, f'{config.to_json_best_effort()} seed {seed}')
+  params, _ = build.weights(config, 'policy', run.built.trained['policy'], run.mesh, run.root)
+  frozen = run.frozen(only={*run.built.frozen, 'rewards'} - {'reference'})
   generate = jax.jit(models.generate)
   decode = jax.jit(lambda frozen, t_PRL: models.decode(frozen, t_PRL.reshape(-1, t_PRL.shape[-1])))
   parts = []
@@ -66,7 +69,6 @@ def draw(run, folder, groups, seed):
       if i == 0: look(folder.parent / 'pairs.png', part, np.asarray(image_Byxc), rows)
       keep(path, part)
     with np.load(path) as part: parts.append({k: part[k] for k in part.files})
-  said.unlink()
   used = np.concatenate([np.arange(i * P, (i + 1) * P)[part['group']] < groups for i, part in enumerate(parts)])
   return {k: np.concatenate([part[k] for part in parts])[used] for k in parts[0] if k != 'group'}
 
@@ -97,7 +99,6 @@ def check_same(folder, text):
   if path.exists() and path.read_text() != text:
     raise ValueError(f'--out: {folder} holds pairs of another config or seed; choose another folder')
   path.write_text(text)
-  return path
 
 
 def look(path, part, image_Byxc, rows):

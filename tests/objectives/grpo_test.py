@@ -29,12 +29,12 @@ RATIO = np.array([[0.5, 1, 1.5], [0.5, 1, 1.5]])
 KL = jnp.array([[[0.3, 0.6, 0.9], [0, 0, 0.3]]])
 
 
-def by_hand(weight=(1, 1), mask=None, **changes):
+def by_hand(weight=(1, 1), mask=None, held=None, **changes):
   models = toys.said([0, 0, 0], [0, 0, 0], kl=KL, reference=jnp.zeros((1, 2, 3)))
   old = jnp.asarray(-np.log(RATIO), jnp.float32)[None]
   advantage = jnp.array([[1.0, -1]])
   batch = Experience(old=old, advantage=advantage, weight=jnp.array([weight], jnp.float32))
-  batch = batch.replace(mask=mask)
+  batch = batch.replace(mask=mask, held=held)
   options = LOSS | dict(kl=0.1, last=2) | changes
   value, metrics = grpo.loss(models, {'policy': None}, {}, batch, **options)
   return toys.mean(value), {k: toys.mean(v) for k, v in metrics.items() if v.count}
@@ -111,6 +111,12 @@ def test_a_mask_says_which_tokens_are_pushed_and_all_are_held():
   # A scale that no row has in its mask has no metrics.
   _, metrics = by_hand(mask=jnp.array([[[1.0, 0, 1], [1, 0, 1]]]))
   assert 'kl/scale_0' in metrics and not [k for k in metrics if k.endswith('scale_1')]
+
+
+def test_what_is_not_held_has_no_kl():
+  """The last token alone is held, with all of the weight: 0.1 times 0.9 and 0.3 in the place of 0.6 and 0.1."""
+  value, _ = by_hand(held=jnp.array([[[0.0, 0, 1]]]).repeat(2, 1))
+  assert value == pytest.approx((-2.8 / 3 + 0.09 + 3.3 / 3 + 0.03) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize('level', reduce.LEVELS)

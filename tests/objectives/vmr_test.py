@@ -72,6 +72,7 @@ def test_a_suffix_is_judged_against_others_of_the_same_prefix():
   np.testing.assert_array_equal(batch.tokens, t_PRL)
   assert all(len(np.unique(t_PRL[p, :, :1], axis=0)) == 1 for p in range(2))
   np.testing.assert_array_equal(batch.mask, np.broadcast_to([0.0, 1, 1, 1, 1], (2, 4, 5)))
+  np.testing.assert_array_equal(batch.held, batch.mask)  # the prefix is neither pushed nor held
   r_PR = reward(t_PRL.reshape(8, -1)).reshape(2, 4)
   np.testing.assert_allclose(batch.advantage, r_PR - r_PR.mean(1, keepdims=True), atol=1e-5)
   assert 'value' not in metrics

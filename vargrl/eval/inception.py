@@ -23,7 +23,7 @@ def network(*, weights, size):
   """
   if size not in inception.SIZES:
     raise ValueError(f'size: {size!r} found, one of {sorted(inception.SIZES)} expected')
-  path, (shapes, layouts, features) = pathlib.Path(weights), parts(size)
+  path, (shapes, layouts, features) = pathlib.Path(weights).expanduser(), parts(size)
   if not weights and size == 'fid':
     raise ValueError(f"weights: '' found, the file {NAME} expected; `curl -LO {URL}` brings it")
   if weights and not path.exists():

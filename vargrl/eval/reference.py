@@ -30,7 +30,7 @@ def npz(path, *, features):
 
   Headers alone are read; raises FileNotFoundError, ValueError.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   if not path.exists():
     raise FileNotFoundError(f'reference: there is no {path}; `curl -L -o {path} {URL}{NAME}` brings that of '
                             'ImageNet 256')

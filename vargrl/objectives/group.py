@@ -87,7 +87,8 @@ def collector(models, plan, *, old, std, eps, kl_reward, combine, mask, rewards)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
     tick(r_B)
     mask_PRL = inside(image_Byxc, label_B, shape=(P, R, K), L=L, start=plan_now.start)
-    experience = Experience(label=label_P, tokens=out.tokens, old=out.logp, mask=mask_PRL)
+    held_PRL = jnp.broadcast_to(from_start(L, plan_now.start), (P, R, L)) if plan_now.start else None
+    experience = Experience(label=label_P, tokens=out.tokens, old=out.logp, mask=mask_PRL, held=held_PRL)
     if old == 'trainer' or kl_reward:
       scores = logprobs(params['policy'], frozen, experience, models.reference(params, frozen) if kl_reward else None)
       experience = experience.replace(old=scores.logp if old == 'trainer' else out.logp)
@@ -129,7 +130,12 @@ def trained(models, image_Byxc, label_B, *, shape, L, start, spatial):
     mask_Byx = models.mask(image_Byxc, label_B)
     mask_Byx = mask_Byx.reshape(P * R, K, *mask_Byx.shape[1:]).any(1)
     mask_PRL = reduce.propagate(mask_Byx, models.scales)[:, :L].reshape(P, R, L)
-  return mask_PRL * (np.arange(L) >= start).astype(np.float32)[None, None]
+  return mask_PRL * from_start(L, start)
+
+
+def from_start(L, start):
+  """1 for the tokens from `start` on, [1, 1, L]."""
+  return (np.arange(L) >= start).astype(np.float32)[None, None]
 
 
 def pictures(image_Byxc, label_B, r_B):
@@ -146,8 +152,8 @@ def pictures(image_Byxc, label_B, r_B):
 def loss(models, params, frozen, batch, *, level, clip, clip_high, kl, estimator, alpha, first, last):
   """The clipped surrogate minus kl times the KL, summed over tokens by weight, averaged over rows.
 
-  The surrogate is of the tokens in the mask, whose weights sum to 1 in each row; the KL is of all that have
-  a weight: what is not pushed is still held.
+  The surrogate is of the tokens in `mask`, the KL of those in `held`, of all that have a weight without one: what a
+  spatial mask leaves out is not pushed, but held. The weights of either sum to 1 in each row.
   """
   scores = models.logprobs(params['policy'], frozen, batch, models.reference(params, frozen))
   scales = leading(models.scales, scores.logp.shape[-1])
@@ -162,7 +168,7 @@ def loss(models, params, frozen, batch, *, level, clip, clip_high, kl, estimator
   gain_PRL, low_PRL, high_PRL = reduce.clipped(ratio_PRL, advantage_PR1, low=clip, high=clip_high)
   term_PRL = -gain_PRL * push
   # k3_is weighs each token by its own ratio, whatever the level of the surrogate's.
-  if kl: term_PRL += kl * reduce.kl(scores, jnp.exp(d_PRL), estimator=estimator) * weight_11L
+  if kl: term_PRL += kl * reduce.kl(scores, jnp.exp(d_PRL), estimator=estimator) * reduce.masked(weight_11L, batch.held)
   value = average(term_PRL.sum(-1), weight_PR)
 
   mask_PRL = weight_PR[..., None] * active

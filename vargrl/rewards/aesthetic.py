@@ -52,9 +52,14 @@ def collapsed(state, path):
   """(w_E, b) of {key: array}: linear layers in a row are one."""
   names = [''] if 'weight' in state else [f'layers.{i}.' for i in LAYERS]
   expected = [name + part for name in names for part in ('weight', 'bias')]
-  if sorted(state) != sorted(expected):
-    raise ValueError(f'head: keys {sorted(state)[:12]} in {path}, expected weight and bias (v1), or those of '
+  if sorted(map(str, state)) != sorted(expected):
+    raise ValueError(f'head: keys {sorted(map(str, state))[:12]} in {path}, expected weight and bias (v1), or those of '
                      f'layers.{{{",".join(map(str, LAYERS))}}} (v2)')
+  shapes = [getattr(state[name], 'shape', None) for name in expected]
+  chained = all(w is not None and b is not None and len(w) == 2 and b == w[:1] and max(w) <= 8192
+                for w, b in zip(shapes[::2], shapes[1::2]))
+  if not chained or any(after[1] != before[0] for before, after in zip(shapes[::2], shapes[2::2])):
+    raise ValueError(f'head: shapes {shapes} in {path}, expected those of linear layers in a row')
   w, b, *more = (np.asarray(state[name], np.float64) for name in expected)
   for weight, bias in zip(more[::2], more[1::2]): w, b = weight @ w, weight @ b + bias
   if len(w) != 1: raise ValueError(f'head: {len(w)} outputs in {path}, 1 expected')

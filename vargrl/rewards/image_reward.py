@@ -34,12 +34,12 @@ def judge(*, file, size, dtype, vocab, template, names):
   c = blip.Config(**{**vars(blip.SIZES[size]), 'dtype': dtype})
   if not file and size != 'smoke':
     raise ValueError(f"file: '' found, the weights of size {size!r} expected; {COMMANDS['file'].format('DIR')}")
-  path = pathlib.Path(file).resolve() if file else None
+  path = pathlib.Path(file).expanduser().resolve() if file else None
   if path and not path.exists():
     raise FileNotFoundError(f'file: there is no {path}; {COMMANDS["file"].format(path.parent)}')
   if path: torch.check(path, blip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
   texts = prompts(template, names)
-  where = pathlib.Path(vocab) if vocab else path and path.parent
+  where = pathlib.Path(vocab).expanduser() if vocab else path and path.parent
   t_VL = tokenized(where, texts, c.vocab) if where else letters(texts, c.vocab)
   key = f'{path or "random"} {size} {dtype} blip'
   tower = Tower(lambda mesh: weights(path, c, 'image', mesh), partial(look, c))
