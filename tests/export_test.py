@@ -88,9 +88,10 @@ def test_a_tokenizer_goes_in_from_a_folder_and_from_a_file_of_the_workdir(run, t
   layouts = vq.torch_layouts(vq.SIZES['smoke'])
   torch.save(tmp_path / 'hf' / 'model.safetensors', layouts[0], params)
   torch.save(tmp_path / 'alone.safetensors', layouts[0], params)
+  config = settings()
   monkeypatch.chdir(tmp_path)
   for path in (str(tmp_path / 'hf'), './hf', 'alone.safetensors'):  # the last is no run of the chain
-    config = settings(tokenizer=path)
+    config.init.tokenizer = path
     assert equal(Run(config, tmp_path / 'w', lean=True).frozen(only=('tokenizer',))['tokenizer'], params)
 
 
@@ -99,7 +100,7 @@ def test_a_file_of_another_model_is_told_by_the_configs_key_before_anything_is_r
   with pytest.raises(ValueError) as error: Run(settings(policy=path), tmp_path, lean=True)
   assert str(error.value).startswith(f'init.policy: {path}: not the weights of this model')
   assert '~ class_emb.weight (11, 64) in file, (11, 32) in model' in str(error.value)
-  with pytest.raises(FileNotFoundError, match='init.policy: ./none.pth: no such file'):
+  with pytest.raises(FileNotFoundError, match='init.policy: none.pth: no such file'):
     Run(settings(policy='./none.pth'), tmp_path, lean=True)
   (tmp_path / 'x.pth').write_bytes(b'PK')
   with pytest.raises(ValueError, match='init.tokenizer: .*x.pth: truncated'):

@@ -136,7 +136,9 @@ def test_each_tensor_is_read_once_and_only_what_is_asked_for():
 def test_only_a_part_is_the_subtree_and_the_rest_is_still_checked(tiny, tmp_path):
   layouts, shapes, path = tiny
   whole = torch.load(path, layouts, shapes)
-  equal(torch.load(path, layouts, shapes, only='blocks/'), whole['blocks'])
+  for only in ('blocks', 'blocks/'): equal(torch.load(path, layouts, shapes, only=only), whole['blocks'])
+  assert (torch.load(path, layouts, shapes, only='start') == whole['start']).all()
+  equal(torch.load(path, layouts, shapes, only='head'), whole['head'])  # and not head_ada
   state = {k: np.asarray(x) for k, x in torch.open(path).items() if k != 'head.bias'}
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
   text = message(torch.load, tmp_path / 'x.safetensors', layouts, shapes, only='blocks/')

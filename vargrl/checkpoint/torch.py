@@ -25,14 +25,14 @@ ADDED = '/lora_'  # part of our names that no reference checkpoint has
 def load(path, layouts, abstract, only=''):
   """Our parameters, from a file or folder, on the shardings of `abstract`.
 
-  layouts: of the model, see `chosen`. abstract: the whole model's ShapeDtypeStructs. only: 'image/' gives
+  layouts: of the model, see `chosen`. abstract: the whole model's ShapeDtypeStructs. only: 'image' gives
   the subtree params['image'] alone; the rest is matched and not read. Each tensor is read once; in host
   memory are at most the parameters and one leaf more (of a mesh of this host's devices). Raises like `check`.
   """
   layout, state = matched(path, layouts, abstract)
   for key, value in layout.constants.items():
     if key in state and not np.array_equal(np.asarray(state[key]), value):
-      raise ValueError(f'{path}: {key} is not what the model\'s config gives, as for another schedule of scales')
+      raise ValueError(f'{path}: {key} is not what the config gives, as for another schedule of scales')
   return subtree(place(layout.table, state, named(abstract), only), only)
 
 
@@ -170,7 +170,8 @@ def refuse(path, layout, state, shapes):
   if not lines: return
   more = [f'... and {len(lines) - 10} more'] if len(lines) > 10 else []
   raise ValueError(f'{path}: not the weights of this model, {len(lines)} tensors differ '
-                   '(- missing in the file, + only there, ~ in both)' + ''.join(f'\n  {line}' for line in lines[:10] + more))
+                   '(- missing in the file, + only there, ~ in both)'
+                   + ''.join(f'\n  {line}' for line in lines[:10] + more))
 
 
 def tensors(table, leaves):
@@ -184,12 +185,13 @@ def tensors(table, leaves):
 
 
 def place(table, state, shapes, only):
-  """{our name: array on its sharding} of the names that begin with `only`.
+  """{our name: array on its sharding} of the names below `only`.
 
   Leaf by leaf, the largest first: each is put together in the pieces that its devices want.
   """
+  only = f'{only.rstrip("/")}/' if only else ''
   groups = itertools.groupby(rows(table, shapes), key=lambda row: row[0])
-  groups = [(names, [*group]) for names, group in groups if names[0].startswith(only)]
+  groups = [(names, [*group]) for names, group in groups if f'{names[0]}/'.startswith(only)]
   groups.sort(key=lambda item: -sum(math.prod(shapes[name].shape) for name in item[0]))
   out = {}
   for names, group in groups:
