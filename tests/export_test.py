@@ -100,7 +100,8 @@ def test_a_file_of_another_model_is_told_by_the_configs_key_before_anything_is_r
   with pytest.raises(ValueError) as error: Run(settings(policy=path), tmp_path, lean=True)
   assert str(error.value).startswith(f'init.policy: {path}: not the weights of this model')
   assert '~ class_emb.weight (11, 64) in file, (11, 32) in model' in str(error.value)
-  with pytest.raises(FileNotFoundError, match='init.policy: none.pth: no such file; `huggingface-cli download FoundationVision/var none.pth'):
+  brings = 'init.policy: none.pth: no such file; `huggingface-cli download FoundationVision/var none.pth'
+  with pytest.raises(FileNotFoundError, match=brings):
     Run(settings(policy='./none.pth'), tmp_path, lean=True)
   (tmp_path / 'x.pth').write_bytes(b'PK')
   with pytest.raises(ValueError, match='init.tokenizer: .*x.pth: truncated'):

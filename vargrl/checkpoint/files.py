@@ -120,7 +120,7 @@ def write(path, shapes, arrays):
     if path.suffix == '.safetensors': write_safetensors(part, shapes, arrays)
     else:
       import torch
-      torch.save({key: torch.from_numpy(np.ascontiguousarray(x)) for key, x in arrays}, part)
+      torch.save({key: torch.from_numpy(np.array(x, order='C')) for key, x in arrays}, part)
     os.replace(part, path)
   finally:
     with contextlib.suppress(FileNotFoundError): part.unlink()
