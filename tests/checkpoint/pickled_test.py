@@ -212,7 +212,7 @@ def test_flipped_and_cut_bytes_give_a_value_or_a_sentence(tmp_path):
       if isinstance(x, np.ndarray): x.tobytes()
 
   for at in range(len(whole)):
-    for bits in (0x01, 0xff):
+    for bits in (0x01, 0xff) if at % 2 else (0x80,):
       attempt(whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1:])
     attempt(whole[:at])
     attempt(whole[:at] + whole[at + 1:])
