@@ -95,8 +95,9 @@ def check_reference(config, built, trained):
   if not adapter_off(config, built.models.config): return
   base = traverse_util.flatten_dict(lora.off(trained['policy']), sep='/')
   if moving := [name for name, t in base.items() if t]:
+    only = "(('/lora_', 1.0), ('.*', None))"
     raise ValueError(f'optim.scale: trains {len(moving)} base weights (policy/{moving[0]} is one) of the policy '
-                     'whose adapter-off pass is the reference, expected none, or a checkpoint in init.reference')
+                     f'whose adapter-off pass is the reference, expected {only}, or a checkpoint in init.reference')
 
 
 def sampling(config, model, parts):

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from vargrl import build, chain, pictures
+from vargrl.objectives import group
 from vargrl.run import Run
 
 NAME = 'best_of_group'  # of the data set, in the folder --out
@@ -28,7 +29,8 @@ def main(flags):
     raise ValueError(f'pairs: {config.objective.name} found, a run of objectives.grpo expected: it says what to '
                      'draw and how to score it')
   if flags.groups < 1: raise ValueError(f'--groups: {flags.groups}, expected at least 1')
-  if (out / NAME).exists(): raise ValueError(f'--out: {out / NAME} exists already; choose another folder')
+  if [*out.glob(f'{NAME}/*/dataset_info.json')]:
+    raise ValueError(f'--out: {out / NAME} exists already; choose another folder')
   config = config.copy_and_resolve_references()
   with config.unlocked(): config.evals = {}  # nothing is evaluated: their files are not needed
   run, began = Run(config, out), time.time()
@@ -39,6 +41,7 @@ def main(flags):
   if not len(found['label']):
     raise ValueError(f'pairs: none of {flags.groups} groups has two different rewards, at least 1 expected')
   tfds.disable_progress_bar()
+  shutil.rmtree(out / NAME, ignore_errors=True)  # what a command that was cut left of it
   builder(out, found, run.models.classes).download_and_prepare(
       file_format='array_record', download_dir=str(out / 'parts' / 'downloads'))
   shutil.rmtree(out / 'parts')
@@ -50,7 +53,8 @@ def main(flags):
 def draw(run, folder, groups, seed):
   """{feature: array [pairs, ...]}; each batch is kept in a file of its own, and not drawn again."""
   models, config = run.models, run.config
-  P, R = config.data.prompts, config.objective.collect.rollouts
+  collect = config.objective.collect
+  P, R = config.data.prompts, collect.rollouts
   folder.mkdir(parents=True, exist_ok=True)
   check_same(folder, f'{config.to_json_best_effort()} seed {seed}')
   params, _ = build.weights(config, 'policy', run.built.trained['policy'], run.mesh, run.root)
@@ -64,8 +68,10 @@ def draw(run, folder, groups, seed):
       keys_PR = models.keys(jax.random.fold_in(jax.random.key(seed), i), P, R)
       tokens_PRL = generate(params, frozen, jnp.asarray(labels), keys_PR).tokens
       image_Byxc = decode(frozen, tokens_PRL)
-      r_B, *_ = models.score(frozen, image_Byxc, np.repeat(labels, R))
-      part, rows = choose(labels, np.asarray(tokens_PRL), np.asarray(r_B).reshape(P, R))
+      r_B, each, _ = models.score(frozen, image_Byxc, np.repeat(labels, R))
+      # As the run's own groups are judged, several rewards normalised or not.
+      r_PRK = group.combined(r_B, each, (P, R, 1), collect.combine, collect.rewards, collect.eps)
+      part, rows = choose(labels, np.asarray(tokens_PRL), np.asarray(r_PRK)[..., 0])
       if i == 0: look(folder.parent / 'pairs.png', part, np.asarray(image_Byxc), rows)
       keep(path, part)
     with np.load(path) as part: parts.append({k: part[k] for k in part.files})
@@ -78,12 +84,12 @@ def choose(label_P, tokens_PRL, r_PR):
   known = np.isfinite(r_PR)
   best_P = np.where(known, r_PR, -np.inf).argmax(1)
   worst_P = np.where(known, r_PR, np.inf).argmin(1)
-  group = np.flatnonzero(known.any(1) & (r_PR[np.arange(len(r_PR)), best_P] > r_PR[np.arange(len(r_PR)), worst_P]))
-  best, worst = best_P[group], worst_P[group]
-  part = {'label': label_P[group], 'chosen': tokens_PRL[group, best], 'rejected': tokens_PRL[group, worst],
-          'reward_chosen': r_PR[group, best], 'reward_rejected': r_PR[group, worst], 'group': group}
+  chosen = np.flatnonzero(known.any(1) & (r_PR[np.arange(len(r_PR)), best_P] > r_PR[np.arange(len(r_PR)), worst_P]))
+  best, worst = best_P[chosen], worst_P[chosen]
+  part = {'label': label_P[chosen], 'chosen': tokens_PRL[chosen, best], 'rejected': tokens_PRL[chosen, worst],
+          'reward_chosen': r_PR[chosen, best], 'reward_rejected': r_PR[chosen, worst], 'group': chosen}
   R = r_PR.shape[1]
-  return part, (group * R + best, group * R + worst)
+  return part, (chosen * R + best, chosen * R + worst)
 
 
 def keep(path, part):
