@@ -47,6 +47,24 @@ def test_the_mass_of_top_p_is_of_what_top_k_left():
   assert jnp.isfinite(alone).tolist() == [[True, True, False, False]]
 
 
+@pytest.mark.parametrize('shift', [-300., 0., 300.])
+def test_thresholds_are_those_of_a_sort_at_any_sign_and_size(shift):
+  rng = np.random.default_rng(0)
+  rows = np.round(rng.standard_normal((50, 300)) * np.exp(4 * rng.standard_normal((50, 1))), 2) + shift
+  rows = rows.astype(np.float32)
+  rows[0, 5:], rows[1], rows[2, :7] = -INF, 0., -0.  # fewer than k, all alike, zeros of both signs
+  for k in (1, 2, 17, 299):
+    least = np.asarray(sample.least(jnp.array(rows), jnp.ones(rows.shape), k))
+    np.testing.assert_array_equal(least[:, 0], -np.sort(-rows, -1)[:, k - 1])
+
+
+def test_a_draw_is_that_of_jax_to_the_bit():
+  rows = jnp.array(np.random.default_rng(1).standard_normal((64, 33)), jnp.float32).at[:, 20:].set(-INF)
+  for seed in range(5):
+    key = jax.random.key(seed)
+    np.testing.assert_array_equal(sample.categorical(key, rows), jax.random.categorical(key, rows))
+
+
 def test_draws_follow_the_truncated_distribution_and_say_its_log_probability():
   logits = jnp.log(jnp.array([.5, .3, .15, .05]))
   rows = jnp.broadcast_to(logits[None], (20000, 4))
