@@ -1,27 +1,45 @@
-"""Times rollout, decoding and update of an experiment's GRPO run, on random weights.
+"""Times the pieces of an experiment's run, on random weights: the rollout and what it is made of, decoding, the
+gradient of its loss, and the update.
 
 Utilisation is analytic FLOPs (block-causal attention counted, recomputation not) over the matmul peak
 measured in the same process, so that it means the same on CPU, GPU and TPU.
 """
+from functools import partial
+import resource
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vargrl import chain
+from vargrl import chain, optim
 from vargrl.models import lora, var
+from vargrl.rollout import sample
 from vargrl.run import Run
-from vargrl.types import Experience
+from vargrl.types import Experience, bounds
+
+OBJECTIVES = ('objectives.grpo', 'objectives.sft')
+
+
+class Timing(NamedTuple):
+  """Of the fastest call: seconds on the clock, and of all the process's threads."""
+  wall: float
+  cpu: float
+  result: Any
+
+
+def clock():
+  usage = resource.getrusage(resource.RUSAGE_SELF)
+  return time.perf_counter(), usage.ru_utime + usage.ru_stime
 
 
 def timed(call, repeats):
-  """(seconds of the fastest of `repeats` calls after a warm-up, the last result)."""
-  out, best = jax.block_until_ready(call()), float('inf')
+  out, best = jax.block_until_ready(call()), (float('inf'), float('inf'))
   for _ in range(repeats):
-    began = time.perf_counter()
+    out, began = None, clock()  # the last result is dropped first: two may not fit
     out = jax.block_until_ready(call())
-    best = min(best, time.perf_counter() - began)
-  return best, out
+    best = min(best, tuple(b - a for a, b in zip(began, clock())))
+  return Timing(*best, out)
 
 
 def peak(dtype, repeats):
@@ -30,31 +48,40 @@ def peak(dtype, repeats):
   dot, best = jax.jit(jnp.dot), 0.
   for n in sizes:
     x = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
-    best = max(best, 2 * n ** 3 / timed(lambda x=x: dot(x, x), repeats)[0])
+    best = max(best, 2 * n ** 3 / timed(lambda x=x: dot(x, x), repeats).wall)
   return best
 
 
 def main(flags):
   """Prints one line per piece."""
   _, config = chain.chosen(flags.config, flags.run)
-  if config.objective.name != 'objectives.grpo':
-    raise ValueError(f'bench: {config.objective.name} found, a run of objectives.grpo expected')
+  if config.objective.name not in OBJECTIVES:
+    raise ValueError(f'bench: {config.objective.name} found, a run of one of {OBJECTIVES} expected')
+  if 'rollout' not in config: raise ValueError('bench: a run without a rollout found, one with expected')
   config = config.copy_and_resolve_references()
   with config.unlocked(): config.init = {}
   run = Run(config, '.', lean=True)
   c, tokens = run.models.config, run.models.config.length
-  P, R = config.data.prompts, config.objective.collect.rollouts
+  P, R = (config.data.prompts, config.objective.collect.rollouts) if 'prompts' in config.data \
+      else (config.data.batch, 1)
   with jax.set_mesh(run.mesh):
     best = peak(c.dtype, flags.repeats) * run.mesh.size
     print(f'{config.policy.name} {config.policy.size}: {P} prompts x {R}, {tokens} tokens, {c.dtype}, '
           f'{run.mesh.size} x {jax.devices()[0].device_kind}, matmul peak {best / 1e9:.0f} GFLOP/s')
-    whole = any(jax.tree.leaves(lora.off(run.trained['policy'])))
-    pieces(run, P, R, passes(config, whole), best, flags.repeats, var.flops(c))
+    how = dict(say=partial(line, images=P * R, best=best), repeats=flags.repeats)
+    (state, _), frozen = run.initial(lambda _: None), run.frozen(lambda _: None)
+    label_P = jnp.arange(P, dtype=jnp.int32) % run.models.classes
+    pair, update = passes(config, any(jax.tree.leaves(lora.off(run.trained['policy']))))
+    out = drawing(run, state.params['policy'], frozen, label_P, R, pair, how)
+    learning(run, state, frozen, label_P, out, update, how)
 
 
-def line(name, seconds, images, flops, best, more=''):
-  print(f'{name:10} {seconds:9.3f} s   {images / seconds:9.2f} images/s   '
-        f'{flops / seconds / 1e9:9.1f} GFLOP/s   {flops / seconds / best:6.1%} of peak{more}')
+def line(name, timing, flops, *, images, best, memory=0, tokens=0):
+  cpu = f'{timing.cpu:9.2f} CPU-s' if jax.default_backend() == 'cpu' else ''
+  speed = f'   {flops / timing.wall / 1e9:9.1f} GFLOP/s   {flops / timing.wall / best:6.1%} of peak' if flops else ''
+  rate = f'   {tokens / timing.wall:9.0f} tokens/s' if tokens else ''
+  space = f'   {memory / 2 ** 30:7.2f} GiB of temporaries' if memory else ''
+  print(f'{name:14} {timing.wall:9.3f} s {cpu}  {images / timing.wall:9.2f} images/s{speed}{rate}{space}', flush=True)
 
 
 def passes(config, whole):
@@ -67,30 +94,68 @@ def passes(config, whole):
   return pair, policy + record * config.reference
 
 
-def pieces(run, P, R, passes, best, repeats, forward):
-  """Rollout, decode and update, each timed alone."""
-  models, (state, _), frozen = run.models, run.initial(), run.frozen(lambda _: None)
-  label_P = jnp.arange(P, dtype=jnp.int32) % models.classes
-  keys_PR = models.keys(jax.random.key(0), P, R)
-  generate = jax.jit(models.generate)
-  seconds, out = timed(lambda: generate(state.params['policy'], frozen, label_P, keys_PR), repeats)
-  line('rollout', seconds, P * R, P * R * passes[0] * forward, best)
+def measured(name, program, call, *, say, repeats, flops=None, tokens=0):
+  """Times a call of a compiled program and tells; its result. flops None: those that the compiler counts."""
+  timing = timed(call, repeats)
+  if flops is None: flops = (program.cost_analysis() or {}).get('flops', 0)
+  say(name, timing, flops, memory=program.memory_analysis().temp_size_in_bytes, tokens=tokens)
+  return timing.result
 
-  t_BL = out.tokens.reshape(P * R, -1)
-  decode = jax.jit(models.decode).lower(frozen, t_BL).compile()
-  cost = (decode.cost_analysis() or {}).get('flops', 0)
-  seconds, _ = timed(lambda: decode(frozen, t_BL), repeats)
-  line('decode', seconds, P * R, cost, best)
 
-  ones = jnp.ones((P, R))
-  batch = Experience(label=label_P, tokens=out.tokens, old=out.logp, weight=ones,
-                     advantage=jax.random.normal(jax.random.key(1), (P, R)))
+def pure(name, function, *args, **how):
+  program = jax.jit(function).lower(*args).compile()
+  return measured(name, program, lambda: program(*args), **how)
+
+
+def drawing(run, policy, frozen, label_P, R, pair, how):
+  """The Rollout; times it, its parts, each alone on numbers of the same shapes, and decoding."""
+  models, c, rows = run.models, run.models.config, len(label_P) * R
+  model, tokenizer = run.built.parts['policy'], run.built.parts['tokenizer']
+  one = partial(pure, **how)
+  keys_PR, flops = models.keys(jax.random.key(0), len(label_P), R), rows * pair * var.flops(c)
+  out = one('rollout', models.generate, policy, frozen, label_P, keys_PR, flops=flops)
+  t_BL = out.tokens.reshape(rows, -1)
+
+  def transformer(policy, label_B, inputs_BLC):
+    logits_BLV, cache = model.apply({'params': policy}, label_B, method='prefill')
+    seen = [logits_BLV.max(-1)]
+    for i, (a, b) in enumerate(bounds(c.scales)[1:], 1):
+      logits_BLV, cache = model.apply({'params': policy}, inputs_BLC[:, a - 1:b - 1], cache, i, method='extend')
+      seen.append(logits_BLV.max(-1))  # or the compiler leaves out what nobody looks at
+    return seen
+
+  def sampler(keys_B, finest_BLV):
+    draw = jax.vmap(partial(sample.draw, top_k=run.config.rollout.top_k, top_p=run.config.rollout.top_p))
+    return [draw(keys_B, finest_BLV[:, :s * s]) for s in c.scales]
+
+  embed = lambda frozen, t_BL: tokenizer.apply({'params': frozen['tokenizer']}, t_BL, method='embed')
+  inputs_BLC = one('. tokenizer', embed, frozen, t_BL)
+  one('. transformer', transformer, policy, jnp.repeat(label_P, R * pair), inputs_BLC.repeat(pair, 0), flops=flops)
+  finest_BLV = jax.random.normal(jax.random.key(2), (rows, c.scales[-1] ** 2, c.vocab))
+  one('. sampler', sampler, keys_PR.reshape(-1), finest_BLV, flops=0)
+  one('decode', models.decode, frozen, t_BL)
+  return out
+
+
+def learning(run, state, frozen, label_P, out, passes, how):
+  """Times the gradient of the loss, and the update: the gradient and the optimizer's step."""
+  models, (P, R, L) = run.models, out.tokens.shape
+  batch = Experience(label=label_P, tokens=out.tokens)
+  if run.config.objective.name == 'objectives.grpo':
+    batch = batch.replace(old=out.logp, weight=jnp.ones((P, R)),
+                          advantage=jax.random.normal(jax.random.key(1), (P, R)))
+  more = dict(flops=P * R * passes * var.flops(models.config), tokens=P * R * L)
+
+  def gradient(params, frozen, batch):
+    learned, still = optim.part(params, run.trained)
+    loss = lambda learned: run.objective.loss(models, optim.join(learned, still), frozen, batch,
+                                              **run.config.objective.loss)[0].total
+    return jax.grad(loss)(learned)
+  pure('gradient', gradient, state.params, frozen, batch, **how, **more)
   _, update = run.pieces()
-  holder = [state]
+  program, holder = update.lower(state, frozen, batch).compile(), [state]  # the state is donated
 
   def step():
-    holder[0], facts = update(holder[0], frozen, batch)
+    holder[0], facts = program(holder[0], frozen, batch)
     return facts
-  seconds, _ = timed(step, repeats)
-  rate = f'   {P * R * models.config.length / seconds:9.0f} tokens/s'
-  line('update', seconds, P * R, P * R * passes[1] * forward, best, rate)
+  measured('update', program, step, **how, **more)

@@ -49,7 +49,7 @@ def build(config):
   """The functions of a run, but for its rewards; ValueError where the config's parts do not fit."""
   policy, model = module(config.policy, 'policy')
   trained, frozen = {'policy': partial(policy.init, model)}, {}
-  parts = {}
+  parts = {'policy': model}
   for name in FROZEN:
     if name in config:
       python, parts[name] = module(config[name], name)

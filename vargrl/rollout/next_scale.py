@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vargrl.models import cache as caches
 from vargrl.models.var import Model
@@ -16,8 +17,9 @@ from vargrl.parallel import rules
 from vargrl.parallel.rules import shard
 from vargrl.rollout import sample
 from vargrl.tokenizers import vq
-from vargrl.types import Rollout, Scores, bounds, leading
+from vargrl.types import Rollout, Scores, leading
 
+CHUNK = 128  # positions whose logits exist at once
 RECORDS = ('cond', 'guided', 'guided_stopgrad')
 
 
@@ -122,9 +124,9 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
           keep_X2=None, reference=None):
   """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass over them.
 
-  The tokens may be those of the first few scales alone: no other is then computed. Logits are made, used
-  and (in the backward pass) made again scale by scale: all L x V of them, of policy and reference, never
-  exist at once. reference: parameters of the same model, or None.
+  The tokens may be those of the first few scales alone: no other is then computed. Logits are made, used and
+  (in the backward pass) made again for at most CHUNK tokens at a time: all L x V of them, of policy and
+  reference, never exist at once. reference: parameters of the same model, or None.
   """
   stop = jax.lax.stop_gradient
   inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
@@ -143,28 +145,47 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
     return [model.apply({'params': p}, l_B, inputs(len(l_B)), keep(len(l_B)), method='forward')
             for p, l_B in passes]
 
-  def logits_of(passes, hidden, strength):
+  def logits_of(passes, hidden, strength_L):
     logits = [model.apply({'params': p}, *h, method='logits') for (p, _), h in zip(passes, hidden)]
-    return mix(jnp.concatenate(logits), strength) / c.temperature
+    return mix(jnp.concatenate(logits), strength_L[:, None]) / c.temperature
 
-  @jax.checkpoint
-  def one_scale(params, hidden, ref_hidden, t_L, strength):
-    logits_LV = logits_of(passes(params), hidden, strength)
-    hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
-    out = Scores(sample.select(logits_LV, t_L), sample.entropy(logits_LV), hit_L)
-    if ref_hidden is None: return out
-    ref_LV = stop(logits_of([(reference, label_B)], ref_hidden, strength))
-    return out.replace(kl=sample.divergence(logits_LV, ref_LV), reference=sample.select(ref_LV, t_L))
-
-  ours, theirs = hidden(passes(params), keep_X2), None
+  ours, theirs = hidden(passes(params), keep_X2), []
   if reference is not None:
     reference = stop(reference)
     theirs = stop(hidden([(reference, label_B)], None))
-  cut = lambda hidden, a, b: hidden and [(x_BLD[:, a:b], head_B2D) for x_BLD, head_B2D in hidden]
-  parts = [one_scale(params, cut(ours, a, b), cut(theirs, a, b), tokens_L[a:b], strength)
-           for (a, b), strength in zip(bounds(leading(model.c.scales, len(tokens_L))),
-                                       strengths(c, model.c.scales))]
-  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+  def some(x, t_L, strength_L):
+    """x: the positions of a chunk, of `ours` and then of `theirs`."""
+    own, other = ([(x_BLD, head_B2D) for x_BLD, (_, head_B2D) in zip(part, whole)]
+                  for part, whole in zip(x, (ours, theirs)))
+    logits_LV = logits_of(passes(params), own, strength_L)
+    hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
+    out = Scores(sample.select(logits_LV, t_L), sample.entropy(logits_LV), hit_L)
+    if not other: return out
+    ref_LV = stop(logits_of([(reference, label_B)], other, strength_L))
+    return out.replace(kl=sample.divergence(logits_LV, ref_LV), reference=sample.select(ref_LV, t_L))
+
+  scales = leading(model.c.scales, len(tokens_L))
+  strength_L = np.repeat(np.float32(strengths(c, model.c.scales)[:len(scales)]), [s * s for s in scales])
+  x = [[x_BLD for x_BLD, _ in hidden] for hidden in (ours, theirs)]
+  return by_chunks(some, x, tokens_L, strength_L)
+
+
+def by_chunks(some, x, *rows_L):
+  """some(x, *rows_L) of CHUNK positions at a time, one after the other: x [..., L, D] and [L] in, a tree of
+  [L] out. What is made inside is made again in the backward pass."""
+  L = len(rows_L[0])
+  count = -(-L // CHUNK)
+  size = -(-L // count)
+
+  def cut(a, axis):
+    padding = [(0, 0)] * a.ndim
+    padding[axis] = (0, count * size - L)
+    a = jnp.pad(a, padding)
+    return jnp.moveaxis(a.reshape(*a.shape[:axis], count, size, *a.shape[axis + 1:]), axis, 0)
+  parts = jax.tree.map(lambda a: cut(a, a.ndim - 2), x), *(cut(jnp.asarray(a), 0) for a in rows_L)
+  out = jax.lax.map(lambda part: jax.checkpoint(some, prevent_cse=False)(*part), parts)
+  return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:L], out)
 
 
 def spread(P, R, K=1):
