@@ -17,6 +17,15 @@ never was a reward, looks at each before and after. All pairs, over three seeds:
 A VMR step of a prefix draws, decodes and scores `continuations` times as many images as a step of GRPO, and
 trains on a sixth of the tokens. Each run prints judge/wrong, judge/variance and reward before and after.
 
+Share of 1,000 samples that the judge misreads, 0.052 before, after 60 steps, three seeds and their mean
+(its standard error is 0.005 for one seed, 0.003 for three: none of these differences is beyond chance):
+
+  variant     seed 0  seed 1  seed 2   mean    variance of the samples (0.01822 before)
+  plain        0.025   0.024   0.028   0.0257   0.0158
+  panw         0.017   0.024   0.027   0.0227   0.0155
+  vmr          0.019   0.027   0.020   0.0220   0.0155
+  vmr_panw     0.019   0.026   0.030   0.0250   0.0156
+
   --config experiments/vmr_digits.py          is vmr_panw
   --config experiments/vmr_digits.py:smoke    tiny sizes and random weights, a prefix step and a suffix step
 """
