@@ -110,11 +110,13 @@ def test_recomputing_blocks_changes_the_program_and_no_number(smoke, inputs):
   def loss(remat):
     return lambda p: jnp.square(logits(smoke, p, label_B, x_BLC, remat=remat)).mean()
   runs = {remat: jax.jit(jax.value_and_grad(loss(remat)))(smoke.params)
-          for remat in ('none', 'blocks')}
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *runs.values())
+          for remat in ('none', 'blocks', 'dots')}
+  for remat in ('blocks', 'dots'):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), runs['none'], runs[remat])
   program = lambda remat: str(jax.make_jaxpr(jax.grad(loss(remat)))(smoke.params))
   assert 'remat' not in program('none') and 'checkpoint' not in program('none')
-  assert 'remat' in program('blocks') or 'checkpoint' in program('blocks')
+  dots = {remat: program(remat).count('dot_general') for remat in runs}
+  assert dots['none'] < dots['dots'] < dots['blocks']  # those of L x L alone, and all
 
 
 def test_keeping_all_is_no_drop_path_and_dropping_a_layer_skips_it(smoke, inputs):

@@ -19,6 +19,10 @@ from vargrl.types import Layout, bounds, offsets
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+# What is kept for the backward pass: everything, nothing, or the products with weights. Not those of queries
+# with keys and their softmax, which are L x L.
+REMAT = {'none': None, 'blocks': jax.checkpoint_policies.nothing_saveable,
+         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Config:
   l2_norm: bool = True        # unit queries and keys with a learned temperature per head
   gamma: float = 1e-3         # scale of the residual gates at init
   dtype: str = 'float32'
-  remat: str = 'none'         # 'blocks' recomputes each block in the backward pass
+  remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see REMAT
   lora_rank: int = 0          # > 0: adapters beside q k v o fc1 fc2 of every block; see layers.Einsum
   lora_alpha: float = 0.      # they count alpha / rank
 
@@ -44,8 +48,8 @@ class Config:
       raise ValueError(f'policy: width {self.width}, expected a multiple of {self.heads} heads')
     if self.dtype not in layers.DTYPES:
       raise ValueError(f'policy.dtype: {self.dtype!r}, expected one of {layers.DTYPES}')
-    if self.remat not in ('none', 'blocks'):
-      raise ValueError(f'policy.remat: {self.remat!r}, expected none or blocks')
+    if self.remat not in REMAT:
+      raise ValueError(f'policy.remat: {self.remat!r}, expected one of {sorted(REMAT)}')
     if self.lora_rank < 0: raise ValueError(f'policy.lora_rank: {self.lora_rank}, expected at least 0')
     if self.lora_rank and not 0 < self.lora_alpha < math.inf:
       raise ValueError(f'policy.lora_alpha: {self.lora_alpha} with rank {self.lora_rank}, expected a positive number')
@@ -166,8 +170,8 @@ class Model(nn.Module):
   def setup(self):
     c = self.c
     init, blocks = layers.normal(1 / math.sqrt(3 * c.width)), Block
-    if c.remat == 'blocks':
-      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(7, 8))
+    if c.remat != 'none':
+      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(7, 8), policy=REMAT[c.remat])
     self.blocks = nn.scan(
         blocks, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.depth,
         in_axes=(nn.broadcast, 0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
