@@ -12,7 +12,7 @@ MODES = {'train': 'train, or continue, every run of the experiment in --workdir'
          'sample': 'draw images from the last checkpoint: a PNG grid and an .npz, or a folder of PNGs',
          'export': 'write the last checkpoint as --out=FILE.safetensors or FILE.pth in the reference layout',
          'pairs': 'best and worst of groups that a GRPO run would draw, as a data set for DPO in --out',
-         'bench': 'time rollout and update, images/s, tokens/s and utilisation'}
+         'bench': 'time the rollout, its parts, decoding, gradient and update of a GRPO or SFT run'}
 
 
 def main(argv=None):
