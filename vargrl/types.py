@@ -62,7 +62,8 @@ class Experience:
   label [P] int32; tokens [P, R, L] int32. old: log-probabilities [P, R, L] of the policy that
   sampled; None means "the present one". reference: those of the reference. advantage, weight [P, R]:
   a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is given to,
-  0 for the others; held [P, R, L]: the same of the KL; None means all. keep: drop-path factors [P, R, X, 2]. image [P, y, x, c].
+  0 for the others; held [P, R, L]: the same of the KL; None means all. keep: drop-path factors [P, R, X, 2].
+  image [P, y, x, c].
 
   tokens may be those of the first few scales alone; L of all fields is then their number.
   """

@@ -63,7 +63,9 @@ def test_pth_of_torch_is_read_as_it_was_written(tmp_path):
   pytest.importorskip('torch')
   state = {key: x for key, x in STATE.items() if key != 'b'}
   files.write(tmp_path / 'x.pth', headers(state), state.items())
-  equal(files.open(tmp_path / 'x.pth'), state)
+  found = files.open(tmp_path / 'x.pth')
+  assert list(found) == list(state)
+  equal(found, state)
 
 
 def test_folders_are_those_of_hugging_face(tmp_path):

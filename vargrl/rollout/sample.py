@@ -45,7 +45,8 @@ def least(x_LV, weight_LV, need):
   rank_LV = turn(jax.lax.bitcast_convert_type(x_LV.astype(jnp.float32), jnp.int32))
 
   def bit(i, t_L1):
-    higher_L1 = t_L1 + (jnp.int32(1) << (31 - i).astype(jnp.int32))  # the first is the sign: int32 wraps from its lowest to 0
+    # The first bit is the sign: int32 wraps from its lowest to 0.
+    higher_L1 = t_L1 + (jnp.int32(1) << (31 - i).astype(jnp.int32))
     enough_L1 = jnp.where(rank_LV >= higher_L1, weight_LV, 0.).sum(-1, keepdims=True) >= need
     return jnp.where(enough_L1, higher_L1, t_L1)
   lowest = turn(np.float32(-np.inf).view(np.int32))
