@@ -13,8 +13,8 @@ install() {  # BUCKET
   rm -f env/setup.py  # Until all is installed, run.sh asks for this script again.
   # The images have Python 3.10, vargrl needs 3.11; uv brings one that nothing else on the VM depends on.
   [ -x ~/.local/bin/uv ] || python3 -m pip install --quiet --user uv
-  [ -x env/bin/pip ] || ~/.local/bin/uv venv --quiet --clear --seed --python 3.12 env
-  env/bin/pip install --quiet --upgrade -e 'tree[tpu]'
+  [ -x env/bin/pip ] || { rm -rf env; ~/.local/bin/uv venv --quiet --seed --python 3.12 env; }
+  env/bin/pip install --quiet --upgrade -e './tree[tpu]'
   if [ -n "$1" ] && ! command -v gcsfuse > /dev/null; then
     local key=/usr/share/keyrings/cloud.google.asc from=https://packages.cloud.google.com/apt
     curl -fsS "$from/doc/apt-key.gpg" | sudo tee "$key" > /dev/null
