@@ -222,7 +222,7 @@ def test_the_table_of_pod_env_adds_up_and_is_accepted(pod):
     assert int(chips) == shape[0] * shape[1] * (shape[2] if shape[2:] else 1)
     assert int(machines) == (1 if int(chips) <= 8 and kind in ('v5litepod', 'v6e') else int(chips) // 4)
     pod.values(ACCELERATOR=accelerator, RUNTIME=runtime)
-    pod.run('create.sh')
+    subprocess.run(['bash', pod.repo / 'tpu/pod.sh'], check=True)
 
 
 def test_pod_env_as_it_comes_asks_for_the_project(pod):
@@ -432,8 +432,7 @@ def test_a_preempted_tpu_is_told_with_the_commands_that_bring_it_back(pod):
   for state, queued in (('PREEMPTED', 'no'), ('SUSPENDED', 'yes')):
     pod.values(QUEUED=queued)
     pod.states(state)
-    pod.run('run.sh', 'train', "--config.mesh=(('data',1),)", code=2, says=f'pod: {state}, and its disk is lost')
-    out = pod.run('run.sh', 'train', "--config.mesh=(('data',1),)", code=2)
+    out = pod.run('run.sh', 'train', "--config.mesh=(('data',1),)", code=2, says=f'pod: {state}, and its disk is lost')
     commands = out.splitlines()[-1].split(' && ')
     assert [c.strip() for c in commands[:3]] == ['tpu/delete.sh --yes', 'tpu/create.sh', 'tpu/setup.sh']
     assert shlex.split(commands[3]) == ['tpu/run.sh', 'train', "--config.mesh=(('data',1),)"]
