@@ -32,7 +32,8 @@ def devices(name):
   if kind == 'v4': options['chip_config_name'] = 'megacore'  # a chip is one device, as on a real v4
   if grid == (1, 1): options['chips_per_host_bounds'] = (1, 1, 1)
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no metadata server to ask
-  os.environ.setdefault('TPU_LOG_DIR', 'disabled')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', f'{kind}-{len(grid)}')
   try:
     found = topologies.get_topology_desc(platform='tpu', topology_name=f'{kind}:{"x".join(map(str, grid))}', **options)
   except RuntimeError as e:
