@@ -17,6 +17,8 @@ SMOKED = [pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f for 
           if f.stem != 'quickstart']  # its smoke is the chain of resume_test
 
 
+BENCH = ('rollout', '. tokenizer', '. transformer', '. sampler', 'decode', 'gradient', 'update', 'tokens/s', 'images/s',
+         'matmul peak')
 SIZES = {'d16': 310_283_520, 'd30': 2_010_020_356}
 
 
@@ -59,4 +61,11 @@ def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
     assert f'samples/grid             {grid}' in capsys.readouterr().out and grid.stat().st_size > 100
     assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke', '--repeats=1']) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ('rollout', 'update', 'tokens/s', 'images/s', 'matmul peak'))
+    assert all(word in out for word in BENCH)
+  if path.stem == 'pretrain_var_d16_imagenet256':
+    assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke', '--repeats=1']) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in BENCH)
+  if path.stem == 'tokenizer_msvq_imagenet256':
+    assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke']) == 2
+    assert "a run of one of ('objectives.grpo'" in capsys.readouterr().err

@@ -13,7 +13,7 @@ MODES = {'train': 'train, or continue, every run of the experiment in --workdir'
          'export': 'write the last checkpoint as --out=FILE.safetensors or FILE.pth in the reference layout',
          'pairs': 'best and worst of groups that a GRPO run would draw, as a data set for DPO in --out',
          'compile': 'compile every program for the TPU pod of the experiment, or --topology, without one: does it fit?',
-         'bench': 'time rollout and update, images/s, tokens/s and utilisation'}
+         'bench': 'time the rollout, its parts, decoding, gradient and update of a GRPO or SFT run'}
 
 
 def main(argv=None):

@@ -11,7 +11,7 @@ def passes(config, all_trained):
   record = 1 if config.rollout.record == 'cond' else pair
   one = 3 if all_trained else 2
   policy = one + {'guided': one, 'guided_stopgrad': 1}[config.rollout.record] if record == 2 else one
-  return pair, policy + record * config.reference
+  return pair, policy + record * (config.reference and config.objective.name == 'objectives.grpo')
 
 
 def whole(run):

@@ -50,6 +50,20 @@ def test_logp_of_cached_sampling_is_logp_of_teacher_forcing(run, smoke, c):
   assert len(np.unique(out.tokens)) > 5
 
 
+@pytest.mark.parametrize('record', next_scale.RECORDS)
+@pytest.mark.parametrize('L', [21, 5])
+def test_chunks_change_no_score_and_no_gradient(smoke, monkeypatch, record, L):
+  c, t_PRL = config(record), jax.random.randint(jax.random.key(1), (2, 2, L), 0, smoke.c.vocab)
+  def loss(params, reference):
+    scores = next_scale.logprobs(smoke.model, smoke.vae, c, params, smoke.vq_params, LABELS, t_PRL, reference=reference)
+    return ((scores.kl - scores.logp) * jnp.sin(1. + jnp.arange(L))[None, None]).sum(), scores
+  other = jax.tree.map(lambda x: 1.1 * x, smoke.params)
+  def run(chunk):
+    monkeypatch.setattr(next_scale, 'CHUNK', chunk)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(smoke.params, other)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), run(128), run(4 if L == 5 else 8))
+
+
 def test_without_truncation_the_sampler_is_the_policy_of_record(run):
   out, _ = run(config('guided', top_k=0, top_p=0.), next_scale.keys(jax.random.key(5), 2, 3))
   np.testing.assert_allclose(out.sampler, out.logp, atol=1e-5)

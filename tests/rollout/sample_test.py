@@ -58,6 +58,13 @@ def test_thresholds_are_those_of_a_sort_at_any_sign_and_size(shift):
     np.testing.assert_array_equal(least[:, 0], -np.sort(-rows, -1)[:, k - 1])
 
 
+def test_counts_are_exact_in_bfloat16():
+  rows = jnp.arange(-2048, 2048).astype(jnp.bfloat16)[None]  # many ties: as many stay as the k-th has
+  for k in (257, 900, 901):
+    wanted = (rows >= jnp.sort(rows)[:, -k, None]).sum()
+    assert jnp.isfinite(sample.truncate(rows, top_k=k, top_p=0.)).sum() == wanted >= k
+
+
 def test_a_draw_is_that_of_jax_to_the_bit():
   rows = jnp.array(np.random.default_rng(1).standard_normal((64, 33)), jnp.float32).at[:, 20:].set(-INF)
   for seed in range(5):

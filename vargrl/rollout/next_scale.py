@@ -19,7 +19,7 @@ from vargrl.rollout import sample
 from vargrl.tokenizers import vq
 from vargrl.types import Rollout, Scores, leading
 
-CHUNK = 128  # positions whose logits exist at once
+CHUNK = 128  # positions of each row whose logits exist at once; a multiple of 8, as a TPU's tiles are
 RECORDS = ('cond', 'guided', 'guided_stopgrad')
 
 
@@ -125,8 +125,8 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass over them.
 
   The tokens may be those of the first few scales alone: no other is then computed. Logits are made, used and
-  (in the backward pass) made again for at most CHUNK tokens at a time: all L x V of them, of policy and
-  reference, never exist at once. reference: parameters of the same model, or None.
+  (in the backward pass) made again for at most CHUNK tokens of each row at a time: all L x V of them, of policy
+  and reference, never exist at once. reference: parameters of the same model, or None.
   """
   stop = jax.lax.stop_gradient
   inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
@@ -154,7 +154,7 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
     reference = stop(reference)
     theirs = stop(hidden([(reference, label_B)], None))
 
-  def some(x, t_L, strength_L):
+  def scores_of(x, t_L, strength_L):
     """x: the positions of a chunk, of `ours` and then of `theirs`."""
     own, other = ([(x_BLD, head_B2D) for x_BLD, (_, head_B2D) in zip(part, whole)]
                   for part, whole in zip(x, (ours, theirs)))
@@ -168,15 +168,16 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   scales = leading(model.c.scales, len(tokens_L))
   strength_L = np.repeat(np.float32(strengths(c, model.c.scales)[:len(scales)]), [s * s for s in scales])
   x = [[x_BLD for x_BLD, _ in hidden] for hidden in (ours, theirs)]
-  return by_chunks(some, x, tokens_L, strength_L)
+  return in_chunks(scores_of, x, tokens_L, strength_L)
 
 
-def by_chunks(some, x, *rows_L):
-  """some(x, *rows_L) of CHUNK positions at a time, one after the other: x [..., L, D] and [L] in, a tree of
+def in_chunks(function, x, *rows_L):
+  """function(x, *rows_L) of CHUNK positions at a time, one after the other: x [..., L, D] and [L] in, a tree of
   [L] out. What is made inside is made again in the backward pass."""
   L = len(rows_L[0])
-  count = -(-L // CHUNK)
-  size = -(-L // count)
+  size = -(-L // -(-L // CHUNK))
+  size = size if size == L else -(-size // 8) * 8
+  count = -(-L // size)
 
   def cut(a, axis):
     padding = [(0, 0)] * a.ndim
@@ -184,7 +185,7 @@ def by_chunks(some, x, *rows_L):
     a = jnp.pad(a, padding)
     return jnp.moveaxis(a.reshape(*a.shape[:axis], count, size, *a.shape[axis + 1:]), axis, 0)
   parts = jax.tree.map(lambda a: cut(a, a.ndim - 2), x), *(cut(jnp.asarray(a), 0) for a in rows_L)
-  out = jax.lax.map(lambda part: jax.checkpoint(some, prevent_cse=False)(*part), parts)
+  out = jax.lax.map(lambda part: jax.checkpoint(function, prevent_cse=False)(*part), parts)
   return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:L], out)
 
 

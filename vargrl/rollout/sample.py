@@ -22,13 +22,13 @@ def truncate(logits_LV, *, top_k, top_p):
   V = logits_LV.shape[-1]
   if not 0 < top_k < V and not 0 < top_p < 1: return logits_LV
   if 0 < top_k < V:
-    logits_LV = cut(logits_LV, least(logits_LV, jnp.ones_like(logits_LV), top_k))
+    logits_LV = above(logits_LV, least(logits_LV, jnp.float32(1), top_k))
   if 0 < top_p < 1:
-    logits_LV = cut(logits_LV, least(logits_LV, jax.nn.softmax(logits_LV, -1), top_p))
+    logits_LV = above(logits_LV, least(logits_LV, jax.nn.softmax(logits_LV, -1), top_p))
   return logits_LV
 
 
-def cut(logits_LV, least_L1):
+def above(logits_LV, least_L1):
   return jnp.where(logits_LV < least_L1, -jnp.inf, logits_LV)
 
 
@@ -36,15 +36,17 @@ def least(x_LV, weight_LV, need):
   """The largest t_L1 with sum(weight[x >= t]) >= need, -inf if there is none; float32.
 
   Exact, and no sort: the order of floats is that of their bits as integers, so t is found bit by bit. A sort
-  takes five times as long on a CPU, and lax.top_k gathers rows that are spread over a mesh.
+  takes five times as long on a CPU, and lax.top_k gathers rows that are spread over a mesh. Where V is spread,
+  each bit costs a sum of [L, 1] over its devices.
   """
   def turn(i):  # its own inverse
     return i ^ ((i >> 31) & 0x7fffffff)
+  weight_LV = weight_LV.astype(jnp.float32)  # counts beyond 256 have no bfloat16
   rank_LV = turn(jax.lax.bitcast_convert_type(x_LV.astype(jnp.float32), jnp.int32))
 
   def bit(i, t_L1):
-    higher_L1 = t_L1 + (jnp.int32(1) << (31 - i))  # the first is the sign: int32 wraps from its lowest to 0
-    enough_L1 = jnp.where(rank_LV >= higher_L1, weight_LV, 0).sum(-1, keepdims=True) >= need
+    higher_L1 = t_L1 + (jnp.int32(1) << (31 - i).astype(jnp.int32))  # the first is the sign: int32 wraps from its lowest to 0
+    enough_L1 = jnp.where(rank_LV >= higher_L1, weight_LV, 0.).sum(-1, keepdims=True) >= need
     return jnp.where(enough_L1, higher_L1, t_L1)
   lowest = turn(np.float32(-np.inf).view(np.int32))
   t_L1 = jax.lax.fori_loop(0, 32, bit, jnp.full_like(rank_LV[..., :1], np.iinfo(np.int32).min))
@@ -59,9 +61,10 @@ def draw(key, logits_LV, *, top_k, top_p):
 
 
 def categorical(key, logits_LV):
-  """jax.random.categorical, to the bit, int32. Its argmax is one reduction over pairs, which XLA does not
-  vectorise on a CPU; two plain ones take a third of the time."""
+  """jax.random.categorical, to the bit, of logits without NaN; int32. Its argmax is one reduction over pairs, which
+  XLA does not vectorise on a CPU; two plain ones take a third of the time."""
   noisy_LV = logits_LV + jax.random.gumbel(key, logits_LV.shape, logits_LV.dtype)
+  noisy_LV = jax.lax.optimization_barrier(noisy_LV)  # computed twice, it might differ from its own maximum
   V = logits_LV.shape[-1]
   place_LV = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), logits_LV.shape)
   return jnp.where(noisy_LV == noisy_LV.max(-1, keepdims=True), place_LV, V - 1).min(-1)
