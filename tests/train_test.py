@@ -273,7 +273,7 @@ def step_on(sizes, P=8, R=2):
   c.objective.collect.rewards = ConfigDict(dict(light=dict(name='rewards.brightness', weight=1.0)))
   c.optim.update(peak=1e-2, warmup=0, eps=1e-3, clip=1.0)  # eps: else rounding decides signs
   make = meshes.make
-  meshes.make = lambda axes: make(axes, jax.devices()[: int(np.prod(sizes))])
+  meshes.make = lambda axes, devices=None: make(axes, jax.devices()[: int(np.prod(sizes))])
   try:
     run = Run(c, '', lean=True)
   finally:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vargrl import chain, optim, update
-from vargrl.models import lora, var
+from vargrl import chain, optim, update, work
+from vargrl.models import var
 from vargrl.parallel import rows as rows_of
 from vargrl.rollout import sample
 from vargrl.run import Run
@@ -73,7 +73,7 @@ def main(flags):
     how = dict(say=partial(line, best=best), images=P * R, repeats=flags.repeats, ways=run.mesh.size)
     (state, _), frozen = run.initial(lambda _: None), run.frozen(lambda _: None)
     label_P = jnp.arange(P, dtype=jnp.int32) % run.models.classes
-    pair, training = passes(config, any(jax.tree.leaves(lora.off(run.trained['policy']))))
+    pair, training = work.passes(config, work.whole(run))
     out = drawing(run, state.params['policy'], frozen, label_P, R, pair, how)
     learning(run, state, frozen, label_P, out, training, how)
 
@@ -84,16 +84,6 @@ def line(name, timing, flops, *, images, best, memory=0, tokens=0):
   rate = f'   {tokens / timing.wall:9.0f} tokens/s' if tokens else ''
   space = f'   {memory / 2 ** 30:7.2f} GiB of temporaries a device' if memory else ''
   print(f'{name:14} {timing.wall:9.3f} s {cpu}  {images / timing.wall:9.2f} images/s{speed}{rate}{space}', flush=True)
-
-
-def passes(config, whole):
-  """(forward passes of a rollout, of an update), per image; a backward pass counts as two, as one if the
-  weights are not the `whole` that is trained but a few beside them."""
-  pair = 2 if config.rollout.guidance else 1
-  record = 1 if config.rollout.record == 'cond' else pair
-  one = 3 if whole else 2
-  policy = one + {'guided': one, 'guided_stopgrad': 1}[config.rollout.record] if record == 2 else one
-  return pair, policy + record * (config.reference and config.objective.name == 'objectives.grpo')
 
 
 def measured(name, program, call, *, say, repeats, ways, images, flops=None, tokens=0):

@@ -1,4 +1,4 @@
-"""python -m vargrl.main {train,eval,sample,export,pairs,bench} --config experiments/X.py --workdir DIR [--config.key=value]"""
+"""python -m vargrl.main {train,eval,sample,export,pairs,compile,bench} --config experiments/X.py --workdir DIR [--config.key=value]"""
 import difflib
 import os
 import pathlib
@@ -12,6 +12,7 @@ MODES = {'train': 'train, or continue, every run of the experiment in --workdir'
          'sample': 'draw images from the last checkpoint: a PNG grid and an .npz, or a folder of PNGs',
          'export': 'write the last checkpoint as --out=FILE.safetensors or FILE.pth in the reference layout',
          'pairs': 'best and worst of groups that a GRPO run would draw, as a data set for DPO in --out',
+         'compile': 'compile every program for the TPU pod of the experiment, or --topology, without one: does it fit?',
          'bench': 'time the rollout, its parts, decoding, gradient and update of a GRPO or SFT run'}
 
 
@@ -29,8 +30,9 @@ def main(argv=None):
     flags = parse([argv[0], *argv[2:]], mode)
     start()
     from vargrl import bench, chain, export, pairs, sample
+    from vargrl import compile as compiling
     run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'export': export.main,
-           'pairs': pairs.main, 'bench': bench.main}
+           'pairs': pairs.main, 'bench': bench.main, 'compile': compiling.main}
     run[mode](flags)
   except (ValueError, KeyError, AttributeError, OSError, FloatingPointError, RuntimeError) as e:
     if os.environ.get('VARGRL_TRACEBACK') or not told(e): raise
@@ -77,13 +79,15 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_string('out', '', 'sample: path without ending, WORKDIR/samples if empty; export: the file; '
                            'pairs: the folder.', flag_values=values)
   absl_flags.DEFINE_integer('groups', 1000, 'pairs: groups to draw.', flag_values=values)
+  absl_flags.DEFINE_string('topology', '', "compile: such as v5e:4x4 or 2*v5e:4x4; the config's pod if empty.",
+                           flag_values=values)
   absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
   try:
     rest = values(argv)
   except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(sentence(e)) from e
   if rest[1:]: raise ValueError(f'argument {rest[1]!r} found, flags (--name=value) expected')
-  needed = {'bench': ('config',), 'export': ('config', 'workdir', 'out'), 'pairs': ('config', 'out')}
+  needed = {'bench': ('config',), 'compile': ('config',), 'export': ('config', 'workdir', 'out'), 'pairs': ('config', 'out')}
   for name in needed.get(mode, ('config', 'workdir')):
     if not values[name].value: raise ValueError(f'--{name} is missing')
   if values.run and mode == 'train': raise ValueError('--run: train trains all runs that are not finished')

@@ -22,11 +22,11 @@ class Run:
 
   root: the workdir of the chain. upstream: {run: abstract params} of the runs that will have left
   their checkpoints below it before this one starts. lean: without what only training needs, the data,
-  the evaluators and the rewards.
+  the evaluators and the rewards. devices: those of this process if None.
   """
 
-  def __init__(self, config, root, *, upstream=(), lean=False):
-    self.config, self.root, self.mesh = config, root, meshes.make(config.mesh)
+  def __init__(self, config, root, *, upstream=(), lean=False, devices=None):
+    self.config, self.root, self.mesh = config, root, meshes.make(config.mesh, devices)
     self.objective = lookup(config.objective.name, 'collect', 'loss')
     self.data_module = lookup(config.data.name, 'make')
     self.updates_per_step = config.minibatches * config.epochs

@@ -100,6 +100,7 @@ class Models:
   decode: Callable = None        # (frozen, t_BL) -> image_Byxc
   keys: Callable = None          # (rng, P, R) -> keys_PR
   score: Callable = None         # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
+  judge: Callable = None         # the rewards of `score` on the device, jitted: (frozen, image_Byxc, label_B) -> {name: r_B}
   mask: Callable = None          # (image_Byxc, label_B) -> mask_Byx bool: the pixels that the reward is about
   reward_weights: Callable = None  # mesh -> frozen['rewards'], which `score` needs; None if it does not
   reconstruct: Callable = None   # (tokenizer, image_Byxc) -> (image_Byxc, loss_B, t_BL)
@@ -114,6 +115,19 @@ class Collected(NamedTuple):
   batch: Experience
   metrics: dict
   pictures: Callable | None = None
+
+
+class Collect(NamedTuple):
+  """An objective's half of a step: `run`, and by which compiled programs it does it.
+
+  programs: (call, params, frozen, batch, rng) -> [(name, Experience that an update takes)]. Each program goes
+  through call(name, jitted function, *args), which gives its result, arrays or what is known of them; call.rows(
+  shape, dtype) stands for what comes from the host. Programs of no name cost nothing worth telling.
+  """
+  run: Callable       # (params, frozen, batch, rng, step) -> Collected
+  programs: Callable
+
+  def __call__(self, *args): return self.run(*args)
 
 
 @dataclasses.dataclass(frozen=True)

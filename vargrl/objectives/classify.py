@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 
 from vargrl.metrics import average
-from vargrl.types import Collected, Experience
+from vargrl.types import Collect, Collected, Experience
 
 FEATURES = ('label', 'image')  # what a batch of data must have
 
@@ -19,10 +19,16 @@ def check_loss(models, *, smoothing, reference):
 def collect(models, *, noise):
   """images and labels -> Experience. noise: std added to the pixels, so that the classifier's verdict
   does not hang on details that a decoder never draws."""
-  def run(params, frozen, batch, rng, step):
+  def prepare(batch, rng):
     image = batch['image'] + noise * jax.random.normal(rng, batch['image'].shape)
-    return Collected(Experience(label=batch['label'], image=image), {})
-  return run
+    return Experience(label=batch['label'], image=image)
+
+  def run(params, frozen, batch, rng, step):
+    return Collected(prepare(batch, rng), {})
+
+  def programs(call, params, frozen, batch, rng):
+    return [('', call('', jax.jit(prepare), batch, rng))]
+  return Collect(run, programs)
 
 
 def loss(models, params, frozen, batch, *, smoothing):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from vargrl.metrics import average
 from vargrl.objectives import reduce
-from vargrl.types import Collected, Experience
+from vargrl.types import Collect, Collected, Experience
 
 KINDS = ('sigmoid', 'sigmoid_norm', 'ipo', 'hinge')
 FEATURES = ('label', 'chosen', 'rejected')  # what a batch of data must have
@@ -25,7 +25,10 @@ def collect(models):
 
   def run(params, frozen, batch, rng, step):
     return Collected(prepare(params, frozen, batch), {})
-  return run
+
+  def programs(call, params, frozen, batch, rng):
+    return [('', call('prepare', prepare, params, frozen, batch))]
+  return Collect(run, programs)
 
 
 def tokens_of(models, frozen, x):

@@ -12,7 +12,7 @@ import numpy as np
 
 from vargrl.metrics import average
 from vargrl.objectives import reduce
-from vargrl.types import Collected, Experience, bounds, leading
+from vargrl.types import Collect, Collected, Experience, bounds, leading
 
 OLD = ('trainer', 'sampler', 'now')
 FEATURES = ('label',)  # what a batch of data must have
@@ -62,33 +62,40 @@ class Plan(NamedTuple):
   start: int = 0
 
 
-def collector(models, plan, *, old, std, eps, kl_reward, combine, mask, rewards):
-  """run(params, frozen, batch, rng, step) -> Collected: prompts to rows with their group advantages.
+def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, rewards):
+  """The Collect that turns prompts to rows with their group advantages.
 
-  plan: step -> (Plan, {metric: number}). The others are keys of objective.collect, see grpo.collect.
+  plans: {name: (Plan, {metric: number})}; when: step -> name. The others are keys of objective.collect, see
+  grpo.collect.
   """
   logprobs = jax.jit(models.logprobs)
   decode = jax.jit(models.decode)
   advantages = jax.jit(lambda r_PR: reduce.advantages(r_PR, std=std, eps=eps))
   inside = jax.jit(partial(trained, models, spatial=bool(mask)), static_argnames=('shape', 'L', 'start'))
 
+  def known(label_P, out, image_Byxc, label_B, shape, start):
+    """The Experience before its rows are judged."""
+    L = out.tokens.shape[-1]
+    mask_PRL = inside(image_Byxc, label_B, shape=shape, L=L, start=start)
+    held_PRL = jnp.broadcast_to(from_start(L, start), out.tokens.shape) if start else None
+    return Experience(label=label_P, tokens=out.tokens, old=out.logp, mask=mask_PRL, held=held_PRL)
+
   def run(params, frozen, batch, rng, step):
     clock = [time.perf_counter()]
     tick = lambda x: (jax.block_until_ready(x), clock.append(time.perf_counter()))
     tick(params)  # costs nothing: the rewards are waited for in any case
-    plan_now, facts = plan(step)
+    plan_now, facts = plans[when(step)]
     label_P = batch['label']
     t_BL, out = plan_now.sample(params['policy'], frozen, label_P, rng)
-    P, R, L = out.tokens.shape
+    P, R, _ = out.tokens.shape
     K = len(t_BL) // (P * R)
     label_B = np.repeat(np.asarray(label_P), R * K)
     image_Byxc = decode(frozen, t_BL)
     tick(image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
     tick(r_B)
-    mask_PRL = inside(image_Byxc, label_B, shape=(P, R, K), L=L, start=plan_now.start)
-    held_PRL = jnp.broadcast_to(from_start(L, plan_now.start), (P, R, L)) if plan_now.start else None
-    experience = Experience(label=label_P, tokens=out.tokens, old=out.logp, mask=mask_PRL, held=held_PRL)
+    experience = known(label_P, out, image_Byxc, label_B, (P, R, K), plan_now.start)
+    mask_PRL = experience.mask
     if old == 'trainer' or kl_reward:
       scores = logprobs(params['policy'], frozen, experience, models.reference(params, frozen) if kl_reward else None)
       experience = experience.replace(old=scores.logp if old == 'trainer' else out.logp)
@@ -109,7 +116,28 @@ def collector(models, plan, *, old, std, eps, kl_reward, combine, mask, rewards)
     experience = experience.replace(advantage=advantage_PR, weight=weight_PR,
                                     old=None if old == 'now' else experience.old)
     return Collected(experience, metrics, lambda: pictures(image_Byxc, label_B, r_B))
-  return run
+
+  def programs(call, params, frozen, batch, rng):
+    found = []
+    for name, (one, _) in plans.items():
+      tell = lambda what, name=name: f'{what} ({name})' if name else what
+      t_BL, out = call(tell('rollout'), one.sample, params['policy'], frozen, batch['label'], rng)
+      P, R, _ = out.tokens.shape
+      image_Byxc = call(tell('decode'), decode, frozen, t_BL)
+      label_B = call.rows((len(t_BL),), np.int32)
+      if models.judge: call(tell('rewards'), models.judge, frozen, image_Byxc, label_B)
+      shape = P, R, len(t_BL) // (P * R)
+      experience = call('', jax.jit(partial(known, shape=shape, start=one.start)), batch['label'], out, image_Byxc,
+                        label_B)
+      if old == 'trainer' or kl_reward:
+        reference = models.reference(params, frozen) if kl_reward else None
+        scores = call(tell('logprobs'), logprobs, params['policy'], frozen, experience, reference)
+        experience = experience.replace(old=scores.logp if old == 'trainer' else out.logp)
+      advantage_PR, weight_PR, _ = call('', advantages, call.rows((P, R), np.float32))
+      found.append((name, experience.replace(advantage=advantage_PR, weight=weight_PR,
+                                             old=None if old == 'now' else experience.old)))
+    return found
+  return Collect(run, programs)
 
 
 def combined(r_B, each, shape, combine, rewards, eps):

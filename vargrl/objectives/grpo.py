@@ -28,5 +28,5 @@ def collect(models, *, rollouts, old, std, eps, kl_reward, combine, mask, reward
     return out.tokens.reshape(-1, out.tokens.shape[-1]), out
 
   plan = group.Plan(sample, value=lambda r_PRK: r_PRK[..., 0])
-  return group.collector(models, lambda step: (plan, {}), old=old, std=std, eps=eps, kl_reward=kl_reward,
+  return group.collector(models, {'': (plan, {})}, lambda step: '', old=old, std=std, eps=eps, kl_reward=kl_reward,
                          combine=combine, mask=mask, rewards=rewards)

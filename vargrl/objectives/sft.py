@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from vargrl.metrics import average
 from vargrl.objectives import reduce
-from vargrl.types import Collected, Experience, bounds
+from vargrl.types import Collect, Collected, Experience, bounds
 
 FEATURES = ('label', 'image')  # what a batch of data must have
 
@@ -38,7 +38,10 @@ def collect(models, *, label_drop, drop_path):
 
   def run(params, frozen, batch, rng, step):
     return Collected(prepare(frozen, batch, rng), {})
-  return run
+
+  def programs(call, params, frozen, batch, rng):
+    return [('', call('prepare', prepare, frozen, batch, rng))]
+  return Collect(run, programs)
 
 
 def loss(models, params, frozen, batch, *, alpha):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.metrics import average
-from vargrl.types import Collected, Experience
+from vargrl.types import Collect, Collected, Experience
 
 FEATURES = ('image',)  # what a batch of data must have
 
@@ -34,7 +34,10 @@ def collect(models):
       captions = ['image'] * len(image) + ['decoded'] * len(image)
       return {'reconstruction': (np.concatenate([image, out]), captions)}
     return Collected(Experience(image=batch['image']), {}, pictures)
-  return run
+
+  def programs(call, params, frozen, batch, rng):
+    return [('', Experience(image=batch['image']))]
+  return Collect(run, programs)
 
 
 def loss(models, params, frozen, batch, *, l1, l2, quantizer, perceptual, adversarial):

@@ -60,8 +60,8 @@ def collect(models, *, rollouts, split, continuations, eta, prefix_steps, suffix
     return out.tokens.reshape(-1, out.tokens.shape[-1]), jax.tree.map(lambda x: x[:, 0], out)
 
   value = jax.jit(partial(reduce.soft_value, eta=eta))
-  prefix = group.Plan(prefixes, value), {'vmr/prefix': 1.}
-  suffix = group.Plan(suffixes, value=lambda r_PRK: r_PRK[..., 0], start=at), {'vmr/prefix': 0.}
-  plan = lambda step: prefix if step % (prefix_steps + suffix_steps) < prefix_steps else suffix
-  return group.collector(models, plan, old=old, std=std, eps=eps, kl_reward=kl_reward, combine=combine,
+  plans = {'prefix': (group.Plan(prefixes, value), {'vmr/prefix': 1.}),
+           'suffix': (group.Plan(suffixes, value=lambda r_PRK: r_PRK[..., 0], start=at), {'vmr/prefix': 0.})}
+  when = lambda step: 'prefix' if step % (prefix_steps + suffix_steps) < prefix_steps else 'suffix'
+  return group.collector(models, plans, when, old=old, std=std, eps=eps, kl_reward=kl_reward, combine=combine,
                          mask=mask, rewards=rewards)

@@ -1,0 +1,31 @@
+"""How much arithmetic the programs of a run have to do, whatever a compiler makes of them."""
+import jax
+
+from vargrl.models import lora, var
+
+
+def passes(config, all_trained):
+  """(forward passes of a rollout, of an update), per image; a backward pass counts as two, as one if the
+  weights are not all trained, but a few beside them."""
+  pair = 2 if config.rollout.guidance else 1
+  record = 1 if config.rollout.record == 'cond' else pair
+  one = 3 if all_trained else 2
+  policy = one + {'guided': one, 'guided_stopgrad': 1}[config.rollout.record] if record == 2 else one
+  return pair, policy + record * (config.reference and config.objective.name == 'objectives.grpo')
+
+
+def whole(run):
+  """False if only adapters are trained."""
+  return any(jax.tree.leaves(lora.off(run.trained['policy'])))
+
+
+def flops(run, name):
+  """Of one program of a run, all devices together: block-causal attention counted, recomputation not; 0 if it is
+  not counted here."""
+  config = run.config
+  if config.objective.name not in ('objectives.grpo', 'objectives.sft') or 'rollout' not in config: return 0
+  rows = config.data.prompts * config.objective.collect.rollouts if 'prompts' in config.data else config.data.batch
+  rollout, update = passes(config, whole(run))
+  record = 1 if config.rollout.record == 'cond' else rollout
+  count = {'rollout': rollout, 'logprobs': record, 'update': update / config.minibatches}.get(name, 0)
+  return rows * count * var.flops(run.models.config)
