@@ -12,10 +12,11 @@ if FLAGS not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
+os.environ.setdefault('NPROC', '16')  # threads of the CPU client: with as few as devices, two programs may wait for each other
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
                       os.path.join(tempfile.gettempdir(), 'vargrl_jax_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
-sys.path.insert(0, str(pathlib.Path(__file__).parent / 'golden'))
+for folder in ('golden', 'parallel'): sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
 import flax.linen as nn
 import jax

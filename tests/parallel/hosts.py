@@ -5,11 +5,19 @@ import socket
 import subprocess
 import sys
 
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(count, devices, log, *argv, **env):
-  """`count` processes of `devices` each with the arguments of vargrl.main; what each says is in LOG.0, LOG.1 ..."""
+def start(count, devices, log, *argv, only=None, **env):
+  """`count` processes of `devices` each with the arguments of vargrl.main; what each says is in LOG.0, LOG.1 ...
+
+  only: {number of a process: more arguments for it alone}.
+  """
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{s.getsockname()[1]}'
@@ -19,11 +27,21 @@ def start(count, devices, log, *argv, **env):
     who = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(count), 'JAX_PROCESS_ID': str(i)}
     with open(f'{log}.{i}', 'w') as out:
       found.append(subprocess.Popen(
-          [sys.executable, str(ROOT / 'tests' / 'parallel' / 'hosts_child.py'), *argv], cwd=ROOT, stdout=out, stderr=out, start_new_session=True,
+          [sys.executable, str(ROOT / 'tests' / 'parallel' / 'hosts_child.py'), *argv,
+           *(only or {}).get(i, [])], cwd=ROOT, stdout=out, stderr=out, start_new_session=True,
           # NPROC: threads of the CPU client. With as few as there are devices, two programs wait for each other.
           env=os.environ | {'NPROC': '16', 'JAX_SHARE_BINARY_BETWEEN_HOSTS': '1', 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1',
                             'PYTHONPATH': str(ROOT)} | (who if count > 1 else {}) | env))
   return found
+
+
+def arrays(path):
+  """{name: numpy array} of the state of a checkpoint, by plain orbax."""
+  path = epath.Path(path)
+  tree = ocp.PyTreeCheckpointHandler().metadata(path)
+  tree = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), getattr(tree, 'tree', tree))
+  found = ocp.PyTreeCheckpointer().restore(path, restore_args=tree)
+  return {jax.tree_util.keystr(key): x for key, x in jax.tree_util.tree_leaves_with_path(found)}
 
 
 def said(log, i=0):

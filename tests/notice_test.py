@@ -1,0 +1,110 @@
+"""Told to stop, a run saves its last complete step, and the same call goes on as if nothing had been."""
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import quickstart
+from vargrl import train
+from vargrl.checkpoint import store as stores
+from vargrl.parallel import mesh as meshes
+from vargrl.parallel import notice
+from vargrl.run import Run
+
+
+@pytest.fixture(autouse=True)
+def shown_by_python():
+  """pytest's own handler of Ctrl-C in place, whatever a test leaves."""
+  before = signal.getsignal(signal.SIGINT)
+  yield
+  assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """A run is made for all devices of the machine; one will do."""
+  before = meshes.make
+  monkeypatch.setattr(meshes, 'make', lambda axes, devices=None: before(axes, devices or jax.devices()[:1]))
+
+
+def config(steps):
+  c = quickstart.get_config('smoke').classifier.copy_and_resolve_references()
+  c.steps, c.save_every, c.evals = steps, 1000, {}
+  return c
+
+
+def rows(workdir):
+  path = workdir / 'metrics.jsonl'
+  found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  return [{k: v for k, v in row.items() if not k.startswith(('time/', 'speed/'))} for row in found]
+
+
+def interrupt_at(workdir, row):
+  """Ctrl-C when a run has written so many rows."""
+  def wait():
+    while len(rows(workdir)) < row: time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGINT)
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def latest(workdir):
+  return stores.Store(workdir / 'checkpoints', every=1, keep=9).latest()
+
+
+def test_interrupted_twice_and_continued_is_uninterrupted(tmp_path):
+  steps, said = 80, []
+  whole = train.train(config(steps), tmp_path / 'whole')
+  for row in (5, 30):
+    interrupt_at(tmp_path / 'cut', row)
+    with pytest.raises(notice.Stop, match='interrupted'): train.train(config(steps), tmp_path / 'cut', say=said.append)
+    assert row <= latest(tmp_path / 'cut') == len(rows(tmp_path / 'cut')) < steps
+  assert sum('once more to stop at once' in text for text in said) == 2
+  cut = train.train(config(steps), tmp_path / 'cut')
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True): np.testing.assert_array_equal(a, b)
+  assert rows(tmp_path / 'cut') == rows(tmp_path / 'whole')
+
+
+def test_a_second_ctrl_c_ends_at_once_and_breaks_nothing(tmp_path):
+  def look(params, frozen):
+    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+    yield 'never', 1.
+  run = Run(config(5), tmp_path)
+  run.evals.append(('look', look, 0))
+  with pytest.raises(KeyboardInterrupt): train.train(run.config, tmp_path, run=run)
+  train.train(config(5), tmp_path)
+  assert latest(tmp_path) == 5 and len(rows(tmp_path)) == 5
+
+
+def test_while_a_checkpoint_is_saved_one_more_is_ignored():
+  said = []
+  with notice.listening(said.append) as (check, saving):
+    check()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(notice.Stop): check()
+    saving()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert 'unfinished' in said[-1]
+    with pytest.raises(KeyboardInterrupt): os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_evaluators_that_were_cut_after_the_last_step_are_run_by_the_next_call(tmp_path):
+  calls = []
+
+  def look(params, frozen):
+    calls.append(len(calls))
+    if calls == [0, 1]: os.kill(os.getpid(), signal.SIGINT)
+    yield 'calls', 1.
+  for expected in ([0, 1], [0, 1, 2], [0, 1, 2]):  # before the first step and after the last; again; finished
+    run = Run(config(3), tmp_path)
+    run.evals.append(('look', look, 0))
+    try:
+      train.train(run.config, tmp_path, run=run)
+      assert expected != [0, 1]
+    except notice.Stop: assert expected == [0, 1]
+    assert calls == expected and latest(tmp_path) == 3
+  assert [row['step'] for row in rows(tmp_path) if 'look/calls' in row] == [0, 3]

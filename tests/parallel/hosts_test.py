@@ -1,0 +1,128 @@
+"""Several processes are one run: the same numbers, one set of files, one end."""
+import json
+import signal
+import time
+
+import hosts
+import numpy as np
+import pytest
+
+TINY = ['train', '--config', 'tests/parallel/tiny.py']
+
+
+def rows(workdir):
+  path = workdir / 'metrics.jsonl'
+  lines = path.read_text().splitlines() if path.exists() else []
+  found = [json.loads(line) for line in lines if line.endswith('}')]
+  return [{k: v for k, v in row.items() if not k.startswith(('time/', 'speed/'))} for row in found]
+
+
+def wait_for(condition, processes, seconds=300):
+  began = time.time()
+  while not condition() and time.time() - began < seconds and all(p.poll() is None for p in processes):
+    time.sleep(0.01)
+
+
+def parameters(workdir):
+  """{name: array} of the last checkpoint, optimizer included."""
+  steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit())
+  return steps[-1], hosts.arrays(workdir / 'checkpoints' / str(steps[-1]) / 'state')
+
+
+def test_a_notice_to_one_of_two_hosts_and_a_new_start_on_one_are_the_run_on_one(tmp_path):
+  """SIGTERM in the middle of a step, to one: both save the same step and end well. One process of eight devices goes
+  on. Rewards, which the sampled tokens decide to the last bit, and parameters are those of one device."""
+  cut, whole = tmp_path / 'cut', tmp_path / 'whole'
+  processes = hosts.start(2, 4, tmp_path / 'two', *TINY, f'--workdir={cut}')
+  wait_for(lambda: len(rows(cut)) >= 1, processes)  # step 1 is over, and step 2 under way
+  processes[1].send_signal(signal.SIGTERM)
+  began = time.time()
+  first, second = hosts.finish(processes, tmp_path / 'two')
+  assert time.time() - began < 30
+  assert 'a preemption notice came; the same command goes on' in first and 'goes on' not in second
+  saved = parameters(cut)[0]
+  assert 1 <= saved < 4 and len(rows(cut)) == saved
+  hosts.finish(hosts.start(1, 8, tmp_path / 'eight', *TINY, f'--workdir={cut}'), tmp_path / 'eight')
+  hosts.finish(hosts.start(1, 1, tmp_path / 'one', *TINY, f'--workdir={whole}'), tmp_path / 'one')
+  assert [row['rewards/jpeg'] for row in rows(cut)] == [row['rewards/jpeg'] for row in rows(whole)]
+  (step, found), (_, expected) = parameters(cut), parameters(whole)
+  assert step == 4 and found.keys() == expected.keys()
+  for name, x in expected.items():
+    np.testing.assert_allclose(found[name], x, rtol=0, atol=1e-5 * abs(x).max(), err_msg=str(name))
+
+
+@pytest.mark.parametrize('wrong, sentence', [
+    ('--config.seed=1', 'error: config seed: 1 on host 1, 0 on host 0; all hosts must run the same'),
+    ('--config.init.policy=/nowhere/var_d16.pth', "error: host 1: FileNotFoundError: init.policy: /nowhere/var_d16.pth: no such file")])
+def test_hosts_that_disagree_are_told_at_start(tmp_path, wrong, sentence):
+  processes = hosts.start(2, 1, tmp_path / 'log', *TINY, f'--workdir={tmp_path / "w"}', only={1: [wrong]})
+  texts = hosts.finish(processes, tmp_path / 'log', code=2)
+  assert sentence in texts[0], texts[0]
+  assert not (tmp_path / 'w' / 'metrics.jsonl').exists()
+
+
+def test_half_an_address_and_too_many_processes_are_told(tmp_path):
+  lone = hosts.start(1, 1, tmp_path / 'half', *TINY, f'--workdir={tmp_path}', JAX_PROCESS_ID='0')
+  assert 'JAX_COORDINATOR_ADDRESS is missing' in hosts.finish(lone, tmp_path / 'half', code=2)[0]
+
+
+@pytest.mark.slow
+def test_a_host_that_hangs_ends_the_others_within_the_heartbeat(tmp_path):
+  processes = hosts.start(2, 1, tmp_path / 'log', *TINY, f'--workdir={tmp_path / "w"}', '--heartbeat=10',
+                          '--config.steps=1000')
+  wait_for(lambda: len(rows(tmp_path / 'w')) >= 1, processes)
+  processes[1].send_signal(signal.SIGSTOP)
+  began = time.time()
+  assert processes[0].wait(60) != 0
+  assert time.time() - began < 30
+  processes[1].kill()
+
+
+@pytest.mark.slow
+def test_a_host_that_dies_ends_the_others_and_the_same_command_goes_on(tmp_path):
+  processes = hosts.start(2, 1, tmp_path / 'log', *TINY, f'--workdir={tmp_path / "w"}', '--heartbeat=10',
+                          '--config.save_every=1')
+  wait_for(lambda: len(rows(tmp_path / 'w')) >= 2, processes)
+  processes[1].kill()
+  assert processes[0].wait(60) != 0
+  hosts.finish(hosts.start(2, 1, tmp_path / 'again', *TINY, f'--workdir={tmp_path / "w"}',
+                           '--config.save_every=1'), tmp_path / 'again')
+  assert parameters(tmp_path / 'w')[0] == 4
+
+
+@pytest.mark.slow
+def test_two_hosts_killed_or_told_at_random_moments_are_uninterrupted(tmp_path):
+  """Twenty times SIGKILL to one or both, or SIGTERM to one: at the end parameters, optimizer and rows are bit-equal."""
+  rng = np.random.default_rng(0)
+  argv = [*TINY, '--config.steps=8', '--config.save_every=2', '--heartbeat=10']
+  hosts.finish(hosts.start(2, 2, tmp_path / 'whole.log', *argv, f'--workdir={tmp_path / "whole"}'),
+               tmp_path / 'whole.log')
+  expected, expected_rows = parameters(tmp_path / 'whole'), rows(tmp_path / 'whole')
+  began = time.time()
+  hosts.finish(hosts.start(2, 2, tmp_path / 'timed.log', *argv, f'--workdir={tmp_path / "timed"}'),
+               tmp_path / 'timed.log')
+  seconds, cuts, folder, n = time.time() - began, 0, tmp_path / 'cut0', 0
+  while cuts < 20:
+    log = tmp_path / f'log{n}'
+    processes = hosts.start(2, 2, log, *argv, f'--workdir={folder}')
+    time.sleep(rng.uniform(2, seconds))
+    how = signal.SIGTERM if rng.integers(2) else signal.SIGKILL
+    chosen = processes if rng.integers(2) else processes[:1] if rng.integers(2) else processes[1:]
+    if any(p.poll() is None for p in processes): cuts += 1
+    for process in chosen: process.send_signal(how)
+    codes = [process.wait(200) for process in processes]
+    if how == signal.SIGTERM: assert codes == [0, 0], (codes, hosts.said(log), hosts.said(log, 1))
+    done = (folder / 'checkpoints' / '8').exists()
+    if done:
+      compare(folder, expected, expected_rows)
+      folder = tmp_path / f'cut{n + 1}'
+    n += 1
+  hosts.finish(hosts.start(2, 2, tmp_path / 'last', *argv, f'--workdir={folder}'), tmp_path / 'last')
+  compare(folder, expected, expected_rows)
+
+
+def compare(folder, expected, expected_rows):
+  step, found = parameters(folder)
+  assert step == expected[0] and found.keys() == expected[1].keys()
+  for name, x in expected[1].items(): np.testing.assert_array_equal(found[name], x, err_msg=str(name))
+  assert rows(folder) == expected_rows

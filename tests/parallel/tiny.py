@@ -1,0 +1,20 @@
+"""A GRPO run that is quick on many devices: the smoke variant of an experiment, without its evaluators."""
+import importlib.util
+import pathlib
+
+FILE = pathlib.Path(__file__).parents[2] / 'experiments' / 'grpo_var_d16_jpeg.py'
+
+
+def get_config(arg=''):
+  spec = importlib.util.spec_from_file_location('experiment', FILE)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config('smoke')
+  c.steps, c.save_every, c.keep, c.evals = 4, 100, 3, {}
+  c.mesh, c.replicated_at_most = (('data', 1), ('fsdp', -1), ('tensor', 1)), 0.1
+  c.policy.dtype, c.policy.remat = 'float32', 'none'
+  c.objective.collect.rollouts, c.objective.collect.old = 2, 'sampler'
+  c.rollout.guidance, c.rollout.record, c.reference, c.objective.loss.kl = 0., 'cond', False, 0.
+  # A large eps keeps Adam from making a full step of a gradient that is rounding alone, as those of biases are.
+  c.optim.peak, c.optim.eps = 1e-2, 1e-2
+  return c
