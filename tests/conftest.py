@@ -33,7 +33,8 @@ from vargrl.tokenizers import vq
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-LONGEST = ('experiments_test', 'resume_test', 'train_test', 'main_test')
+LONGEST = ('experiments_test', 'resume_test', 'train_test', 'next_scale_test', 'branch_test', 'var_torch_test',
+           'lora_run_test', 'pairs_test', 'grpo_test', 'main_test')
 
 
 def pytest_collection_modifyitems(items):
