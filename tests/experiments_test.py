@@ -62,10 +62,14 @@ def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
     assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke', '--repeats=1']) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in BENCH)
-  if path.stem == 'pretrain_var_d16_imagenet256':
-    assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke', '--repeats=1']) == 0
-    out = capsys.readouterr().out
-    assert all(word in out for word in BENCH)
   if path.stem == 'tokenizer_msvq_imagenet256':
     assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke']) == 2
     assert "a run of one of ('objectives.grpo'" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # the pieces of GRPO's above, with another loss
+def test_bench_of_supervised_training(capsys):
+  path = FILES[0].parent / 'pretrain_var_d16_imagenet256.py'
+  assert main.main(['vargrl', 'bench', '--config', f'{path}:smoke', '--repeats=1']) == 0
+  out = capsys.readouterr().out
+  assert all(word in out for word in BENCH)

@@ -22,8 +22,8 @@ STEPS, EVERY = 6, 2
 
 
 def start(workdir, log, *more):
-  env = dict(os.environ, XLA_FLAGS='--xla_backend_optimization_level=0', JAX_PLATFORMS='cpu',
-             PYTHONUNBUFFERED='1')
+  one = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
+  env = dict(os.environ, XLA_FLAGS=one, JAX_PLATFORMS='cpu', PYTHONUNBUFFERED='1')
   env.setdefault('JAX_COMPILATION_CACHE_DIR', str(workdir.parent / 'cache'))
   argv = [f'--config.{run}.steps={STEPS}' for run in RUNS]
   argv += [f'--config.{run}.save_every={EVERY}' for run in RUNS]

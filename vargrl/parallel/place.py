@@ -1,4 +1,6 @@
 """Weights that know their letters, made where they will live."""
+import functools
+
 import flax.linen as nn
 import jax
 
@@ -16,4 +18,12 @@ def abstract(init, mesh):
 def born(init, key, shapes):
   """Weights from their initializers, each array made where it will live."""
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
-  return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)(key)
+  # jax knows a function again by identity: a reference drawn like its policy, and the next command of a
+  # process, then compile nothing.
+  whole = unboxed(init.func, *init.args) if isinstance(init, functools.partial) else unboxed(init)
+  return jax.jit(whole, out_shardings=shardings)(key)
+
+
+@functools.lru_cache(16)
+def unboxed(init, *args):
+  return lambda key: nn.unbox(init(*args, key))
