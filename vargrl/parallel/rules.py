@@ -51,7 +51,8 @@ def platform():
   device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
   if device is None: return jax.default_backend()
   if hasattr(device, 'platform'): return device.platform
-  return 'tpu' if device.device_kind.startswith('TPU') else jax.default_backend()
+  kind = device.device_kind  # all that jax 0.7 knows
+  return 'tpu' if kind.startswith('TPU') else 'cpu' if kind == 'cpu' else 'gpu'
 
 
 def weights(boxed, mesh, table=WEIGHTS):
