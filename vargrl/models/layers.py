@@ -123,13 +123,19 @@ def unit(x):
   return x / jnp.maximum(jnp.sqrt(jnp.sum(x ** 2, -1, keepdims=True)), 1e-12)
 
 
-def attend(q_BNLH, segments, *, scale):
+def attend(q_BNLH, segments, *, scale, kernel='dense'):
   """One softmax over all segments (k_BKSH, v_BKSH, mask_LS or None), which are never concatenated. A mask
   may also be a row's own, mask_BLS, and 1 where it is the same all along an axis.
 
   A prefix shared by many rows stays one copy under vmap; a concatenation would repeat it per row.
   Query heads are grouped over the K heads of the keys. Softmax in float32. Returns o_BNLH.
+
+  kernel: one of KERNELS. 'splash' is for one segment with a mask_LS of numpy, as teacher forcing has. Decoding is
+  dense with either: it has no mask, hence no block to skip, and the kernel would want its segments concatenated.
   """
+  if kernel == 'splash' and len(segments) == 1 and isinstance(segments[0][2], np.ndarray):
+    from vargrl.models import splash  # here: only those who choose it wait for the import of Pallas
+    return splash.attend(q_BNLH, *segments[0], scale=scale, name=KEPT)
   B, N, L, H = q_BNLH.shape
   K = segments[0][0].shape[1]
   q_BKGLH = q_BNLH.reshape(B, K, N // K, L, H) * scale
@@ -166,4 +172,6 @@ def normal(std):
 
 
 LN_100 = math.log(100.)
+KEPT = 'attention'  # name of what splash attention keeps for the backward pass, for policies of jax.checkpoint
+KERNELS = ('dense', 'splash')  # what `attend` computes with
 DTYPES = ('float32', 'bfloat16', 'float16')

@@ -20,9 +20,11 @@ from vargrl.types import Layout, bounds, offsets
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 # What is kept for the backward pass: everything, nothing, or the products with weights. Not those of queries
-# with keys and their softmax, which are L x L.
-REMAT = {'none': None, 'blocks': jax.checkpoint_policies.nothing_saveable,
-         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+# with keys and their softmax, which are L x L; of splash attention the result, L x H.
+POLICIES = jax.checkpoint_policies
+REMAT = {'none': None, 'blocks': POLICIES.nothing_saveable,
+         'dots': POLICIES.save_from_both_policies(POLICIES.dots_with_no_batch_dims_saveable,
+                                                  POLICIES.save_only_these_names(layers.KEPT))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Config:
   l2_norm: bool = True        # unit queries and keys with a learned temperature per head
   gamma: float = 1e-3         # scale of the residual gates at init
   dtype: str = 'float32'
+  attention: str = 'dense'    # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
   remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see REMAT
   lora_rank: int = 0          # > 0: adapters beside q k v o fc1 fc2 of every block; see layers.Einsum
   lora_alpha: float = 0.      # they count alpha / rank
@@ -48,6 +51,8 @@ class Config:
       raise ValueError(f'policy: width {self.width}, expected a multiple of {self.heads} heads')
     if self.dtype not in layers.DTYPES:
       raise ValueError(f'policy.dtype: {self.dtype!r}, expected one of {layers.DTYPES}')
+    if self.attention not in layers.KERNELS:
+      raise ValueError(f'policy.attention: {self.attention!r}, expected one of {layers.KERNELS}')
     if self.remat not in REMAT:
       raise ValueError(f'policy.remat: {self.remat!r}, expected one of {sorted(REMAT)}')
     if self.lora_rank < 0: raise ValueError(f'policy.lora_rank: {self.lora_rank}, expected at least 0')
@@ -103,10 +108,11 @@ class Block(nn.Module):
   c: Config
 
   @nn.compact
-  def __call__(self, x_BLD, cond, prefix, own, keep_B2, mask_LS, start, keep_cache):
+  def __call__(self, x_BLD, cond, prefix, own, keep_B2, masked, start, keep_cache):
     """One layer. With a cache: prefix {'shared': read-only pairs, 'ada'}, own (k, v)[:start].
 
-    cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it.
+    cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it. masked: a
+    token sees its own scale and coarser ones alone, else all.
     """
     c = self.c
     ada_B6D = prefix['ada'] if prefix is not None else self.modulation(cond)
@@ -117,8 +123,9 @@ class Block(nn.Module):
     segments = [] if prefix is None else [(k, v, None) for k, v in prefix['shared']]
     if own is not None and start:
       segments.append((own[0][:, :, :start], own[1][:, :, :start], None))
-    segments.append((k_BNSH, v_BNSH, mask_LS))
-    o_BNLH = layers.attend(q_BNLH, segments, scale=scale)
+    L = x_BLD.shape[1]
+    segments.append((k_BNSH, v_BNSH, layers.causal_by_scale(c.scales)[:L, :L] if masked else None))
+    o_BNLH = layers.attend(q_BNLH, segments, scale=scale, kernel=c.attention)
     std = 1 / math.sqrt(3 * c.width) / math.sqrt(2 * c.depth)
     y_BLD = Einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), bias='D',
                    init=layers.normal(std), name='o', **c.lora)(o_BNLH)
@@ -171,7 +178,7 @@ class Model(nn.Module):
     c = self.c
     init, blocks = layers.normal(1 / math.sqrt(3 * c.width)), Block
     if c.remat != 'none':
-      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(7, 8), policy=REMAT[c.remat])
+      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(6, 7, 8), policy=REMAT[c.remat])
     self.blocks = nn.scan(
         blocks, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.depth,
         in_axes=(nn.broadcast, 0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
@@ -212,10 +219,8 @@ class Model(nn.Module):
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
     x_BLD = jnp.concatenate([x_B1D, self.embed(1, inputs_BLC)], 1)
-    L = x_BLD.shape[1]
-    mask_LS = jnp.asarray(layers.causal_by_scale(self.c.scales)[:L, :L])
     keep_XB2 = None if keep_BX2 is None else jnp.swapaxes(keep_BX2, 0, 1)
-    x_BLD, _ = self.blocks(shard(x_BLD, 'BLD'), cond, None, None, keep_XB2, mask_LS, 0, False)
+    x_BLD, _ = self.blocks(shard(x_BLD, 'BLD'), cond, None, None, keep_XB2, True, 0, False)
     return x_BLD, head_B2D
 
   def prefill(self, label_B, room=None):
@@ -223,7 +228,7 @@ class Model(nn.Module):
     `room` tokens more (all of them if None)."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
-    x_B1D, kept = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, None, 0, True)
+    x_B1D, kept = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, False, 0, True)
     room = self.c.length - 1 if room is None else room
     own = caches.empty(self.c.depth, len(label_B), self.c.heads, room, self.c.head_dim, x_B1D.dtype)
     given = {'ada': kept['ada'], 'head': head_B2D}
@@ -235,7 +240,7 @@ class Model(nn.Module):
     assert inputs_BLC.shape[1] == stop - begin
     start = begin - cache.length  # in `own`
     prefix = {'shared': cache.shared, 'ada': cache.given['ada']}
-    x_BLD, new = self.blocks(shard(self.embed(begin, inputs_BLC), 'BLD'), None, prefix, cache.own, None, None,
+    x_BLD, new = self.blocks(shard(self.embed(begin, inputs_BLC), 'BLD'), None, prefix, cache.own, None, False,
                              start, True)
     own = caches.write(cache.own, (new['k'], new['v']), start)
     return self.logits(x_BLD, cache.given['head']), cache.replace(own=own)

@@ -32,6 +32,29 @@ def shard(x, axes):
   return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, ACTIVATIONS, mesh))
 
 
+def local(function, *arrays, axes):
+  """function(*arrays), each device with its own part of arrays that all have the letters `axes`, as has the result.
+
+  For what the compiler cannot cut, such as kernels: it would gather the arrays. B stays whole: within vmap,
+  spmd_axis_name adds the mesh axes of the rows. Sizes of one letter may differ (N of queries, K of keys): the
+  smallest decides.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty: return function(*arrays)
+  shape = [min(sizes) for sizes in zip(*(x.shape for x in arrays))]
+  here = PartitionSpec(None, *spec(axes, shape, ACTIVATIONS, mesh)[1:])
+  return jax.shard_map(function, in_specs=(here,) * len(arrays), out_specs=here, check_vma=False)(*arrays)
+
+
+def platform():
+  """'tpu', 'cpu', ...: of the devices that the function being traced is for."""
+  device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+  if device is None: return jax.default_backend()
+  if hasattr(device, 'platform'): return device.platform
+  kind = device.device_kind  # all that jax 0.7 knows
+  return 'tpu' if kind.startswith('TPU') else 'cpu' if kind == 'cpu' else 'gpu'
+
+
 def weights(boxed, mesh, table=WEIGHTS):
   """Boxed parameters (each knows its letters) -> the tree of their shardings."""
   def one(p):
