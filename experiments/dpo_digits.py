@@ -22,7 +22,7 @@ def get_config(arg=''):
   c.policy = dict(name='models.var', size='digits')
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
   c.rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=0, top_p=0.0,
-                   record='cond')
+                   record='cond', weights='gathered')
   c.reference, c.init = True, dict(policy='', tokenizer='')
   c.objective = dict(name='objectives.dpo', collect={})
   # Sums over the tokens of an image saturate the sigmoid early; a small beta keeps the gradient alive.

@@ -44,7 +44,7 @@ def get_config(arg=''):
   r.evals = dict(test=dict(kind='classify', **held_out))
 
   rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=0, top_p=0.0,
-                 record='cond')
+                 record='cond', weights='gathered')
   # Recomputing a block costs a CPU less than writing down and reading back all that is in it.
   policy = dict(name='models.var', size='digits', remat='blocks')
   judge = dict(name='eval.judge', every=0, dataset='digits', size=8, dir='', samples_each=100, seed=1)

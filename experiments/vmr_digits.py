@@ -50,7 +50,7 @@ def get_config(arg=''):
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
   c.classifier = dict(name='models.classifier', size='digits')
   c.rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=0, top_p=0.0,
-                   record='cond')
+                   record='cond', weights='gathered')
   c.reference = True
   c.init = dict(policy='', tokenizer='', classifier='')
 

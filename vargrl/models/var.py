@@ -14,7 +14,7 @@ import numpy as np
 from vargrl.models import cache as caches
 from vargrl.models import layers, lora
 from vargrl.models.layers import Einsum, letters
-from vargrl.parallel.rules import shard
+from vargrl.parallel.rules import gather, shard
 from vargrl.types import Layout, bounds, offsets
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -192,7 +192,7 @@ class Model(nn.Module):
 
   def condition(self, label_B):
     """Class embedding [B, D], what the blocks are conditioned on, and the head's modulation."""
-    class_BD = shard(self.classes.astype(self.c.dtype), 'VD')[label_B]
+    class_BD = gather(self.classes.astype(self.c.dtype), 'VD', 'VD')[label_B]
     return class_BD, self.shared(class_BD) if self.c.shared_adaln else class_BD, self.head_ada(class_BD)
 
   def embed(self, start, inputs_BLC):
@@ -256,6 +256,12 @@ def init(model, key):
   # In two draws: flax numbers the keys of a scan's parameters by how many there are.
   base = drawn(Model(dataclasses.replace(c, lora_rank=0)), key)
   return lora.join(base, lora.split(drawn(model, jax.random.fold_in(key, 1)))[1])
+
+
+def with_head(c, params):
+  """params for several calls of `logits`: what these would each cast and gather is so once."""
+  head = params['head']
+  return params | {'head': head | {'w': gather(head['w'].astype(c.dtype), 'DV', 'DV')}}
 
 
 def torch_layouts(c):

@@ -5,6 +5,7 @@ it is computed and stored once per prompt; vmap over P makes the rest. `logprobs
 and `branch` once more: what K continuations have in common is computed once for each rollout.
 """
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import cache as caches
+from vargrl.models import layers, var
 from vargrl.models.var import Model
 from vargrl.parallel import rules
 from vargrl.parallel.rules import shard
@@ -21,6 +23,7 @@ from vargrl.types import Rollout, Scores, leading
 
 CHUNK = 128  # positions of each row whose logits exist at once; a multiple of 8, as a TPU's tiles are
 RECORDS = ('cond', 'guided', 'guided_stopgrad')
+WEIGHTS = ('gathered', 'sharded')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +33,19 @@ class Config:
   guidance: rises linearly from 0 at the first scale to this at the last; 0 means no second branch.
   record: 'cond' (the conditional branch alone), 'guided' (what is sampled, gradient through both
   branches), 'guided_stopgrad' (the same, no gradient through the unconditional branch).
+  weights: while tokens are drawn, 'gathered' once over the mesh's fsdp axis, or left 'sharded' and gathered layer by
+  layer for each scale, where a device has no room for all of them. The tokens are the same.
   """
   guidance: float
   temperature: float
   top_k: int
   top_p: float
   record: str
+  weights: str = 'sharded'
 
   def __post_init__(self):
+    if self.weights not in WEIGHTS:
+      raise ValueError(f'rollout: weights={self.weights!r}, expected one of {WEIGHTS}')
     if self.record not in RECORDS:
       raise ValueError(f'rollout: record={self.record!r}, expected one of {RECORDS}')
     if self.temperature <= 0:
@@ -129,6 +137,7 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   and reference, never exist at once. reference: parameters of the same model, or None.
   """
   stop = jax.lax.stop_gradient
+  params = var.with_head(model.c, params)
   inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
   label_B = labels(model, label, c.records_pair)
 
@@ -151,7 +160,7 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
 
   ours, theirs = hidden(passes(params), keep_X2), []
   if reference is not None:
-    reference = stop(reference)
+    reference = stop(var.with_head(model.c, reference))
     theirs = stop(hidden([(reference, label_B)], None))
 
   def scores_of(x, t_L, strength_L):
@@ -206,8 +215,24 @@ def spread(P, R, K=1):
   return tuple({'spmd_axis_name': a} if a else {} for a in axes)
 
 
+@functools.cache
+def boxed(init, model):
+  """Abstract weights that know their letters."""
+  return jax.eval_shape(partial(init, model), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def laid(model, tokenizer, c, params, vq_params):
+  """The weights of policy and tokenizer where `c.weights` wants them, those that are large in the dtype that they are
+  used in."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if c.weights == 'sharded' or mesh.empty or rules.alike(mesh): return params, vq_params
+  return (rules.decoding(layers.used(params, model.c.dtype), boxed(var.init, model)),
+          rules.decoding(vq_params, boxed(vq.init, tokenizer)))
+
+
 def generate(model, tokenizer, c, params, vq_params, label_P, keys_PR):
   """Rollout of P prompts x R keys, each field [P, R, L]. Equal rows whatever the mesh."""
+  params, vq_params = laid(model, tokenizer, c, params, vq_params)
   p, r, _ = spread(*keys_PR.shape)
   one = partial(rollout, model, tokenizer, c, params, vq_params)
   return jax.vmap(lambda label, keys_R: jax.vmap(lambda key: one(label, key), **r)(keys_R), **p)(
@@ -223,6 +248,7 @@ def branch(model, tokenizer, c, params, vq_params, label_P, keys_PG, split, K):
   if not 0 < split < count or K < 1:
     raise ValueError(f'branch: split={split}, K={K} with {count} scales; expected 1 <= split <= {count - 1} and '
                      'K >= 1')
+  params, vq_params = laid(model, tokenizer, c, params, vq_params)
   one = partial(fork, model, tokenizer, c, params, vq_params, split=split, K=K)
   p, g, k = spread(*keys_PG.shape, K)
   return jax.vmap(lambda label, keys_G: jax.vmap(lambda key: one(label, key, spread_K=k), **g)(keys_G), **p)(
