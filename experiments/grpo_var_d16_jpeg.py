@@ -16,7 +16,7 @@ def get_config(arg=''):
   c = ConfigDict()
   c.description = 'GRPO on VAR-d16: minus the kilobytes of a real JPEG are the reward.'
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
-  c.mesh = (('data', 1), ('fsdp', -1), ('tensor', 1))
+  c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')

@@ -109,7 +109,7 @@ def common():
   r = ConfigDict()
   r.description, r.seed, r.keep = '', 0, 2
   r.steps, r.save_every, r.show_every = 0, 1, 1000000
-  r.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
+  r.pod, r.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
   r.replicated_at_most = 0.02
   r.reference, r.init, r.evals = False, {}, {}
   r.minibatches, r.accum, r.epochs = 1, 1, 1

@@ -43,7 +43,7 @@ def get_config(arg=''):
                   'model the leash.'
   c.summary = (('judge/wrong', 'lower'), ('judge/variance', ''), ('reward', 'higher'), ('kl', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 60, 20, 20, 2
-  c.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
+  c.pod, c.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
   c.replicated_at_most = 0.02
 
   c.policy = dict(name='models.var', size='digits', remat='blocks')

@@ -29,9 +29,7 @@ def main(flags):
   found = chain.runs(flags.config) if not flags.run else [chain.chosen(flags.config, flags.run)]
   fits = True
   for name, config in found:
-    where = flags.topology or config.get('pod', '')
-    if not where: raise ValueError('--topology is missing, and the config names no pod')
-    fits &= compiled(name, config, where)
+    fits &= compiled(name, config, flags.topology or config.pod)
   if not fits: raise SystemExit(1)
 
 

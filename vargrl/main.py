@@ -17,7 +17,7 @@ MODES = {'train': 'train, or continue, every run of the experiment in --workdir'
 
 
 def main(argv=None):
-  """Exit codes: 0 done; 2 a wrong input, told in one sentence."""
+  """Exit codes: 0 done; 1 `compile` found a program that does not fit; 2 a wrong input, told in one sentence."""
   argv = list(sys.argv if argv is None else argv)
   mode = argv[1] if len(argv) > 1 else ''
   if mode not in MODES:

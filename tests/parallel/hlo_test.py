@@ -42,20 +42,26 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs():
   assert hlo.largest(text, 1)[0][0] == 64 * 64 * 4  # a layer, gathered
 
 
-def test_a_loop_runs_up_to_what_its_condition_compares_with():
-  text = '''%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
-  %sum = f32[4,8]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
-}
+@pytest.mark.parametrize('step,runs', [(1, 16), (2, 8), (3, 6)])
+def test_a_loop_runs_up_to_what_its_condition_compares_with(step, runs):
+  text = f'''%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {{
+  %at = s32[] get-tuple-element(%p), index=0
+  %step = s32[]{{:T(128)}} constant({step})
+  %next = s32[] add(%at, %step)
+  %sum = f32[4,8]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}},{{2,3}}}}, to_apply=%add
+  ROOT %both = (s32[], f32[4,8]) tuple(%next, %sum)
+}}
 
-%condition (p: (s32[], f32[4,8])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(16)
+%condition (p: (s32[], f32[4,8])) -> pred[] {{
+  %limit = s32[]{{:T(128)}} constant(16)
+  %at = s32[] get-tuple-element(%p), index=0
   ROOT %less = pred[] compare(%at, %limit), direction=LT
-}
+}}
 
-ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {{
   ROOT %loop = (s32[], f32[4,8]) while(%start), condition=%condition, body=%body
-}'''
-  assert hlo.collectives(hlo.parse(text)) == {'all-reduce': (16, 16 * 4 * 8 * 4)}
+}}'''
+  assert hlo.collectives(hlo.parse(text)) == {'all-reduce': (runs, runs * 4 * 8 * 4)}
 
 
 def test_products_count_exactly_also_as_a_tpu_writes_them():

@@ -64,13 +64,26 @@ def parse(text):
 
 
 def trips(loop, computations):
-  """How often a while loop runs: as the compiler says, or up to the constant that its condition compares with."""
+  """How often a while loop runs: as the compiler says, or from 0 up to the constant that its condition compares with,
+  by the constant that its body adds."""
   if known := TRIPS.search(loop.rest): return int(known[1])
-  condition = re.search(r'condition=%?([\w.\-]+)', loop.rest)
-  limits = [int(found[1]) for operation in computations.get(condition[1] if condition else '', {}).values()
-            if operation.kind == 'constant' and re.match(r'[su]32\[\]', operation.shape)
-            and (found := re.match(r'(\d+)\)', operation.rest))]
-  return limits[0] if len(limits) == 1 else 1
+  condition, body = (computations.get(found[1], {}) if (found := re.search(rf'{word}=%?([\w.\-]+)', loop.rest)) else {}
+                     for word in ('condition', 'body'))
+  limits = [n for n in map(constant, condition.values()) if n is not None]
+  at = [found[1] for operation in condition.values() if operation.kind == 'get-tuple-element'
+        and (found := re.search(r'index=(\d+)', operation.rest))]
+  if len(limits) != 1 or len(at) != 1: return limits[0] if len(limits) == 1 else 1
+  root = list(body.values())[-1] if body else None
+  following = body.get(root.operands[int(at[0])]) if root and root.kind == 'tuple' else None
+  steps = [constant(body.get(name)) for name in following.operands] if following and following.kind == 'add' else []
+  return -(-limits[0] // next((n for n in steps if n), 1))
+
+
+def constant(operation):
+  """The value of an int32 constant, None of another operation."""
+  if not operation or operation.kind != 'constant' or not re.match(r'[su]32\[\]', operation.shape): return None
+  found = re.match(r'(\d+)\)', operation.rest)
+  return int(found[1]) if found else None
 
 
 def collectives(program):

@@ -14,7 +14,6 @@ from vargrl.parallel import rows
 from vargrl.rewards import pool as pools
 from vargrl.rewards import preprocess, worker
 
-
 FILES = ('file', 'head', 'tokenizer', 'vocab')  # options of judges that name files
 
 
