@@ -26,14 +26,15 @@ ADVICE = {
 def main(flags):
   """Prints some lines for each program of each run; exit code 1 if one does not fit, ValueError, hence exit code 2, for
   what cannot be compiled."""
+  jax.config.update('jax_platforms', 'cpu')  # no TPU is asked for, there may be none
   found = chain.runs(flags.config) if not flags.run else [chain.chosen(flags.config, flags.run)]
   fits = True
   for name, config in found:
-    fits &= compiled(name, config, flags.topology or config.pod)
+    fits &= compiled(name, config, flags.topology or config.pod, flags.effort)
   if not fits: raise SystemExit(1)
 
 
-def compiled(name, config, where):
+def compiled(name, config, where, effort):
   """Compiles all programs of one run; True if each fits."""
   devices = topology.devices(where)
   config = config.copy_and_resolve_references()
@@ -42,11 +43,11 @@ def compiled(name, config, where):
   run.models = build.scored(config, run.built, lean=True)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
   print(f'{name or config.policy.name}: {len(devices)} devices of {where}, mesh {shape}, '
-        f'{topology.memory(where) / 2 ** 30:.4g} GiB each')
+        f'{topology.memory(where) / 2 ** 30:.4g} GiB each' + f', effort {effort:g}' * bool(effort))
   with jax.set_mesh(run.mesh):
     frozen = {k: place.abstract(init, run.mesh) for k, init in run.built.frozen.items()}
     if run.models.reward_weights: frozen['rewards'] = run.models.reward_weights(run.mesh)
-    call = Compiler(run, frozen, topology.memory(where))
+    call = Compiler(run, frozen, topology.memory(where), {'exec_time_optimization_effort': effort} if effort else {})
     print(f'{"weights, moments":18} {gib(sum(call.held.values()))}   ' + '  '.join(
         f'{k} {v / 2 ** 30:.2f}' for k, v in call.held.items()))
     collect, update = run.pieces()
@@ -77,8 +78,8 @@ class Compiler:
   held: {what: bytes} on each device, of all that is there whatever program runs.
   """
 
-  def __init__(self, run, frozen, capacity):
-    self.run, self.capacity, self.fits = run, capacity, True
+  def __init__(self, run, frozen, capacity, options):
+    self.run, self.capacity, self.options, self.fits = run, capacity, options, True
     trees = run.shapes.params | {'moments': run.shapes.opt} | frozen
     self.held = {name: sum(map(size, jax.tree.leaves(tree))) for name, tree in trees.items()}
     self.known = {id(x) for x in jax.tree.leaves(trees)}
@@ -88,7 +89,7 @@ class Compiler:
     # What one program leaves for the next is there too; the state and the frozen weights always are.
     more = sum(size(x) for x in jax.tree.leaves(args) if id(x) not in self.known)
     try:
-      program = lowered.compile()
+      program = lowered.compile(compiler_options=self.options)
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e): raise
       print(f'{name:18} {too_large(str(e))}')

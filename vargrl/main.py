@@ -81,6 +81,8 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_integer('groups', 1000, 'pairs: groups to draw.', flag_values=values)
   absl_flags.DEFINE_string('topology', '', "compile: such as v5e:4x4 or 2*v5e:4x4; the config's pod if empty.",
                            flag_values=values)
+  absl_flags.DEFINE_float('effort', 0., "compile: from -1, where the compiler tries least, to 0, as it runs the programs.",
+                         lower_bound=-1., upper_bound=0., flag_values=values)
   absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
   try:
     rest = values(argv)

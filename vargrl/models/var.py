@@ -103,8 +103,8 @@ class Block(nn.Module):
   c: Config
 
   @nn.compact
-  def __call__(self, x_BLD, cond, prefix, own, keep_B2, mask_LS, start, keep_cache):
-    """One layer. With a cache: prefix {'shared': read-only pairs, 'ada'}, own (k, v)[:start].
+  def __call__(self, x_BLD, cond, prefix, keep_B2, mask_LS, keep_cache):
+    """One layer. With a cache: prefix {'segments': pairs of keys and values, 'ada'}.
 
     cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it.
     """
@@ -114,9 +114,7 @@ class Block(nn.Module):
 
     y_BLD = (layers.layer_norm(x_BLD) * (1 + scale1) + shift1).astype(x_BLD.dtype)
     q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD)
-    segments = [] if prefix is None else [(k, v, None) for k, v in prefix['shared']]
-    if own is not None and start:
-      segments.append((own[0][:, :, :start], own[1][:, :, :start], None))
+    segments = [] if prefix is None else [(k, v, None) for k, v in prefix['segments']]
     segments.append((k_BNSH, v_BNSH, mask_LS))
     o_BNLH = layers.attend(q_BNLH, segments, scale=scale)
     std = 1 / math.sqrt(3 * c.width) / math.sqrt(2 * c.depth)
@@ -171,10 +169,10 @@ class Model(nn.Module):
     c = self.c
     init, blocks = layers.normal(1 / math.sqrt(3 * c.width)), Block
     if c.remat != 'none':
-      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(7, 8), policy=REMAT[c.remat])
+      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(6,), policy=REMAT[c.remat])
     self.blocks = nn.scan(
         blocks, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.depth,
-        in_axes=(nn.broadcast, 0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
+        in_axes=(nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), out_axes=0,
         metadata_params={nn.PARTITION_NAME: 'X'})(c)
     table = lambda name, *shape: self.param(name, letters(init, 'VD' if len(shape) > 1 else 'D'), shape)
     self.classes = table('classes', c.classes + 1, c.width)
@@ -215,30 +213,24 @@ class Model(nn.Module):
     L = x_BLD.shape[1]
     mask_LS = jnp.asarray(layers.causal_by_scale(self.c.scales)[:L, :L])
     keep_XB2 = None if keep_BX2 is None else jnp.swapaxes(keep_BX2, 0, 1)
-    x_BLD, _ = self.blocks(shard(x_BLD, 'BLD'), cond, None, None, keep_XB2, mask_LS, 0, False)
+    x_BLD, _ = self.blocks(shard(x_BLD, 'BLD'), cond, None, keep_XB2, mask_LS, False)
     return x_BLD, head_B2D
 
-  def prefill(self, label_B, room=None):
-    """The first scale, which only the label decides: logits_B1V of token 0 and the cache, with room for
-    `room` tokens more (all of them if None)."""
+  def prefill(self, label_B):
+    """The first scale, which only the label decides: logits_B1V of token 0 and the cache."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
-    x_B1D, kept = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, None, 0, True)
-    room = self.c.length - 1 if room is None else room
-    own = caches.empty(self.c.depth, len(label_B), self.c.heads, room, self.c.head_dim, x_B1D.dtype)
+    x_B1D, kept = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, True)
     given = {'ada': kept['ada'], 'head': head_B2D}
-    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), own, given)
+    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), None, given)
 
   def extend(self, inputs_BLC, cache, scale):
     """Logits of scale number `scale` > 0 from its inputs, and the cache extended by it."""
     begin, stop = self.c.offsets[scale:scale + 2]
-    assert inputs_BLC.shape[1] == stop - begin
-    start = begin - cache.length  # in `own`
-    prefix = {'shared': cache.shared, 'ada': cache.given['ada']}
-    x_BLD, new = self.blocks(shard(self.embed(begin, inputs_BLC), 'BLD'), None, prefix, cache.own, None, None,
-                             start, True)
-    own = caches.write(cache.own, (new['k'], new['v']), start)
-    return self.logits(x_BLD, cache.given['head']), cache.replace(own=own)
+    assert (cache.length, inputs_BLC.shape[1]) == (begin, stop - begin)
+    prefix = {'segments': caches.fork(cache).shared, 'ada': cache.given['ada']}
+    x_BLD, new = self.blocks(shard(self.embed(begin, inputs_BLC), 'BLD'), None, prefix, None, None, True)
+    return self.logits(x_BLD, cache.given['head']), caches.extended(cache, (new['k'], new['v']))
 
   def logits(self, x_BLD, head_B2D):
     """float32 logits_BLV; x_BLD may be any slice of positions."""

@@ -87,11 +87,11 @@ def rollout(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, lab
   return proceed(model, tokenizer, c, params, vq_params, begun, key, range(len(model.c.scales)))[1]
 
 
-def begin(model, tokenizer, c, params, label, room=None):
+def begin(model, tokenizer, c, params, label):
   """What is known before the first scale is drawn: (its logits_BLV, cache, z_BhwC). B is 1, or 2 for the
-  guidance pair. room: of the cache's own segment, in tokens."""
+  guidance pair."""
   # The ramp starts at 0: the first scale is never guided, but its pair fills the cache.
-  logits_BLV, cache = model.apply({'params': params}, labels(model, label, c.paired), room, method='prefill')
+  logits_BLV, cache = model.apply({'params': params}, labels(model, label, c.paired), method='prefill')
   return logits_BLV, cache, tokenizer.zeros(1)
 
 
@@ -118,10 +118,10 @@ def fork(model, tokenizer, c, params, vq_params, label, key, *, split, K, spread
   all is computed once, and vmap leaves its cache unbatched: one copy, which K rows attend to. spread_K:
   see `spread`.
   """
-  ends, count = model.c.offsets, len(model.c.scales)
-  begun = begin(model, tokenizer, c, params, label, room=ends[split + 1] - 1)
+  count = len(model.c.scales)
+  begun = begin(model, tokenizer, c, params, label)
   (logits_BLV, cache, z_BhwC), head = proceed(model, tokenizer, c, params, vq_params, begun, key, range(split))
-  known = logits_BLV, caches.fork(cache, ends[-1] - ends[split + 1]), z_BhwC
+  known = logits_BLV, caches.fork(cache), z_BhwC
   others = [jax.random.fold_in(key, count + k) for k in range(1, K)]  # count: no scale has such a key
   rest = lambda key: proceed(model, tokenizer, c, params, vq_params, known, key, range(split, count))[1]
   return jax.tree.map(lambda a_L, b_KL: jnp.concatenate([jnp.broadcast_to(a_L, (K, *a_L.shape)), b_KL], 1),
@@ -138,6 +138,8 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   """
   stop = jax.lax.stop_gradient
   params = var.with_head(model.c, params)
+  # Where the rows are computed: a part of a batch lies as the batch did, and the compiler would move logits to it.
+  label, tokens_L = shard(label, ''), shard(tokens_L, 'L')
   inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
   label_B = labels(model, label, c.records_pair)
 
