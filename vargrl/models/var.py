@@ -251,9 +251,10 @@ def init(model, key):
 
 
 def with_head(c, params):
-  """params for several calls of `logits`: what these would each cast and gather is so once."""
+  """params for several calls of `logits`, which would each gather the head's weights: once here, in the dtype that they
+  are used in. float32 again, as the calls' gradients are summed in it."""
   head = params['head']
-  return params | {'head': head | {'w': gather(head['w'].astype(c.dtype), 'DV', 'DV')}}
+  return params | {'head': head | {'w': gather(head['w'].astype(c.dtype), 'DV', 'DV').astype(jnp.float32)}}
 
 
 def torch_layouts(c):
