@@ -102,13 +102,36 @@ class AdaLN(nn.Module):
 class Block(nn.Module):
   c: Config
 
-  @nn.compact
-  def __call__(self, x_BLD, cond, prefix, keep_B2, mask_LS, keep_cache):
-    """One layer. With a cache: prefix {'segments': pairs of keys and values, 'ada'}.
+  def setup(self):
+    c, std = self.c, 1 / math.sqrt(3 * self.c.width)
+    F, shape, last = c.mlp_ratio * c.width, (c.width, c.heads, c.head_dim), std / math.sqrt(2 * c.depth)
+    einsum = lambda eqn, shape, std, bias='': Einsum(eqn, shape, bias=bias, init=layers.normal(std), **c.lora)
+    factors = (c.gamma,) * 2 + (.5,) * 4
+    def init(key, shape, dtype=jnp.float32):
+      return jax.random.normal(key, shape, dtype) / math.sqrt(c.width) * jnp.array(factors)[:, None]
+    self.ada = self.param('ada', letters(init, 'cD'), (6, c.width)) if c.shared_adaln else AdaLN(
+        6, c.width, factors, std)
+    # Keys have no bias: softmax would not see it without l2-norm.
+    self.q, self.v = (einsum('BLD,DNH->BNLH', shape, std, 'NH') for _ in 'qv')
+    self.k = einsum('BLD,DNH->BNLH', shape, std)
+    if c.l2_norm:
+      four = nn.initializers.constant(math.log(4.))
+      self.temperature = self.param('temperature', letters(four, 'N'), (c.heads,))
+    self.o = einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), last, 'D')
+    self.fc1, self.fc2 = einsum('BLD,DF->BLF', (c.width, F), std, 'F'), einsum('BLF,FD->BLD', (F, c.width), last, 'D')
+
+  def __call__(self, x, cond, prefix, keep, mask_LS, keep_cache):
+    """One layer. x, cond, keep: one for each stream of rows, of which the first alone has a gradient; both see weights
+    that are gathered once."""
+    live, kept = self.layer(x[0], cond[0], prefix, keep[0], mask_LS, keep_cache)
+    rest = [self.layer(*stream, None, k, mask_LS, False)[0] for *stream, k in zip(x[1:], cond[1:], keep[1:])]
+    return (live, *jax.lax.stop_gradient(rest)), kept
+
+  def layer(self, x_BLD, cond, prefix, keep_B2, mask_LS, keep_cache):
+    """With a cache: prefix {'segments': pairs of keys and values, 'ada'}.
 
     cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it.
     """
-    c = self.c
     ada_B6D = prefix['ada'] if prefix is not None else self.modulation(cond)
     g1, g2, scale1, scale2, shift1, shift2 = jnp.split(ada_B6D, 6, 1)
 
@@ -117,42 +140,23 @@ class Block(nn.Module):
     segments = [] if prefix is None else [(k, v, None) for k, v in prefix['segments']]
     segments.append((k_BNSH, v_BNSH, mask_LS))
     o_BNLH = layers.attend(q_BNLH, segments, scale=scale)
-    std = 1 / math.sqrt(3 * c.width) / math.sqrt(2 * c.depth)
-    y_BLD = Einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), bias='D',
-                   init=layers.normal(std), name='o', **c.lora)(o_BNLH)
-    x_BLD += self.branch(y_BLD, g1, keep_B2, 0)
+    x_BLD += self.branch(self.o(o_BNLH), g1, keep_B2, 0)
 
-    F, init = c.mlp_ratio * c.width, layers.normal(1 / math.sqrt(3 * c.width))
     y_BLD = (layers.layer_norm(x_BLD) * (1 + scale2) + shift2).astype(x_BLD.dtype)
-    y_BLF = Einsum('BLD,DF->BLF', (c.width, F), bias='F', init=init, name='fc1', **c.lora)(y_BLD)
-    y_BLD = Einsum('BLF,FD->BLD', (F, c.width), bias='D', init=layers.normal(std), name='fc2', **c.lora)(
-        jax.nn.gelu(y_BLF, approximate=True))
+    y_BLD = self.fc2(jax.nn.gelu(self.fc1(y_BLD), approximate=True))
     x_BLD += self.branch(y_BLD, g2, keep_B2, 1)
     kept = {'k': k_BNSH, 'v': v_BNSH} if keep_cache else None
     if keep_cache and prefix is None: kept['ada'] = ada_B6D
     return x_BLD, kept
 
   def modulation(self, cond):
-    c = self.c
-    if not c.shared_adaln:
-      factors = (c.gamma,) * 2 + (.5,) * 4
-      return AdaLN(6, c.width, factors, 1 / math.sqrt(3 * c.width), name='ada')(cond)
-    def init(key, shape, dtype=jnp.float32):
-      factors = jnp.array((c.gamma,) * 2 + (.5,) * 4)
-      return jax.random.normal(key, shape, dtype) / math.sqrt(c.width) * factors[:, None]
-    return self.param('ada', letters(init, 'cD'), (6, c.width)).astype(cond.dtype)[None] + cond
+    return self.ada.astype(cond.dtype)[None] + cond if self.c.shared_adaln else self.ada(cond)
 
   def heads(self, y_BLD):
-    """q, k, v and the softmax scale. Keys have no bias: softmax would not see it without l2-norm."""
-    c, shape = self.c, (self.c.width, self.c.heads, self.c.head_dim)
-    init = layers.normal(1 / math.sqrt(3 * c.width))
-    q = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='q', **c.lora)(y_BLD)
-    k = Einsum('BLD,DNH->BNLH', shape, init=init, name='k', **c.lora)(y_BLD)
-    v = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='v', **c.lora)(y_BLD)
-    if not c.l2_norm: return q, k, v, 0.25 / math.sqrt(c.head_dim)
-    temperature = self.param('temperature', letters(nn.initializers.constant(math.log(4.)), 'N'),
-                             (c.heads,))
-    temperature_1N11 = jnp.exp(jnp.minimum(temperature, layers.LN_100))[None, :, None, None]
+    """q, k, v and the softmax scale."""
+    q, k, v = self.q(y_BLD), self.k(y_BLD), self.v(y_BLD)
+    if not self.c.l2_norm: return q, k, v, 0.25 / math.sqrt(self.c.head_dim)
+    temperature_1N11 = jnp.exp(jnp.minimum(self.temperature, layers.LN_100))[None, :, None, None]
     return (layers.unit(q) * temperature_1N11).astype(y_BLD.dtype), \
         layers.unit(k).astype(y_BLD.dtype), v, 1.
 
@@ -188,6 +192,11 @@ class Model(nn.Module):
   def __call__(self, label_B, inputs_BLC, keep_BX2=None):
     return self.logits(*self.forward(label_B, inputs_BLC, keep_BX2))
 
+  def stack(self, x, cond, prefix, keep, mask_LS, keep_cache):
+    """All blocks on one stream of rows."""
+    (x_BLD,), kept = self.blocks((shard(x, 'BLD'),), (cond,), prefix, (keep,), mask_LS, keep_cache)
+    return x_BLD, kept
+
   def condition(self, label_B):
     """Class embedding [B, D], what the blocks are conditioned on, and the head's modulation."""
     class_BD = gather(self.classes.astype(self.c.dtype), 'VD', 'VD')[label_B]
@@ -202,10 +211,11 @@ class Model(nn.Module):
     level_L = layers.level(self.c.scales)[start:stop]
     return (self.levels[level_L] + self.positions[start:stop]).astype(self.c.dtype)[None]
 
-  def forward(self, label_B, inputs_BLC, keep_BX2=None):
+  def forward(self, label_B, inputs_BLC, keep_BX2=None, still=0):
     """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
 
-    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
+    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop. still: so many of
+    the last rows have no gradient.
     """
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
@@ -213,14 +223,20 @@ class Model(nn.Module):
     L = x_BLD.shape[1]
     mask_LS = jnp.asarray(layers.causal_by_scale(self.c.scales)[:L, :L])
     keep_XB2 = None if keep_BX2 is None else jnp.swapaxes(keep_BX2, 0, 1)
-    x_BLD, _ = self.blocks(shard(x_BLD, 'BLD'), cond, None, keep_XB2, mask_LS, False)
-    return x_BLD, head_B2D
+    if not still: return self.stack(x_BLD, cond, None, keep_XB2, mask_LS, False)[0], head_B2D
+    stop, n = jax.lax.stop_gradient, len(x_BLD) - still
+    cut = lambda x, axis: (None, None) if x is None else jnp.split(x, [n], axis)
+    (x, x_still), (cond, cond_still), (head, head_still), keep = (
+        cut(*part) for part in ((x_BLD, 0), (cond, 0), (head_B2D, 0), (keep_XB2, 1)))
+    streams = shard(x, 'BLD'), shard(stop(x_still), 'BLD')
+    x, _ = self.blocks(streams, (cond, stop(cond_still)), None, tuple(keep), mask_LS, False)
+    return jnp.concatenate(x), jnp.concatenate([head, stop(head_still)])
 
   def prefill(self, label_B):
     """The first scale, which only the label decides: logits_B1V of token 0 and the cache."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
-    x_B1D, kept = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, True)
+    x_B1D, kept = self.stack(x_B1D, cond, None, None, None, True)
     given = {'ada': kept['ada'], 'head': head_B2D}
     return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), None, given)
 
@@ -229,7 +245,7 @@ class Model(nn.Module):
     begin, stop = self.c.offsets[scale:scale + 2]
     assert (cache.length, inputs_BLC.shape[1]) == (begin, stop - begin)
     prefix = {'segments': caches.fork(cache).shared, 'ada': cache.given['ada']}
-    x_BLD, new = self.blocks(shard(self.embed(begin, inputs_BLC), 'BLD'), None, prefix, None, None, True)
+    x_BLD, new = self.stack(self.embed(begin, inputs_BLC), None, prefix, None, None, True)
     return self.logits(x_BLD, cache.given['head']), caches.extended(cache, (new['k'], new['v']))
 
   def logits(self, x_BLD, head_B2D):

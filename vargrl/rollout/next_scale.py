@@ -142,43 +142,37 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   label, tokens_L = shard(label, ''), shard(tokens_L, 'L')
   inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
   label_B = labels(model, label, c.records_pair)
+  still = 1 if c.records_pair and c.record == 'guided_stopgrad' else 0
 
-  def passes(params):
-    """[(parameters, classes)]: the pair in one pass, or in two where one of them has no gradient."""
-    if c.records_pair and c.record == 'guided_stopgrad':
-      return [(params, label_B[:1]), (stop(params), label_B[1:])]
-    return [(params, label_B)]
+  def hidden(params, keep_X2, still):
+    """(x_BLD, head_B2D); the last `still` rows have no gradient."""
+    n = len(label_B)
+    keep = None if keep_X2 is None else keep_X2[None].repeat(n, 0)
+    return model.apply({'params': params}, label_B, inputs_1LC.repeat(n, 0), keep, still, method='forward')
 
-  def hidden(passes, keep_X2):
-    """[(x_BLD, head_B2D)] of each pass."""
-    inputs = lambda n: inputs_1LC.repeat(n, 0)
-    keep = lambda n: None if keep_X2 is None else keep_X2[None].repeat(n, 0)
-    return [model.apply({'params': p}, l_B, inputs(len(l_B)), keep(len(l_B)), method='forward')
-            for p, l_B in passes]
-
-  def logits_of(passes, hidden, strength_L):
-    logits = [model.apply({'params': p}, *h, method='logits') for (p, _), h in zip(passes, hidden)]
+  def logits_of(params, x_BLD, head_B2D, strength_L, still):
+    one = lambda params, rows: model.apply({'params': params}, x_BLD[rows], head_B2D[rows], method='logits')
+    n = len(x_BLD) - still
+    logits = [one(params, slice(n)), one(stop(params), slice(n, None))] if still else [one(params, slice(None))]
     return mix(jnp.concatenate(logits), strength_L[:, None]) / c.temperature
 
-  ours, theirs = hidden(passes(params), keep_X2), []
+  ours, theirs = hidden(params, keep_X2, still), None
   if reference is not None:
     reference = stop(var.with_head(model.c, reference))
-    theirs = stop(hidden([(reference, label_B)], None))
+    theirs = stop(hidden(reference, None, 0))
 
   def scores_of(x, t_L, strength_L):
     """x: the positions of a chunk, of `ours` and then of `theirs`."""
-    own, other = ([(x_BLD, head_B2D) for x_BLD, (_, head_B2D) in zip(part, whole)]
-                  for part, whole in zip(x, (ours, theirs)))
-    logits_LV = logits_of(passes(params), own, strength_L)
+    logits_LV = logits_of(params, x[0], ours[1], strength_L, still)
     hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
     out = Scores(sample.select(logits_LV, t_L), sample.entropy(logits_LV), hit_L)
-    if not other: return out
-    ref_LV = stop(logits_of([(reference, label_B)], other, strength_L))
+    if theirs is None: return out
+    ref_LV = stop(logits_of(reference, x[1], theirs[1], strength_L, 0))
     return out.replace(kl=sample.divergence(logits_LV, ref_LV), reference=sample.select(ref_LV, t_L))
 
   scales = leading(model.c.scales, len(tokens_L))
   strength_L = np.repeat(np.float32(strengths(c, model.c.scales)[:len(scales)]), [s * s for s in scales])
-  x = [[x_BLD for x_BLD, _ in hidden] for hidden in (ours, theirs)]
+  x = [hidden[0] for hidden in (ours, theirs) if hidden is not None]
   return in_chunks(scores_of, x, tokens_L, strength_L)
 
 
