@@ -17,13 +17,13 @@ def get_config(arg=''):
   c.summary = (('judge/wrong', 'lower'), ('judge/variance', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 100, 50, 1_000_000, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
-  c.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
+  c.pod, c.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
   c.replicated_at_most = 0.02
 
   c.policy = dict(name='models.var', size='digits')
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
   c.rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=0, top_p=0.0,
-                   record='cond')
+                   record='cond', weights='gathered')
   c.reference, c.init = True, dict(policy='', tokenizer='')
   c.objective = dict(name='objectives.dpo', collect={})
   # Sums over the tokens of an image saturate the sigmoid early; a small beta keeps the gradient alive.

@@ -28,7 +28,8 @@ def get_config(arg=''):
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   # Guidance shapes what the evaluators draw; the log-probabilities are those of the conditional branch.
-  c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96, record='cond')
+  c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96,
+                   record='cond', weights='gathered')
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 

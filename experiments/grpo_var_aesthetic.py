@@ -11,6 +11,8 @@ it): var_d16.pth or var_d30.pth, vae_ch160v4096z32.pth, clip-vit-large-patch14/,
 sac+logos+ava1-l14-linearMSE.pth, pt_inception-2015-12-05-6726825d.pth, VIRTUAL_imagenet256_labeled.npz.
 
   --config experiments/grpo_var_aesthetic.py:d30       two billion parameters
+  --config experiments/grpo_var_aesthetic.py:d36       512x512 pixels, 2.3 billion, v5p:2x2x2; var_d36.pth,
+                                                       VIRTUAL_imagenet512.npz
   --config experiments/grpo_var_aesthetic.py:lora      adapters of rank 64; the model without them is the reference
   --config experiments/grpo_var_aesthetic.py:smoke     tiny sizes and random weights, two steps
 """
@@ -30,7 +32,7 @@ def get_config(arg=''):
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held still.
   c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96,
-                   record='guided_stopgrad')
+                   record='guided_stopgrad', weights='gathered')
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 
@@ -64,6 +66,10 @@ def get_config(arg=''):
 
   if arg == 'd30':
     c.policy.size, c.init.policy, c.accum = 'd30', 'weights/var_d30.pth', 16
+  elif arg == 'd36':
+    c.pod, c.policy.size, c.tokenizer.size, c.init.policy = 'v5p:2x2x2', 'd36-512', 'var-512', 'weights/var_d36.pth'
+    c.data.prompts, c.accum = 8, 16  # the cache of an image and its unguided twin is 1.5 GB
+    c.evals.fid.update(npz='weights/VIRTUAL_imagenet512.npz', pixels=512)
   elif arg == 'lora':
     # StyleVAR (https://arxiv.org/abs/2604.21052) saw 1e-5 last, and 5e-5 explode within a hundred steps, at rank 256.
     c.policy.lora_rank, c.policy.lora_alpha = 64, 128.0
@@ -80,5 +86,5 @@ def get_config(arg=''):
     c.evals.samples.update(classes=2, each=2)
     del c.evals.fid  # Inception alone compiles longer than all the rest
     c.evals.monitor.update(classes=2, each=2, preset='')
-  elif arg: raise ValueError(f'grpo_var_aesthetic: no variant {arg!r}, expected d30, lora or smoke')
+  elif arg: raise ValueError(f'grpo_var_aesthetic: no variant {arg!r}, expected d30, d36, lora or smoke')
   return c

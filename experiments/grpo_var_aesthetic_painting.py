@@ -30,7 +30,7 @@ def get_config(arg=''):
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held still.
   c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96,
-                   record='guided_stopgrad')
+                   record='guided_stopgrad', weights='gathered')
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 

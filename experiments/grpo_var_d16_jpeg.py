@@ -17,14 +17,14 @@ def get_config(arg=''):
   c.description = 'GRPO on VAR-d16: minus the kilobytes of a real JPEG are the reward.'
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
-  c.mesh = (('data', 1), ('fsdp', -1), ('tensor', 1))
+  c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held still.
   c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=0, top_p=0.0,
-                   record='guided_stopgrad')
+                   record='guided_stopgrad', weights='gathered')
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 

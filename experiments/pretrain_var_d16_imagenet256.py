@@ -25,7 +25,7 @@ def get_config(arg=''):
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96,
-                   record='cond')
+                   record='cond', weights='gathered')
   c.reference, c.init = False, dict(tokenizer='weights/vae_ch160v4096z32.pth')
   c.objective = dict(name='objectives.sft', collect=dict(label_drop=0.1, drop_path=0.1 * 16 / 24),
                      loss=dict(alpha=0.0))

@@ -44,7 +44,7 @@ def get_config(arg=''):
   r.evals = dict(test=dict(kind='classify', **held_out))
 
   rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=0, top_p=0.0,
-                 record='cond')
+                 record='cond', weights='gathered')
   # Recomputing a block costs a CPU less than writing down and reading back all that is in it.
   policy = dict(name='models.var', size='digits', remat='blocks')
   judge = dict(name='eval.judge', every=0, dataset='digits', size=8, dir='', samples_each=100, seed=1)
@@ -110,7 +110,7 @@ def common():
   r.description, r.seed, r.keep = '', 0, 2
   r.steps, r.save_every, r.show_every = 0, 1, 1000000
   r.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/RUN/profile
-  r.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
+  r.pod, r.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
   r.replicated_at_most = 0.02
   r.reference, r.init, r.evals = False, {}, {}
   r.minibatches, r.accum, r.epochs = 1, 1, 1

@@ -44,14 +44,14 @@ def get_config(arg=''):
   c.summary = (('judge/wrong', 'lower'), ('judge/variance', ''), ('reward', 'higher'), ('kl', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 60, 20, 20, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
-  c.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
+  c.pod, c.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
   c.replicated_at_most = 0.02
 
   c.policy = dict(name='models.var', size='digits', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
   c.classifier = dict(name='models.classifier', size='digits')
   c.rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=0, top_p=0.0,
-                   record='cond')
+                   record='cond', weights='gathered')
   c.reference = True
   c.init = dict(policy='', tokenizer='', classifier='')
 

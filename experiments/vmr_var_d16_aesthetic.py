@@ -28,7 +28,8 @@ def get_config(arg=''):
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   # Guided, nearly greedy rollouts and log-probabilities of the conditional branch alone: no guidance in training.
   # Guidance 4 at the last scale is its cfg 5: (1 + 4) cond - 4 uncond.
-  c.rollout = dict(name='rollout.next_scale', guidance=4.0, temperature=1.0, top_k=2, top_p=0.9, record='cond')
+  c.rollout = dict(name='rollout.next_scale', guidance=4.0, temperature=1.0, top_k=2, top_p=0.9,
+                   record='cond', weights='gathered')
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 

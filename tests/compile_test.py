@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from vargrl import compile as compiling
 from vargrl import main
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
@@ -17,10 +18,8 @@ def compile(experiment, *more):
 def test_what_cannot_be_compiled_is_told(capsys):
   assert compile('grpo_var_d16_jpeg.py:smoke', '--topology=v5litepod-16') == 2
   assert 'KIND:AxB' in capsys.readouterr().err
-  assert compile('quickstart.py:smoke') == 2
-  assert '--topology is missing' in capsys.readouterr().err
   if not LIBTPU:
-    assert compile('grpo_var_d16_jpeg.py:smoke', '--topology=v5e:2x2') == 2
+    assert compile('grpo_var_d16_jpeg.py:smoke') == 2
     assert "pip install 'vargrl[tpu]'" in capsys.readouterr().err
 
 
@@ -31,5 +30,45 @@ def test_what_cannot_be_compiled_is_told(capsys):
 def test_programs_fit_and_are_all_told(experiment, capsys):
   assert compile(experiment, '--topology=v5e:2x2') == 0
   out = capsys.readouterr().out
-  assert 'update' in out and '16 GiB each' in out and 'all-gather' in out
-  if 'grpo' in experiment: assert all(word in out for word in ('rollout', 'decode', 'logprobs'))
+  assert 'update' in out and '15.75 GiB each' in out and 'all-reduce' in out
+  if 'grpo' in experiment: assert all(word in out for word in ('rollout', 'decode', 'logprobs', 'of analytic'))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason='libtpu is not installed')
+def test_networks_of_rewards_and_two_slices_are_compiled(capsys):
+  mesh = "--config.mesh=(('data',2),('fsdp',-1),('tensor',1))"
+  assert compile('grpo_var_aesthetic.py:smoke', '--topology=2*v5e:2x2', mesh, '--config.replicated_at_most=0.1') == 0
+  out = capsys.readouterr().out
+  assert '8 devices of 2*v5e:2x2, mesh 2x4x1' in out and 'rewards ' in out
+  single = mesh.replace('2', '1')
+  assert compile('grpo_var_d16_jpeg.py:smoke', '--topology=2*v5e:2x2', single) == 2
+  assert 'mesh: data=1 in config, expected a multiple of the 2 slices' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason='libtpu is not installed')
+def test_what_does_not_fit_is_exit_code_1_with_buffers_and_advice(capsys):
+  with pytest.raises(SystemExit) as end:
+    compile('grpo_var_d16_jpeg.py:smoke', '--topology=v5e:2x2', '--config.data.prompts=16777216', '--effort=-1')
+  assert end.value.code == 1
+  out = capsys.readouterr().out
+  assert 'rollout            does not fit into 15.75 GiB: it needs fewer data.prompts' in out
+  assert 'GiB  moments' in out and out.count(' GiB  ') > 6
+
+
+def test_the_compilers_words_about_memory_are_made_short():
+  assert compiling.too_large('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
+                             '(18.00G) exceeds available HBM (15.75G).').startswith('Ran out of memory on HBM')
+  text = '''RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm. Exceeded hbm capacity by 4.35G.
+
+Largest program allocations in hbm:
+
+  1. Size: 12.00G
+     Operator: op_name="jit(sample)/while/body/dot_general"
+     Shape: bf16[64,2240,2304]{2,1,0:T(8,128)(2,1)}
+     Allocation type: HLO temp
+'''
+  told = compiling.too_large(text).splitlines()
+  assert told[0].startswith('Ran out of memory in memory space hbm. Used 20.10G of 15.75G')
+  assert told[1].split() == ['12.00G', 'bf16[64,2240,2304]', 'jit(sample)/while/body/dot_general']

@@ -12,7 +12,7 @@ from vargrl.run import Run
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
 # What these run, others run too.
 ALIKE = ('grpo_var_aesthetic', 'grpo_var_painting', 'dpo_digits', 'vmr_digits')
-VARIANTS = ('grpo_var_aesthetic.py:d30', 'grpo_var_aesthetic.py:lora', 'vmr_digits.py:vmr')
+VARIANTS = ('grpo_var_aesthetic.py:d30', 'grpo_var_aesthetic.py:d36', 'grpo_var_aesthetic.py:lora', 'vmr_digits.py:vmr')
 SMOKED = [pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f for f in FILES
           if f.stem != 'quickstart']  # its smoke is the chain of resume_test
 

@@ -125,28 +125,31 @@ def sampling(config, model, parts):
 
   return dict(
       scales=model.c.scales, classes=model.c.classes, keys=rollout.keys, logprobs=logprobs,
-      generate=generator(c), presets={name: generator(preset) for name, preset in presets.items()},
+      generate=generator(c),
+      presets={name: generator(dataclasses.replace(preset, weights=c.weights)) for name, preset in presets.items()},
       branch=lambda params, frozen, label_P, keys_PG, split, K: rollout.branch(
           model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PG, split, K),
       encode=lambda frozen, x: tokenizer.apply({'params': frozen['tokenizer']}, x, method='encode'),
       decode=lambda frozen, t_BL: rollout.decode(tokenizer, frozen['tokenizer'], t_BL))
 
 
-def scored(config, built):
-  """built.models with the rewards of `objective.collect`, started (host rewards have worker processes)."""
+def scored(config, built, lean=False):
+  """built.models with the rewards of `objective.collect`, started (host rewards have worker processes); lean: those
+  on the device alone, whose weights are abstract."""
   collect, models = config.objective.collect, built.models
   if 'rewards' not in collect: return models
   if 'mask' in collect: models = dataclasses.replace(models, mask=mask(collect.mask))
   if 'classifier' not in models.bind and any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
-  rewards = mix.make(collect.rewards, bind=models.bind, **collect.pool)
+  rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, **collect.pool)
   for nickname in rewards.judges:
     section = collect.rewards[nickname]
     if 'names' in section and (count := len(class_names.names(section.names))) != models.classes:
       rewards.close()
       raise ValueError(f'reward {nickname}: {count} names of classes, {models.classes} classes in the policy')
-  return dataclasses.replace(models, score=rewards.score, close=rewards.close,
-                             reward_weights=rewards.load if rewards.judges else None)
+  load = rewards.shapes if lean else rewards.load
+  return dataclasses.replace(models, score=rewards.score, judge=rewards.device or None, close=rewards.close,
+                             reward_weights=load if rewards.judges else None)
 
 
 def mask(section):

@@ -3,42 +3,53 @@
 The programs are those of the run itself, by the objective's own `programs` and the update, on abstract arrays.
 """
 from functools import partial
+import math
+import re
 import time
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from vargrl import chain, work
+from vargrl import build, chain, work
 from vargrl.parallel import hlo, place, rules, topology
 from vargrl.run import Run
 
-
-class Unfit(RuntimeError):
-  """A program that the compiler found too large for a device."""
+ADVICE = {
+    'rollout': "fewer data.prompts or objective.collect.rollouts, rollout.weights='sharded', or more devices on the "
+               "mesh's axes fsdp and tensor",
+    'update': "a larger accum, policy.remat='blocks', or more devices on the mesh's axes fsdp and tensor",
+    '': "fewer data.prompts and objective.collect.rollouts (or data.batch), or more devices on the mesh's axes fsdp and "
+        'tensor'}
 
 
 def main(flags):
-  """Prints one line per program of each run; ValueError, hence exit code 2, for what cannot be compiled."""
+  """Prints some lines for each program of each run; exit code 1 if one does not fit, ValueError, hence exit code 2, for
+  what cannot be compiled."""
+  jax.config.update('jax_platforms', 'cpu')  # no TPU is asked for, there may be none
   found = chain.runs(flags.config) if not flags.run else [chain.chosen(flags.config, flags.run)]
+  fits = True
   for name, config in found:
-    where = flags.topology or config.get('pod', '')
-    if not where: raise ValueError('--topology is missing, and the config names no pod')
-    if not compiled(name, config, where): raise SystemExit(1)
+    fits &= compiled(name, config, flags.topology or config.pod, flags.effort)
+  if not fits: raise SystemExit(1)
 
 
-def compiled(name, config, where):
+def compiled(name, config, where, effort):
   """Compiles all programs of one run; True if each fits."""
   devices = topology.devices(where)
   config = config.copy_and_resolve_references()
   with config.unlocked(): config.init = {}  # weights are not needed, and need not be there
   run = Run(config, '.', lean=True, devices=devices)
-  call = Compiler(run, where)
+  run.models = build.scored(config, run.built, lean=True)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
   print(f'{name or config.policy.name}: {len(devices)} devices of {where}, mesh {shape}, '
-        f'{topology.memory(where) / 2 ** 30:.0f} GiB each')
+        f'{topology.memory(where) / 2 ** 30:.4g} GiB each' + f', effort {effort:g}' * bool(effort))
   with jax.set_mesh(run.mesh):
     frozen = {k: place.abstract(init, run.mesh) for k, init in run.built.frozen.items()}
+    if run.models.reward_weights: frozen['rewards'] = run.models.reward_weights(run.mesh)
+    call = Compiler(run, frozen, topology.memory(where), {'exec_time_optimization_effort': effort} if effort else {})
+    print(f'{"weights, moments":18} {gib(sum(call.held.values()))}   ' + '  '.join(
+        f'{k} {v / 2 ** 30:.2f}' for k, v in call.held.items()))
     collect, update = run.pieces()
     key = jax.eval_shape(lambda: jax.random.key(0))
     for plan, batch in collect.programs(call, run.shapes.params, frozen, call.batch(), key):
@@ -52,38 +63,67 @@ def cut(x, n):
   return x if n == 1 else jax.ShapeDtypeStruct((x.shape[0] // n, *x.shape[1:]), x.dtype, sharding=x.sharding)
 
 
-class Compiler:
-  """call(name, function, *args) of types.Collect: compiles and tells; what it returns has shapes and shardings."""
+def gib(size): return f'{size / 2 ** 30:6.2f} GiB'
 
-  def __init__(self, run, where):
-    self.run, self.capacity, self.fits = run, topology.memory(where), True
+
+def size(x):
+  """Bytes of an abstract array on each device."""
+  shape = x.sharding.shard_shape(x.shape) if getattr(x, 'sharding', None) else x.shape
+  return math.prod(shape) * getattr(x.dtype, 'itemsize', 8)
+
+
+class Compiler:
+  """call(name, function, *args) of types.Collect: compiles and tells; what it returns has shapes and shardings.
+
+  held: {what: bytes} on each device, of all that is there whatever program runs.
+  """
+
+  def __init__(self, run, frozen, capacity, options):
+    self.run, self.capacity, self.options, self.fits = run, capacity, options, True
+    trees = run.shapes.params | {'moments': run.shapes.opt} | frozen
+    self.held = {name: sum(map(size, jax.tree.leaves(tree))) for name, tree in trees.items()}
+    self.known = {id(x) for x in jax.tree.leaves(trees)}
 
   def __call__(self, name, function, *args):
     began, lowered = time.perf_counter(), function.lower(*args)
+    # What one program leaves for the next is there too; the state and the frozen weights always are.
+    more = sum(size(x) for x in jax.tree.leaves(args) if id(x) not in self.known)
     try:
-      program = lowered.compile()
+      program = lowered.compile(compiler_options=self.options)
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e): raise
-      self.fits = False
-      print(f'{name:18} does not fit: {too_large(str(e))}')
+      print(f'{name:18} {too_large(str(e))}')
+      self.unfit(name, hlo.parse(lowered.as_text('hlo', debug_info=True)), ', on all devices together', hlo.KEPT)
       return self.whole(lowered.out_info)
-    if name: self.tell(name, program, time.perf_counter() - began)
+    if name: self.tell(name, program, more, time.perf_counter() - began)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), lowered.out_info,
                         program.output_shardings)
 
-  def tell(self, name, program, seconds):
-    memory = program.memory_analysis()
-    need = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes \
-        + memory.temp_size_in_bytes
-    cost, counted = program.cost_analysis() or {}, work.flops(self.run, name) / self.run.mesh.size
-    ratio = f'{cost.get("flops", 0) / counted:5.2f} of analytic' if counted else ''
-    print(f'{name:18} {need / 2 ** 30:6.2f} GiB ({need / self.capacity:4.0%})  {cost.get("flops", 0) / 1e12:8.3f} TFLOP '
-          f'{ratio:18} compiled in {seconds:5.1f} s', flush=True)
-    for kind, (count, size) in hlo.collectives(program.as_text()).items():
-      print(f'{"":18} {kind:20} {count:6} x, {size / 2 ** 20:10.1f} MiB a device')
-    if need > self.capacity:
-      self.fits = False
-      print(f'{"":18} does not fit into {self.capacity / 2 ** 30:.0f} GiB')
+  def tell(self, name, program, more, seconds):
+    memory, text = program.memory_analysis(), hlo.parse(program.as_text())
+    own = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + memory.output_size_in_bytes \
+        - memory.alias_size_in_bytes  # the state is donated: the new one takes its place
+    need = sum(self.held.values()) + more + own
+    counted = hlo.flops(text, lambda scope: 'again' if 'rematted_computation' in scope else 'once')
+    total, wanted = sum(counted.values()), work.flops(self.run, name) / self.run.mesh.size
+    ratio = f'{total / wanted:.2f} of analytic' if wanted else ''
+    again = f' ({counted["again"] / (wanted or total):.2f} made again)' if counted.get('again') else ''
+    print(f'{name:18} {gib(need)} ({need / self.capacity:4.0%}), its own {own / 2 ** 30:.2f}   {total / 1e12:.3f} TFLOP '
+          f'{ratio}{again}   compiled in {seconds:.1f} s', flush=True)
+    sent = hlo.collectives(text)
+    for kind, (count, travels) in sent.items():
+      print(f'{"":18} {kind:20} {count:6} x, {travels / 2 ** 20:10.1f} MiB sent by a device')
+    least, travels = work.traffic(self.run, name.partition(' (')[0]), sum(t for _, t in sent.values())
+    if least: print(f'{"":18} {travels / least:.2f} of the {least / 2 ** 20:.1f} MiB that FSDP has to send')
+    if need > self.capacity: self.unfit(name, text)
+
+  def unfit(self, name, program, where='', kinds=None):
+    """Names the largest buffers, and what would help."""
+    self.fits = False
+    for what, held in sorted(self.held.items(), key=lambda kv: -kv[1])[:4]: print(f'{"":18} {gib(held)}  {what}')
+    for made, what in hlo.largest(program, 6, kinds): print(f'{"":18} {gib(made)}  {what}{where}')
+    advice = ADVICE.get(name.partition(' (')[0], ADVICE[''])
+    print(f'{name:18} does not fit into {self.capacity / 2 ** 30:.4g} GiB: it needs {advice}', flush=True)
 
   def rows(self, shape, dtype):
     axes = rules.rows(self.run.mesh, *shape[:2]) if len(shape) > 1 else (self.spread(shape[0]),)
@@ -112,5 +152,12 @@ class Compiler:
 def too_large(message):
   """The compiler's words about what it could not place: how much, and the largest buffers."""
   lines = [line.strip() for line in message.splitlines() if line.strip()]
-  sizes = [line for line in lines if line.startswith('Size:') or 'hbm' in line.lower()]
-  return ' '.join(lines[:1]) + ''.join(f'\n{"":20}{line}' for line in sizes[:8])
+  used = next((line for line in lines if 'Exceeded' in line or 'exceeds' in line), lines[0])
+  used = re.sub(r'^.*?(?=Used |Ran out)', '', used)
+  found, buffers = re.compile(r'(?:\d+\. )?Size: (.*)'), []
+  for i, line in enumerate(lines):
+    if not (size := found.fullmatch(line)): continue
+    about = dict(x.partition(': ')[::2] for x in lines[i + 1:i + 6] if ': ' in x)
+    name = re.search(r'op_name="([^"]*)"', about.get('Operator', ''))
+    buffers.append(f'{size[1]:>8}  {about.get("Shape", "").split("{")[0]}  {name[1] if name else ""}')
+  return used + ''.join(f'\n{"":18} {line}' for line in buffers[:6])

@@ -20,7 +20,7 @@ SHARED = ('train', 'eval')  # what several hosts do together
 
 
 def main(argv=None):
-  """Exit codes: 0 done; 2 a wrong input, told in one sentence."""
+  """Exit codes: 0 done; 1 `compile` found a program that does not fit; 2 a wrong input, told in one sentence."""
   argv = list(sys.argv if argv is None else argv)
   mode = argv[1] if len(argv) > 1 else ''
   if mode not in MODES:
@@ -86,6 +86,8 @@ def parse(argv, mode='train'):
                            flag_values=values)
   absl_flags.DEFINE_integer('heartbeat', 100, 'train, eval, sample: seconds of silence of a host after which the '
                             'others end.', flag_values=values)
+  absl_flags.DEFINE_float('effort', 0., "compile: from -1, where the compiler tries least, to 0, as it runs the programs.",
+                         lower_bound=-1., upper_bound=0., flag_values=values)
   absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
   try:
     rest = values(argv)

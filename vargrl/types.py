@@ -102,7 +102,7 @@ class Models:
   score: Callable = None         # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
   judge: Callable = None         # the rewards of `score` on the device, jitted: (frozen, image_Byxc, label_B) -> {name: r_B}
   mask: Callable = None          # (image_Byxc, label_B) -> mask_Byx bool: the pixels that the reward is about
-  reward_weights: Callable = None  # mesh -> frozen['rewards'], which `score` needs; None if it does not
+  reward_weights: Callable = None  # mesh -> frozen['rewards'], which `judge` needs; None if it does not
   reconstruct: Callable = None   # (tokenizer, image_Byxc) -> (image_Byxc, loss_B, t_BL)
   classify: Callable = None      # (classifier, image_Byxc) -> logits_BV
   critic: Callable = None        # (critic, image_Byxc) -> logits, higher is more real
@@ -149,8 +149,9 @@ class Layout:
 
 class Tower(NamedTuple):
   """A frozen network that looks at images for one or several judges."""
-  load: Callable   # mesh -> weights
-  apply: Callable  # (weights, image_Byxc float32 in [-1, 1]) -> features, any pytree that leads with B
+  load: Callable    # mesh -> weights
+  apply: Callable   # (weights, image_Byxc float32 in [-1, 1]) -> features, any pytree that leads with B
+  shapes: Callable  # mesh -> abstract weights, without any file
 
 
 class Judge(NamedTuple):
@@ -158,6 +159,7 @@ class Judge(NamedTuple):
   towers: dict     # {key: Tower}
   load: Callable   # mesh -> its own weights
   score: Callable  # (own weights, {key: features}, label_B) -> r_B float32
+  shapes: Callable  # mesh -> its own weights, abstract, without any file
 
 
 def offsets(scales):

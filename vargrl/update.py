@@ -53,9 +53,10 @@ def make_update(loss, tx, accum, trained=None):
       grads, (value, metrics) = one(batch)
     else:
       parts = split(batch, accum)
-      first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
-      carry, _ = jax.lax.scan(lambda c, part: (add(c, one(part)), None), one(first), rest)
-      grads, (value, metrics) = carry
+      # From zeros: from the first part's, the loss would be compiled twice.
+      zeros = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+      grads, (value, metrics) = jax.lax.scan(lambda c, part: (add(c, one(part)), None), zeros, parts)[0]
     grads = jax.tree.map(lambda g: g / jnp.maximum(value.count, 1e-6), grads)
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(value.total) & (value.count > 0)

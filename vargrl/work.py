@@ -1,7 +1,13 @@
-"""How much arithmetic the programs of a run have to do, whatever a compiler makes of them."""
-import jax
+"""How much arithmetic the programs of a run have to do and how many bytes have to travel, whatever a compiler makes of
+them."""
+import math
 
+import jax
+import jax.numpy as jnp
+
+from vargrl import optim
 from vargrl.models import lora, var
+from vargrl.parallel import hlo
 
 
 def passes(config, all_trained):
@@ -48,3 +54,24 @@ PEAKS = {'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5': 4
 def peak(kind):
   """FLOP/s of the device kind with the longest name that fits, None if it is not known."""
   return next((PEAKS[name] for name in sorted(PEAKS, key=len, reverse=True) if kind.startswith(name)), None)
+
+
+def traffic(run, name):
+  """The least bytes that each device sends in a program that holds the policy's weights in parts (FSDP) and spreads
+  the rows: the weights gathered once in a forward pass of policy or reference and once in a backward pass, the
+  gradients scattered once. 0 if that is not counted here; where weights are on the axis `tensor`, much else travels.
+  """
+  config, mesh = run.config, run.mesh
+  if 'rollout' not in config or mesh.shape['tensor'] > 1: return 0
+  policy, itemsize = run.shapes.params['policy'], jnp.dtype(run.models.config.dtype).itemsize
+  parts = lambda x: math.prod(x.shape) // math.prod(x.sharding.shard_shape(x.shape))
+  gathered = sum(hlo.ring('all-gather', math.prod(x.shape) * itemsize, parts(x)) for x in jax.tree.leaves(policy))
+  if name == 'rollout': return gathered
+  if name == 'logprobs': return gathered * (2 if config.objective.collect.kl_reward else 1)
+  if name != 'update': return 0
+  learned = jax.tree.leaves(optim.part(run.shapes.params, run.trained)[0]['policy'])
+  held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * itemsize
+  scattered = sum(hlo.ring('reduce-scatter', held(x), parts(x)) + hlo.ring('all-reduce', held(x), mesh.size // parts(x))
+                  for x in learned)
+  reference = config.reference and config.objective.name in ('objectives.grpo', 'objectives.vmr')
+  return config.accum * ((3 if reference else 2) * gathered + scattered)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vargrl.models import var
-from vargrl.parallel import mesh, rules
+from vargrl.parallel import hlo, mesh, rules
 from vargrl.rollout import next_scale
 from vargrl.tokenizers import vq
 
@@ -26,17 +26,24 @@ def model(small):
 def on(m, sizes, f):
   """f(params, vq_params, labels) jitted on a mesh; sizes None: on one device, without a mesh."""
   if sizes is None: return jax.jit(f)(m.params, m.vq_params, LABELS)
+  return compiled(m, sizes, f)[0]
+
+
+def compiled(m, sizes, f):
+  """(what f returns on a mesh, its program)."""
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
-    params = jax.device_put(m.params, rules.weights(m.boxed, devices))
     everywhere = NamedSharding(devices, PartitionSpec())
-    return jax.device_get(jax.jit(f)(params, *jax.device_put((m.vq_params, LABELS), everywhere)))
+    args = jax.device_put(m.params, rules.weights(m.boxed, devices)), *jax.device_put((m.vq_params, LABELS), everywhere)
+    program = jax.jit(f).lower(*args).compile()
+    return jax.device_get(program(*args)), hlo.parse(program.as_text())
 
 
-def sampled(m, P, R):
+def sampled(m, P, R, weights='sharded'):
   def f(params, vq_params, label_P):
     keys_PR = next_scale.keys(jax.random.key(11), P, R)
-    return next_scale.generate(m.model, m.vae, SAMPLER, params, vq_params, label_P[:P], keys_PR)
+    sampler = dataclasses.replace(SAMPLER, weights=weights)
+    return next_scale.generate(m.model, m.vae, sampler, params, vq_params, label_P[:P], keys_PR)
   return f
 
 
@@ -65,6 +72,15 @@ def test_sampled_tokens_are_the_same_on_every_mesh(model, alone, sizes):
   out = on(model, sizes, sampled(model, 8, 2))
   np.testing.assert_array_equal(out.tokens, alone[0].tokens)
   np.testing.assert_allclose(out.logp, alone[0].logp, atol=1e-5)
+
+
+@pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_weights_gathered_once_draw_the_same_tokens(model, alone, sizes):
+  out, program = compiled(model, sizes, sampled(model, 8, 2, 'gathered'))
+  np.testing.assert_array_equal(out.tokens, alone[0].tokens)
+  shardings = rules.weights(model.boxed, mesh.make(list(zip(mesh.AXES, sizes))))
+  parts = sum('fsdp' in s.spec for s in jax.tree.leaves(shardings))
+  assert hlo.collectives(program)['all-gather'][0] == parts > 10  # not one more for a second scale or layer
 
 
 def test_a_group_cut_over_the_mesh_samples_the_same_tokens(model):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl import experiment, train
+from vargrl import build, experiment, train
 from vargrl.run import Run
 
 EXPERIMENT = pathlib.Path(__file__).parent.parent.parent / 'experiments' / 'grpo_var_d16_jpeg.py'
@@ -30,6 +30,9 @@ def test_a_run_loads_the_weights_of_its_rewards_and_scores_with_them(tmp_path):
     frozen = {'rewards': run.frozen(only=('rewards',))['rewards']}
     r_B, each, _ = run.models.score(frozen, jnp.zeros((8, 8, 8, 3)).at[1:, 2].set(1.), np.arange(8))
     assert run.fingerprints(frozen) == {'rewards': 'random'}
+    lean = build.scored(run.config, run.built, lean=True).reward_weights(run.mesh)
+  about = lambda x: x.shape  # random weights are not cast to what weights of a file are held in
+  assert jax.tree.map(about, lean) == jax.tree.map(about, frozen['rewards'])
   assert len(frozen['rewards']['towers']) == 1 and set(each) == {'clip', 'aesthetic'}
   np.testing.assert_allclose(r_B, 100 * each['clip'] + each['aesthetic'], rtol=1e-6)
   assert each['aesthetic'][0] != each['aesthetic'][1] == each['aesthetic'][2]
@@ -54,6 +57,25 @@ def test_grpo_runs_on_rewards_with_weights_and_resumes(tmp_path, capsys):
 
 def test_a_lean_run_has_no_reward_weights(tmp_path):
   assert Run(config(), tmp_path, lean=True).models.reward_weights is None
+
+
+def test_rewards_are_traced_without_their_files(tmp_path):
+  c = experiment.load(EXPERIMENT)  # of full size
+  c.init = {}
+  backbone = dict(file='absent', weight=1., dtype='bfloat16', template='a photo of a {class}', names='imagenet')
+  collect = c.objective.collect
+  collect.rewards = dict(aesthetic=dict(name='rewards.aesthetic', weight=1., size='l14', dtype='bfloat16', file='absent',
+                                        head='absent'))
+  collect.rewards.clip = dict(name='rewards.clip', size='l14', tokenizer='', scale=1., **backbone)
+  collect.rewards.image = dict(name='rewards.image_reward', size='large', vocab='absent', **backbone)
+  collect.rewards.jpeg = dict(name='rewards.jpeg', weight=1., quality=90, sign=1)
+  run = Run(c, tmp_path, lean=True)
+  models = build.scored(c, run.built, lean=True)
+  frozen = {'rewards': models.reward_weights(run.mesh)}
+  assert len(frozen['rewards']['towers']) == 2  # clip and aesthetic share theirs
+  image = jax.ShapeDtypeStruct((16, 256, 256, 3), np.float32)
+  with jax.set_mesh(run.mesh): each = jax.eval_shape(models.judge, frozen, image, np.zeros(16, np.int32))
+  assert {name: x.shape for name, x in each.items()} == dict.fromkeys(('aesthetic', 'clip', 'image'), (16,))
 
 
 def test_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path):

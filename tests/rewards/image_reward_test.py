@@ -48,6 +48,14 @@ def test_the_score_is_the_networks_and_no_class_is_no_verdict(judged):
   np.testing.assert_allclose(r_B[at], (raw_B - image_reward.MEAN) / image_reward.STD, atol=1e-5)
 
 
+def test_shapes_are_those_of_the_weights(judged):
+  _, seen, own, mesh = judged
+  judge = image_reward.judge(**OPTIONS | dict(file=None, vocab=None))
+  [tower] = judge.towers.values()
+  about = lambda x: (x.shape, x.dtype, x.sharding)
+  assert jax.tree.map(about, (tower.shapes(mesh), judge.shapes(mesh))) == jax.tree.map(about, (seen, own))
+
+
 def test_word_pieces_are_berts(tmp_path):
   words = '[PAD] [UNK] [CLS] [SEP] a photo of great shark ##s cafe'.split()
   (tmp_path / 'vocab.txt').write_text('\n'.join(words))

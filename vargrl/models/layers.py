@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.parallel.rules import shard
+from vargrl.parallel.rules import gather, shard
 
 
 def letters(init, axes):
@@ -37,8 +37,8 @@ class Einsum(nn.Module):
     outs = tuple(i for i, a in enumerate(w_axes) if a in y_axes)
     init = self.init or nn.initializers.variance_scaling(1., 'fan_in', 'normal', ins, outs)
     w = self.param('w', letters(init, w_axes), self.shape)
-    # FSDP, said aloud: cast, then gather D, keep N on tensor. Without it, XLA may rematerialise.
-    w = shard(w.astype(x.dtype), w_axes)
+    # Cast, then gather D, keep N on tensor. Without it, XLA may rematerialise.
+    w = gather(w.astype(x.dtype), w_axes, w_axes)
     y = jnp.einsum(self.eqn, x, w, preferred_element_type=self.out)
     if self.bias:
       size = dict(zip(w_axes, self.shape))
@@ -59,11 +59,17 @@ class Einsum(nn.Module):
       # On the mesh the rank stands in for D where there is none, or every device would hold all of it.
       places = axes if 'D' in axes else axes.replace('r', 'D')
       w = self.param(name, letters(init, places), tuple(size[i] for i in axes))
-      return shard(w.astype(x.dtype), axes)
+      return gather(w.astype(x.dtype), axes, places)
     a, b = weight('lora_a', uniform, f'{ins}r'), weight('lora_b', nn.initializers.zeros, f'r{outs}')
     low_axes = ''.join(i for i in x_axes if i not in ins) + 'r'
     low = jnp.einsum(f'{x_axes},{ins}r->{low_axes}', x, a) * (self.alpha / self.rank)
     return jnp.einsum(f'{low_axes},r{outs}->{y_axes}', low, b, preferred_element_type=self.out)
+
+
+def used(params, dtype):
+  """The weights of Einsum and Conv in the dtype that they are cast to where they are used, the others as they are."""
+  def one(path, x): return x.astype(dtype) if path[-1].key in ('w', 'lora_a', 'lora_b') else x
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 def broadcast(b, axes, y_axes):
@@ -84,7 +90,7 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x_Byxc.shape[-1], self.features)
     w = self.param('w', letters(init, 'yxcD'), shape)
     b = self.param('b', letters(nn.initializers.zeros, 'D'), (self.features,))
-    w = shard(w.astype(x_Byxc.dtype), 'yxcd')
+    w = gather(w.astype(x_Byxc.dtype), 'yxcd', 'yxcD')
     y = jax.lax.conv_general_dilated(x_Byxc, w, (self.stride,) * 2, [self.pad] * 2,
                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     return y + broadcast(b.astype(x_Byxc.dtype), 'D', 'ByxD')

@@ -14,7 +14,7 @@ import numpy as np
 from vargrl.models import cache as caches
 from vargrl.models import layers, lora
 from vargrl.models.layers import Einsum, letters
-from vargrl.parallel.rules import shard
+from vargrl.parallel.rules import gather, shard
 from vargrl.types import Layout, bounds, offsets
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -107,61 +107,63 @@ class AdaLN(nn.Module):
 class Block(nn.Module):
   c: Config
 
-  @nn.compact
-  def __call__(self, x_BLD, cond, prefix, own, keep_B2, masked, start, keep_cache):
-    """One layer. With a cache: prefix {'shared': read-only pairs, 'ada'}, own (k, v)[:start].
+  def setup(self):
+    c, std = self.c, 1 / math.sqrt(3 * self.c.width)
+    F, shape, last = c.mlp_ratio * c.width, (c.width, c.heads, c.head_dim), std / math.sqrt(2 * c.depth)
+    einsum = lambda eqn, shape, std, bias='': Einsum(eqn, shape, bias=bias, init=layers.normal(std), **c.lora)
+    factors = (c.gamma,) * 2 + (.5,) * 4
+    def init(key, shape, dtype=jnp.float32):
+      return jax.random.normal(key, shape, dtype) / math.sqrt(c.width) * jnp.array(factors)[:, None]
+    self.ada = self.param('ada', letters(init, 'cD'), (6, c.width)) if c.shared_adaln else AdaLN(
+        6, c.width, factors, std)
+    # Keys have no bias: softmax would not see it without l2-norm.
+    self.q, self.v = (einsum('BLD,DNH->BNLH', shape, std, 'NH') for _ in 'qv')
+    self.k = einsum('BLD,DNH->BNLH', shape, std)
+    if c.l2_norm:
+      four = nn.initializers.constant(math.log(4.))
+      self.temperature = self.param('temperature', letters(four, 'N'), (c.heads,))
+    self.o = einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), last, 'D')
+    self.fc1, self.fc2 = einsum('BLD,DF->BLF', (c.width, F), std, 'F'), einsum('BLF,FD->BLD', (F, c.width), last, 'D')
+
+  def __call__(self, x, cond, prefix, keep, masked, keep_cache):
+    """One layer. x, cond, keep: one for each stream of rows, of which the first alone has a gradient; both see weights
+    that are gathered once."""
+    live, kept = self.layer(x[0], cond[0], prefix, keep[0], masked, keep_cache)
+    rest = [self.layer(*stream, None, k, masked, False)[0] for *stream, k in zip(x[1:], cond[1:], keep[1:])]
+    return (live, *jax.lax.stop_gradient(rest)), kept
+
+  def layer(self, x_BLD, cond, prefix, keep_B2, masked, keep_cache):
+    """With a cache: prefix {'segments': pairs of keys and values, 'ada'}.
 
     cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it. masked: a
     token sees its own scale and coarser ones alone, else all.
     """
-    c = self.c
     ada_B6D = prefix['ada'] if prefix is not None else self.modulation(cond)
     g1, g2, scale1, scale2, shift1, shift2 = jnp.split(ada_B6D, 6, 1)
 
     y_BLD = (layers.layer_norm(x_BLD) * (1 + scale1) + shift1).astype(x_BLD.dtype)
     q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD)
-    segments = [] if prefix is None else [(k, v, None) for k, v in prefix['shared']]
-    if own is not None and start:
-      segments.append((own[0][:, :, :start], own[1][:, :, :start], None))
+    segments = [] if prefix is None else [(k, v, None) for k, v in prefix['segments']]
     L = x_BLD.shape[1]
-    segments.append((k_BNSH, v_BNSH, layers.causal_by_scale(c.scales)[:L, :L] if masked else None))
-    o_BNLH = layers.attend(q_BNLH, segments, scale=scale, kernel=c.attention)
-    std = 1 / math.sqrt(3 * c.width) / math.sqrt(2 * c.depth)
-    y_BLD = Einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), bias='D',
-                   init=layers.normal(std), name='o', **c.lora)(o_BNLH)
-    x_BLD += self.branch(y_BLD, g1, keep_B2, 0)
+    segments.append((k_BNSH, v_BNSH, layers.causal_by_scale(self.c.scales)[:L, :L] if masked else None))
+    o_BNLH = layers.attend(q_BNLH, segments, scale=scale, kernel=self.c.attention)
+    x_BLD += self.branch(self.o(o_BNLH), g1, keep_B2, 0)
 
-    F, init = c.mlp_ratio * c.width, layers.normal(1 / math.sqrt(3 * c.width))
     y_BLD = (layers.layer_norm(x_BLD) * (1 + scale2) + shift2).astype(x_BLD.dtype)
-    y_BLF = Einsum('BLD,DF->BLF', (c.width, F), bias='F', init=init, name='fc1', **c.lora)(y_BLD)
-    y_BLD = Einsum('BLF,FD->BLD', (F, c.width), bias='D', init=layers.normal(std), name='fc2', **c.lora)(
-        jax.nn.gelu(y_BLF, approximate=True))
+    y_BLD = self.fc2(jax.nn.gelu(self.fc1(y_BLD), approximate=True))
     x_BLD += self.branch(y_BLD, g2, keep_B2, 1)
     kept = {'k': k_BNSH, 'v': v_BNSH} if keep_cache else None
     if keep_cache and prefix is None: kept['ada'] = ada_B6D
     return x_BLD, kept
 
   def modulation(self, cond):
-    c = self.c
-    if not c.shared_adaln:
-      factors = (c.gamma,) * 2 + (.5,) * 4
-      return AdaLN(6, c.width, factors, 1 / math.sqrt(3 * c.width), name='ada')(cond)
-    def init(key, shape, dtype=jnp.float32):
-      factors = jnp.array((c.gamma,) * 2 + (.5,) * 4)
-      return jax.random.normal(key, shape, dtype) / math.sqrt(c.width) * factors[:, None]
-    return self.param('ada', letters(init, 'cD'), (6, c.width)).astype(cond.dtype)[None] + cond
+    return self.ada.astype(cond.dtype)[None] + cond if self.c.shared_adaln else self.ada(cond)
 
   def heads(self, y_BLD):
-    """q, k, v and the softmax scale. Keys have no bias: softmax would not see it without l2-norm."""
-    c, shape = self.c, (self.c.width, self.c.heads, self.c.head_dim)
-    init = layers.normal(1 / math.sqrt(3 * c.width))
-    q = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='q', **c.lora)(y_BLD)
-    k = Einsum('BLD,DNH->BNLH', shape, init=init, name='k', **c.lora)(y_BLD)
-    v = Einsum('BLD,DNH->BNLH', shape, bias='NH', init=init, name='v', **c.lora)(y_BLD)
-    if not c.l2_norm: return q, k, v, 0.25 / math.sqrt(c.head_dim)
-    temperature = self.param('temperature', letters(nn.initializers.constant(math.log(4.)), 'N'),
-                             (c.heads,))
-    temperature_1N11 = jnp.exp(jnp.minimum(temperature, layers.LN_100))[None, :, None, None]
+    """q, k, v and the softmax scale."""
+    q, k, v = self.q(y_BLD), self.k(y_BLD), self.v(y_BLD)
+    if not self.c.l2_norm: return q, k, v, 0.25 / math.sqrt(self.c.head_dim)
+    temperature_1N11 = jnp.exp(jnp.minimum(self.temperature, layers.LN_100))[None, :, None, None]
     return (layers.unit(q) * temperature_1N11).astype(y_BLD.dtype), \
         layers.unit(k).astype(y_BLD.dtype), v, 1.
 
@@ -178,10 +180,10 @@ class Model(nn.Module):
     c = self.c
     init, blocks = layers.normal(1 / math.sqrt(3 * c.width)), Block
     if c.remat != 'none':
-      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(6, 7, 8), policy=REMAT[c.remat])
+      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(5, 6), policy=REMAT[c.remat])
     self.blocks = nn.scan(
         blocks, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.depth,
-        in_axes=(nn.broadcast, 0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
+        in_axes=(nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), out_axes=0,
         metadata_params={nn.PARTITION_NAME: 'X'})(c)
     table = lambda name, *shape: self.param(name, letters(init, 'VD' if len(shape) > 1 else 'D'), shape)
     self.classes = table('classes', c.classes + 1, c.width)
@@ -197,9 +199,14 @@ class Model(nn.Module):
   def __call__(self, label_B, inputs_BLC, keep_BX2=None):
     return self.logits(*self.forward(label_B, inputs_BLC, keep_BX2))
 
+  def stack(self, x, cond, prefix, keep, masked, keep_cache):
+    """All blocks on one stream of rows."""
+    (x_BLD,), kept = self.blocks((shard(x, 'BLD'),), (cond,), prefix, (keep,), masked, keep_cache)
+    return x_BLD, kept
+
   def condition(self, label_B):
     """Class embedding [B, D], what the blocks are conditioned on, and the head's modulation."""
-    class_BD = shard(self.classes.astype(self.c.dtype), 'VD')[label_B]
+    class_BD = gather(self.classes.astype(self.c.dtype), 'VD', 'VD')[label_B]
     return class_BD, self.shared(class_BD) if self.c.shared_adaln else class_BD, self.head_ada(class_BD)
 
   def embed(self, start, inputs_BLC):
@@ -211,39 +218,40 @@ class Model(nn.Module):
     level_L = layers.level(self.c.scales)[start:stop]
     return (self.levels[level_L] + self.positions[start:stop]).astype(self.c.dtype)[None]
 
-  def forward(self, label_B, inputs_BLC, keep_BX2=None):
+  def forward(self, label_B, inputs_BLC, keep_BX2=None, still=0):
     """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
 
-    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
+    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop. still: so many of
+    the last rows have no gradient.
     """
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
     x_BLD = jnp.concatenate([x_B1D, self.embed(1, inputs_BLC)], 1)
     keep_XB2 = None if keep_BX2 is None else jnp.swapaxes(keep_BX2, 0, 1)
-    x_BLD, _ = self.blocks(shard(x_BLD, 'BLD'), cond, None, None, keep_XB2, True, 0, False)
-    return x_BLD, head_B2D
+    if not still: return self.stack(x_BLD, cond, None, keep_XB2, True, False)[0], head_B2D
+    stop, n = jax.lax.stop_gradient, len(x_BLD) - still
+    cut = lambda x, axis: (None, None) if x is None else jnp.split(x, [n], axis)
+    (x, x_still), (cond, cond_still), (head, head_still), keep = (
+        cut(*part) for part in ((x_BLD, 0), (cond, 0), (head_B2D, 0), (keep_XB2, 1)))
+    streams = shard(x, 'BLD'), shard(stop(x_still), 'BLD')
+    x, _ = self.blocks(streams, (cond, stop(cond_still)), None, tuple(keep), True, False)
+    return jnp.concatenate(x), jnp.concatenate([head, stop(head_still)])
 
-  def prefill(self, label_B, room=None):
-    """The first scale, which only the label decides: logits_B1V of token 0 and the cache, with room for
-    `room` tokens more (all of them if None)."""
+  def prefill(self, label_B):
+    """The first scale, which only the label decides: logits_B1V of token 0 and the cache."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
-    x_B1D, kept = self.blocks(shard(x_B1D, 'BLD'), cond, None, None, None, False, 0, True)
-    room = self.c.length - 1 if room is None else room
-    own = caches.empty(self.c.depth, len(label_B), self.c.heads, room, self.c.head_dim, x_B1D.dtype)
+    x_B1D, kept = self.stack(x_B1D, cond, None, None, False, True)
     given = {'ada': kept['ada'], 'head': head_B2D}
-    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), own, given)
+    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), None, given)
 
   def extend(self, inputs_BLC, cache, scale):
     """Logits of scale number `scale` > 0 from its inputs, and the cache extended by it."""
     begin, stop = self.c.offsets[scale:scale + 2]
-    assert inputs_BLC.shape[1] == stop - begin
-    start = begin - cache.length  # in `own`
-    prefix = {'shared': cache.shared, 'ada': cache.given['ada']}
-    x_BLD, new = self.blocks(shard(self.embed(begin, inputs_BLC), 'BLD'), None, prefix, cache.own, None, False,
-                             start, True)
-    own = caches.write(cache.own, (new['k'], new['v']), start)
-    return self.logits(x_BLD, cache.given['head']), cache.replace(own=own)
+    assert (cache.length, inputs_BLC.shape[1]) == (begin, stop - begin)
+    prefix = {'segments': caches.fork(cache).shared, 'ada': cache.given['ada']}
+    x_BLD, new = self.stack(self.embed(begin, inputs_BLC), None, prefix, None, False, True)
+    return self.logits(x_BLD, cache.given['head']), caches.extended(cache, (new['k'], new['v']))
 
   def logits(self, x_BLD, head_B2D):
     """float32 logits_BLV; x_BLD may be any slice of positions."""
@@ -261,6 +269,13 @@ def init(model, key):
   # In two draws: flax numbers the keys of a scan's parameters by how many there are.
   base = drawn(Model(dataclasses.replace(c, lora_rank=0)), key)
   return lora.join(base, lora.split(drawn(model, jax.random.fold_in(key, 1)))[1])
+
+
+def with_head(c, params):
+  """params for several calls of `logits`, which would each gather the head's weights: once here, in the dtype that they
+  are used in. float32 again, as the calls' gradients are summed in it."""
+  head = params['head']
+  return params | {'head': head | {'w': gather(head['w'].astype(c.dtype), 'DV', 'DV').astype(jnp.float32)}}
 
 
 def torch_layouts(c):

@@ -2,6 +2,7 @@
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
@@ -9,7 +10,11 @@ AXES = ('data', 'fsdp', 'tensor')
 
 
 def make(axes, devices=None):
-  """[('data', 1), ('fsdp', -1), ('tensor', 1)] -> Mesh; one size may be -1, it takes what is left."""
+  """[('data', 1), ('fsdp', -1), ('tensor', 1)] -> Mesh; one size may be -1, it takes what is left.
+
+  Several TPU slices lie along `data`, which alone sends over the data centre's network; within a slice, neighbours
+  on an axis are neighbours in its torus.
+  """
   devices = list(jax.devices() if devices is None else devices)
   try:
     names, sizes = [name for name, _ in axes], [int(size) for _, size in axes]
@@ -25,4 +30,15 @@ def make(axes, devices=None):
                      f'size is -1, found {len(devices)}')
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
   # Auto, said aloud: newer versions of jax.make_mesh default to Explicit, which refuses our constraints.
-  return Mesh(np.array(devices).reshape(sizes), names, axis_types=(AxisType.Auto,) * len(names))
+  return Mesh(placed(devices, sizes), names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def placed(devices, sizes):
+  """The devices as an array of these sizes, (data, fsdp, tensor)."""
+  if devices[0].platform != 'tpu': return np.array(devices).reshape(sizes)
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if sizes[0] % slices:
+    raise ValueError(f'mesh: data={sizes[0]} in config, expected a multiple of the {slices} slices that the devices are in')
+  inside = (sizes[0] // slices, *sizes[1:])
+  if slices == 1: return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+  return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)

@@ -3,13 +3,17 @@
 Upper-case letters of the alphabet may be sharded, lower-case ones never are. Weights carry their
 letters as flax's logical names; activations are constrained by the letters of their einsum.
 """
+from functools import partial
 import math
 
+from flax import traverse_util
 import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 WEIGHTS = {'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+# What is drawn scale by scale reads every weight as often: gathered once, they need not travel again.
+DECODING = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
 # B is left to the compiler: inside the vmapped rollout it is 1 or the guidance pair, and the batch's
 # mesh axes belong to vmap's spmd_axis_name; outside, the input's sharding propagates.
 ACTIVATIONS = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
@@ -25,11 +29,21 @@ def spec(axes, shape, table, mesh):
   return PartitionSpec(*(one(letter, size) for letter, size in zip(axes, shape)))
 
 
-def shard(x, axes):
+def shard(x, axes, table=ACTIVATIONS):
   """Constrains an activation by the letters of its name; without a mesh, does nothing."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty: return x
-  return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, ACTIVATIONS, mesh))
+  return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, table, mesh))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(w, axes, stored):
+  """A weight that lies as the letters `stored` say, where a product with letters `axes` needs it: FSDP, said aloud.
+  Its gradient is scattered at once: the transpose of `shard` would sum all of it on every device."""
+  return shard(w, axes)
+
+
+gather.defvjp(lambda w, axes, stored: (shard(w, axes), None), lambda axes, stored, _, g: (shard(g, stored, WEIGHTS),))
 
 
 def local(function, *arrays, axes):
@@ -61,6 +75,22 @@ def weights(boxed, mesh, table=WEIGHTS):
     if not isinstance(p, nn.LogicallyPartitioned): return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, spec(p.names, p.value.shape, table, mesh))
   return jax.tree.map(one, boxed, is_leaf=lambda p: isinstance(p, nn.LogicallyPartitioned))
+
+
+def alike(mesh):
+  """True if training and decoding have the same layout on the mesh."""
+  return all(mesh.shape[axis] == 1 for axis in set(WEIGHTS.values()) - set(DECODING.values()))
+
+
+def decoding(params, boxed):
+  """Constrains weights, in a jitted function, to the layout that they are decoded in. boxed: abstract ones that know
+  their letters, of these and maybe of more."""
+  mesh, known = jax.sharding.get_abstract_mesh(), traverse_util.flatten_dict(boxed)
+  def one(path, x):
+    axes = known[path].names if isinstance(known[path], nn.LogicallyPartitioned) else ''
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, DECODING, mesh))
+  flat = traverse_util.flatten_dict(params)
+  return traverse_util.unflatten_dict({path: one(path, x) for path, x in flat.items()})
 
 
 def rows(mesh, prompts, rollouts=1):

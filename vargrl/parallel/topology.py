@@ -7,9 +7,9 @@ import re
 
 from jax.experimental import topologies
 
-# Memory of one device in GiB: a chip, but half a chip of tpu7x, whose two cores are two devices.
-# https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
-MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'tpu7x': 96}
+# What a program may use of the memory of one device, in GiB, as libtpu's compiler says. A device is a chip, but half a
+# chip of tpu7x, whose two cores are two devices. https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
+MEMORY = {'v4': 30.75, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25, 'tpu7x': 94.75}
 NAME = re.compile(r'(?:(\d+)\*)?([a-z0-9]+):(\d+(?:x\d+)+)')
 
 
@@ -33,11 +33,12 @@ def devices(name):
   if grid == (1, 1): options['chips_per_host_bounds'] = (1, 1, 1)
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no metadata server to ask
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # no chip is used that another process might have
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', f'{kind}-{len(grid)}')
   try:
     found = topologies.get_topology_desc(platform='tpu', topology_name=f'{kind}:{"x".join(map(str, grid))}', **options)
   except RuntimeError as e:
-    if 'not installed' in str(e) or 'libtpu' in str(e):
+    if 'not installed' in str(e) or 'libtpu.so' in str(e):
       raise ValueError("compile: libtpu is not installed, expected pip install 'vargrl[tpu]'") from e
     raise ValueError(f'topology: {name!r} is not known to libtpu: {str(e).splitlines()[0][:200]}') from e
   return sorted(found.devices, key=lambda d: (getattr(d, 'slice_index', 0), d.id))
@@ -45,4 +46,4 @@ def devices(name):
 
 def memory(name):
   """Bytes of memory of one device."""
-  return MEMORY[parse(name)[1]] * 2 ** 30
+  return int(MEMORY[parse(name)[1]] * 2 ** 30)

@@ -1,4 +1,5 @@
 """LAION's aesthetic predictors: one affine map of CLIP's unit embedding; the prompt is not looked at."""
+from functools import partial
 import pathlib
 
 import jax.numpy as jnp
@@ -26,9 +27,9 @@ def judge(*, file, size, dtype, head):
   key, tower = towers.image_tower(source, 'pil')
   w_E, b = affine(head, source)
 
-  def load(mesh): return towers.placed({'direction': w_E[None], 'scale': 1., 'bias': b}, mesh)
+  own = {'direction': w_E[None], 'scale': 1., 'bias': b}
   def score(own, features, label_B): return towers.affine(own, features[key], jnp.zeros_like(label_B))
-  return Judge({key: tower}, load, score)
+  return Judge({key: tower}, partial(towers.placed, own), score, partial(towers.planned, own))
 
 
 def affine(head, source):

@@ -32,7 +32,7 @@ def judge(*, file, size, dtype, vocab, template, names):
   """
   if size not in blip.SIZES: raise ValueError(f'size: {size!r} found, one of {sorted(blip.SIZES)} expected')
   c = blip.Config(**{**vars(blip.SIZES[size]), 'dtype': dtype})
-  if not file and size != 'smoke':
+  if file == '' and size != 'smoke':
     raise ValueError(f"file: '' found, the weights of size {size!r} expected; {COMMANDS['file'].format('DIR')}")
   path = pathlib.Path(file).expanduser().resolve() if file else None
   if path and not path.exists():
@@ -42,9 +42,10 @@ def judge(*, file, size, dtype, vocab, template, names):
   where = pathlib.Path(vocab).expanduser() if vocab else path and path.parent
   t_VL = tokenized(where, texts, c.vocab) if where else letters(texts, c.vocab)
   key = f'{path or "random"} {size} {dtype} blip'
-  tower = Tower(lambda mesh: weights(path, c, 'image', mesh), partial(look, c))
+  tower = Tower(lambda mesh: weights(path, c, 'image', mesh), partial(look, c),
+                lambda mesh: place.abstract(init(c), mesh)['image'])
   return Judge({key: tower}, partial(load, path, c, t_VL), lambda own, features, label_B: score(
-      c, own, features[key], label_B))
+      c, own, features[key], label_B), partial(planned, c, t_VL))
 
 
 def init(c):
@@ -72,6 +73,13 @@ def load(path, c, t_VL, mesh):
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   small = {'tokens': t_VL, 'w': ((w_D / STD).astype(np.float32)), 'b': np.float32((b - MEAN) / STD)}
   return {'text': weights(path, c, 'text', mesh)} | jax.tree.map(lambda x: jax.device_put(x, whole), small)
+
+
+def planned(c, t_VL, mesh):
+  """What `load` would return, abstract."""
+  whole, shapes = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), place.abstract(init(c), mesh)
+  small = {'tokens': (t_VL.shape, np.int32), 'w': ((c.text_width,), np.float32), 'b': ((), np.float32)}
+  return {'text': shapes['text']} | {k: jax.ShapeDtypeStruct(*x, sharding=whole) for k, x in small.items()}
 
 
 def affine(head):

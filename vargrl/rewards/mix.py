@@ -14,9 +14,13 @@ from vargrl.parallel import multihost, rows
 from vargrl.rewards import pool as pools
 from vargrl.rewards import preprocess, worker
 
+FILES = ('file', 'head', 'tokenizer', 'vocab')  # options of judges that name files
 
-def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk):
+
+def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=False):
   """The Mix of {nickname: {'name': path, 'weight': float, **options}}.
+
+  lean: one that is only compiled: no file is looked for, no worker started.
 
   Of `bind`, functions that no config can hold, a device reward gets those that it has a
   keyword-only parameter for.
@@ -31,10 +35,12 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk):
         raise ValueError(f"reward {nickname}: found {options}, expected 'name' and 'weight' in it")
       name, weights[nickname] = options.pop('name'), float(options.pop('weight'))
       names[nickname], module = name, device_module(name)
+      if module is None and lean: continue
       if module is None:
         knobs = dict(workers=workers, timeout=timeout, retries=retries, chunk=chunk)
         host[nickname] = pools.Pool(name, options, **knobs)
       elif hasattr(module, 'judge'):
+        if lean: options |= {k: None for k in FILES if k in options}
         judges[nickname] = judge(nickname, name, module.judge, options)
       else:
         device[nickname] = bound(name, module.reward, options, bind)
@@ -105,6 +111,11 @@ class Mix:
     """{'towers': {key: weights}, 'judges': {nickname: weights}}: what `score` finds in frozen['rewards']."""
     return {'towers': {key: tower.load(mesh) for key, tower in self.towers.items()},
             'judges': {nickname: judge.load(mesh) for nickname, judge in self.judges.items()}}
+
+  def shapes(self, mesh):
+    """What `load` would return, abstract."""
+    return {'towers': {key: tower.shapes(mesh) for key, tower in self.towers.items()},
+            'judges': {nickname: judge.shapes(mesh) for nickname, judge in self.judges.items()}}
 
   def score(self, frozen, image_Byxc, label_B):
     """(r_B float32, NaN for rows without all verdicts; {nickname: r_B}; {name: rows or calls}).

@@ -31,12 +31,13 @@ class Source(NamedTuple):
 def source(*, file, size, dtype, download):
   """The Source of these options, checked against the file's header.
 
-  download: {size: what `huggingface-cli download` is to be told}; other sizes than these and 'smoke' are
-  refused. Raises FileNotFoundError, ValueError.
+  file: '' for random weights of size 'smoke', None where only shapes count. download: {size: what
+  `huggingface-cli download` is to be told}; other sizes than these and 'smoke' are refused. Raises FileNotFoundError, ValueError.
   """
   if size not in (known := [*download, 'smoke']):
     raise ValueError(f'size: {size!r} found, expected one of {known}')
   c = clip.Config(**{**vars(clip.SIZES[size]), 'dtype': dtype})
+  if file is None: return Source(None, size, c)
   if not file:
     if size == 'smoke': return Source(None, size, c)
     raise ValueError(f'file: none given, the weights of size {size!r} expected; '
@@ -89,7 +90,7 @@ def image_tower(source, how):
     with jax.default_matmul_precision('highest'):  # what is float32 is so on every device; bfloat16 stays fast
       return layers.unit(model.apply({'params': params}, x_Byxc))
   key = f'{source.path or "random"} {source.size} {c.dtype} {how}'
-  return key, Tower(lambda mesh: weights(source, 'image', mesh), apply)
+  return key, Tower(lambda mesh: weights(source, 'image', mesh), apply, lambda mesh: abstract(source, mesh)['image'])
 
 
 def prompts(template, names):
@@ -130,7 +131,9 @@ def text_judge(source, *, tokenizer, template, names, how, scale):
     e_VTE = embedded(source, t_BL, mesh).reshape(len(texts), len(texts[0]), -1)
     direction_VE = unit(unit(e_VTE).mean(1))  # as https://arxiv.org/abs/2103.00020 ensembles templates
     return placed({'direction': direction_VE, 'scale': scale(mesh), 'bias': 0.}, mesh)
-  return Judge({key: tower}, load, lambda own, features, label_B: affine(own, features[key], label_B))
+  def shapes(mesh):
+    return planned({'direction': np.zeros((len(texts), source.c.embed)), 'scale': 0., 'bias': 0.}, mesh)
+  return Judge({key: tower}, load, lambda own, features, label_B: affine(own, features[key], label_B), shapes)
 
 
 def embedded(source, t_BL, mesh):
@@ -152,6 +155,12 @@ def placed(tree, mesh):
   """numpy -> float32 arrays, whole on every device."""
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.tree.map(lambda x: jax.device_put(np.asarray(x, np.float32), whole), tree)
+
+
+def planned(tree, mesh):
+  """What `placed` would return, abstract."""
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32, sharding=whole), tree)
 
 
 def affine(own, e_BE, label_B):

@@ -5,6 +5,7 @@ it is computed and stored once per prompt; vmap over P makes the rest. `logprobs
 and `branch` once more: what K continuations have in common is computed once for each rollout.
 """
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import cache as caches
+from vargrl.models import layers, var
 from vargrl.models.var import Model
 from vargrl.parallel import rules
 from vargrl.parallel.rules import shard
@@ -21,6 +23,7 @@ from vargrl.types import Rollout, Scores, leading
 
 CHUNK = 128  # positions of each row whose logits exist at once; a multiple of 8, as a TPU's tiles are
 RECORDS = ('cond', 'guided', 'guided_stopgrad')
+WEIGHTS = ('gathered', 'sharded')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +33,19 @@ class Config:
   guidance: rises linearly from 0 at the first scale to this at the last; 0 means no second branch.
   record: 'cond' (the conditional branch alone), 'guided' (what is sampled, gradient through both
   branches), 'guided_stopgrad' (the same, no gradient through the unconditional branch).
+  weights: while tokens are drawn, 'gathered' once over the mesh's fsdp axis, or left 'sharded' and gathered layer by
+  layer for each scale, where a device has no room for all of them. The tokens are the same.
   """
   guidance: float
   temperature: float
   top_k: int
   top_p: float
   record: str
+  weights: str = 'sharded'
 
   def __post_init__(self):
+    if self.weights not in WEIGHTS:
+      raise ValueError(f'rollout: weights={self.weights!r}, expected one of {WEIGHTS}')
     if self.record not in RECORDS:
       raise ValueError(f'rollout: record={self.record!r}, expected one of {RECORDS}')
     if self.temperature <= 0:
@@ -79,11 +87,11 @@ def rollout(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, lab
   return proceed(model, tokenizer, c, params, vq_params, begun, key, range(len(model.c.scales)))[1]
 
 
-def begin(model, tokenizer, c, params, label, room=None):
+def begin(model, tokenizer, c, params, label):
   """What is known before the first scale is drawn: (its logits_BLV, cache, z_BhwC). B is 1, or 2 for the
-  guidance pair. room: of the cache's own segment, in tokens."""
+  guidance pair."""
   # The ramp starts at 0: the first scale is never guided, but its pair fills the cache.
-  logits_BLV, cache = model.apply({'params': params}, labels(model, label, c.paired), room, method='prefill')
+  logits_BLV, cache = model.apply({'params': params}, labels(model, label, c.paired), method='prefill')
   return logits_BLV, cache, tokenizer.zeros(1)
 
 
@@ -110,10 +118,10 @@ def fork(model, tokenizer, c, params, vq_params, label, key, *, split, K, spread
   all is computed once, and vmap leaves its cache unbatched: one copy, which K rows attend to. spread_K:
   see `spread`.
   """
-  ends, count = model.c.offsets, len(model.c.scales)
-  begun = begin(model, tokenizer, c, params, label, room=ends[split + 1] - 1)
+  count = len(model.c.scales)
+  begun = begin(model, tokenizer, c, params, label)
   (logits_BLV, cache, z_BhwC), head = proceed(model, tokenizer, c, params, vq_params, begun, key, range(split))
-  known = logits_BLV, caches.fork(cache, ends[-1] - ends[split + 1]), z_BhwC
+  known = logits_BLV, caches.fork(cache), z_BhwC
   others = [jax.random.fold_in(key, count + k) for k in range(1, K)]  # count: no scale has such a key
   rest = lambda key: proceed(model, tokenizer, c, params, vq_params, known, key, range(split, count))[1]
   return jax.tree.map(lambda a_L, b_KL: jnp.concatenate([jnp.broadcast_to(a_L, (K, *a_L.shape)), b_KL], 1),
@@ -129,45 +137,42 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   and reference, never exist at once. reference: parameters of the same model, or None.
   """
   stop = jax.lax.stop_gradient
+  params = var.with_head(model.c, params)
+  # Where the rows are computed: a part of a batch lies as the batch did, and the compiler would move logits to it.
+  label, tokens_L = shard(label, ''), shard(tokens_L, 'L')
   inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
   label_B = labels(model, label, c.records_pair)
+  still = 1 if c.records_pair and c.record == 'guided_stopgrad' else 0
 
-  def passes(params):
-    """[(parameters, classes)]: the pair in one pass, or in two where one of them has no gradient."""
-    if c.records_pair and c.record == 'guided_stopgrad':
-      return [(params, label_B[:1]), (stop(params), label_B[1:])]
-    return [(params, label_B)]
+  def hidden(params, keep_X2, still):
+    """(x_BLD, head_B2D); the last `still` rows have no gradient."""
+    n = len(label_B)
+    keep = None if keep_X2 is None else keep_X2[None].repeat(n, 0)
+    return model.apply({'params': params}, label_B, inputs_1LC.repeat(n, 0), keep, still, method='forward')
 
-  def hidden(passes, keep_X2):
-    """[(x_BLD, head_B2D)] of each pass."""
-    inputs = lambda n: inputs_1LC.repeat(n, 0)
-    keep = lambda n: None if keep_X2 is None else keep_X2[None].repeat(n, 0)
-    return [model.apply({'params': p}, l_B, inputs(len(l_B)), keep(len(l_B)), method='forward')
-            for p, l_B in passes]
-
-  def logits_of(passes, hidden, strength_L):
-    logits = [model.apply({'params': p}, *h, method='logits') for (p, _), h in zip(passes, hidden)]
+  def logits_of(params, x_BLD, head_B2D, strength_L, still):
+    one = lambda params, rows: model.apply({'params': params}, x_BLD[rows], head_B2D[rows], method='logits')
+    n = len(x_BLD) - still
+    logits = [one(params, slice(n)), one(stop(params), slice(n, None))] if still else [one(params, slice(None))]
     return mix(jnp.concatenate(logits), strength_L[:, None]) / c.temperature
 
-  ours, theirs = hidden(passes(params), keep_X2), []
+  ours, theirs = hidden(params, keep_X2, still), None
   if reference is not None:
-    reference = stop(reference)
-    theirs = stop(hidden([(reference, label_B)], None))
+    reference = stop(var.with_head(model.c, reference))
+    theirs = stop(hidden(reference, None, 0))
 
   def scores_of(x, t_L, strength_L):
     """x: the positions of a chunk, of `ours` and then of `theirs`."""
-    own, other = ([(x_BLD, head_B2D) for x_BLD, (_, head_B2D) in zip(part, whole)]
-                  for part, whole in zip(x, (ours, theirs)))
-    logits_LV = logits_of(passes(params), own, strength_L)
+    logits_LV = logits_of(params, x[0], ours[1], strength_L, still)
     hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
     out = Scores(sample.select(logits_LV, t_L), sample.entropy(logits_LV), hit_L)
-    if not other: return out
-    ref_LV = stop(logits_of([(reference, label_B)], other, strength_L))
+    if theirs is None: return out
+    ref_LV = stop(logits_of(reference, x[1], theirs[1], strength_L, 0))
     return out.replace(kl=sample.divergence(logits_LV, ref_LV), reference=sample.select(ref_LV, t_L))
 
   scales = leading(model.c.scales, len(tokens_L))
   strength_L = np.repeat(np.float32(strengths(c, model.c.scales)[:len(scales)]), [s * s for s in scales])
-  x = [[x_BLD for x_BLD, _ in hidden] for hidden in (ours, theirs)]
+  x = [hidden[0] for hidden in (ours, theirs) if hidden is not None]
   return in_chunks(scores_of, x, tokens_L, strength_L)
 
 
@@ -206,8 +211,24 @@ def spread(P, R, K=1):
   return tuple({'spmd_axis_name': a} if a else {} for a in axes)
 
 
+@functools.cache
+def boxed(init, model):
+  """Abstract weights that know their letters."""
+  return jax.eval_shape(partial(init, model), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def laid(model, tokenizer, c, params, vq_params):
+  """The weights of policy and tokenizer where `c.weights` wants them, those that are large in the dtype that they are
+  used in."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if c.weights == 'sharded' or mesh.empty or rules.alike(mesh): return params, vq_params
+  return (rules.decoding(layers.used(params, model.c.dtype), boxed(var.init, model)),
+          rules.decoding(vq_params, boxed(vq.init, tokenizer)))
+
+
 def generate(model, tokenizer, c, params, vq_params, label_P, keys_PR):
   """Rollout of P prompts x R keys, each field [P, R, L]. Equal rows whatever the mesh."""
+  params, vq_params = laid(model, tokenizer, c, params, vq_params)
   p, r, _ = spread(*keys_PR.shape)
   one = partial(rollout, model, tokenizer, c, params, vq_params)
   return jax.vmap(lambda label, keys_R: jax.vmap(lambda key: one(label, key), **r)(keys_R), **p)(
@@ -223,6 +244,7 @@ def branch(model, tokenizer, c, params, vq_params, label_P, keys_PG, split, K):
   if not 0 < split < count or K < 1:
     raise ValueError(f'branch: split={split}, K={K} with {count} scales; expected 1 <= split <= {count - 1} and '
                      'K >= 1')
+  params, vq_params = laid(model, tokenizer, c, params, vq_params)
   one = partial(fork, model, tokenizer, c, params, vq_params, split=split, K=K)
   p, g, k = spread(*keys_PG.shape, K)
   return jax.vmap(lambda label, keys_G: jax.vmap(lambda key: one(label, key, spread_K=k), **g)(keys_G), **p)(
