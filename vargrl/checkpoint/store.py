@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import traceback
 
 from etils import epath
