@@ -5,8 +5,9 @@ import os
 import pathlib
 import re
 
-import nbformat
+from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
+import nbformat
 import numpy as np
 from PIL import Image
 import pytest
@@ -50,10 +51,15 @@ def executed(tmp_path_factory):
   nb.cells.insert(nb.cells.index(titled(nb, 'Settings')) + 1, code(settings + 'save_to_drive = True'))
   nb.cells.append(code('# again\n' + titled(nb, "'train'").source))
   nb.cells.append(code('save_to_drive = False\n' + titled(nb, 'kept').source + '\nprint(drive.mounted)'))
-  env = dict(os.environ, XLA_FLAGS='--xla_backend_optimization_level=0', JAX_PLATFORMS='cpu',
-             PYTHONPATH=os.pathsep.join([str(folder / 'site'), str(ROOT)]))
-  NotebookClient(nb, timeout=400, kernel_name='python3', resources={'metadata': {'path': folder}}).execute(env=env)
+  client = NotebookClient(nb, timeout=400, kernel_name='python3', resources={'metadata': {'path': folder}})
+  client.execute(env=environment(folder / 'site'))
   return nb, folder
+
+
+def environment(*paths):
+  """One device, as in a notebook, and the flags of resume_test, whose compiled programs are the same."""
+  return dict(os.environ, XLA_FLAGS='--xla_backend_optimization_level=0', JAX_PLATFORMS='cpu',
+              PYTHONPATH=os.pathsep.join(map(str, (*paths, ROOT))))
 
 
 def pictures(cell):
@@ -64,7 +70,8 @@ def pictures(cell):
 
 def test_it_trains_and_shows_what_a_shell_would_show(executed):
   nb, folder = executed
-  assert re.match(r'Python 3\.\d+\.\d+, jax \d', text(titled(nb, 'Devices'))) and '1 x cpu' in text(titled(nb, 'Devices'))
+  devices = text(titled(nb, 'Devices'))
+  assert re.match(r'Python 3\.\d+\.\d+, jax \d', devices) and '1 x cpu' in devices
   train = titled(nb, "'train'")
   assert all(f'{run}: objectives.' in text(train) for run in RUNS) and 'judge/wrong' in text(train)
   assert '2/2' in text(train, 'stderr'), 'no progress was shown'
@@ -94,3 +101,31 @@ def test_it_is_kept_without_outputs_and_is_plain_python():
   for cell in nb.cells:
     assert not cell.get('outputs') and cell.get('execution_count') is None
     if cell.cell_type == 'code': compile(cell.source, 'cell', 'exec')  # no magics: they do not stop where they fail
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_goes_on_when_it_is_run_again(tmp_path):
+  manager, client = start_new_kernel(kernel_name='python3', env=environment(), cwd=str(tmp_path))
+  def execute(cell, until=None):
+    """(status, what it printed); interrupted when it has printed `until`."""
+    printed, identity = '', client.execute(cell)
+    while True:
+      message = client.get_iopub_msg(timeout=300)
+      if message['parent_header'].get('msg_id') != identity: continue
+      if message['msg_type'] == 'stream': printed += message['content']['text']
+      if until and until in printed: until = manager.interrupt_kernel()
+      if message['msg_type'] == 'status' and message['content']['execution_state'] == 'idle': break
+    return client.get_shell_msg(timeout=10)['content']['status'], printed
+  try:
+    assert execute('from vargrl import notebook; notebook.start()')[0] == 'ok'
+    experiment = f'{ROOT}/experiments/quickstart.py:smoke'
+    train = f"notebook.run('train', '--config', '{experiment}', '--workdir', '{tmp_path}/run')"
+    for run in ('tokenizer', 'pretrain', 'grpo'):
+      printed = execute(train, until=f'{run}:   0%')[1]
+      assert f'{run}:   0%' in printed and 'judge/wrong' not in printed
+    status, printed = execute(train)
+    assert status == 'ok' and 'judge/wrong' in printed
+    assert all(f'{run}: finished' in printed for run in RUNS[:3]) and 'grpo: objectives.grpo' in printed
+  finally:
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)

@@ -1,4 +1,4 @@
-"""For notebooks: the commands of vargrl.main in the kernel's process, which holds the TPU, and the report as an output."""
+"""For notebooks: the commands of vargrl.main in the kernel's own process, which holds the TPU, and the report inline."""
 import html
 import importlib.metadata
 import pathlib
@@ -15,7 +15,8 @@ def start():
   """Prints versions and devices. Call it before anything else asks JAX for its devices, as a command would."""
   main.start()
   found = {d.name: d.version for d in importlib.metadata.distributions()}
-  print(f'Python {platform.python_version()}', *(f'{name} {found[name]}' for name in PACKAGES if name in found), sep=', ')
+  versions = [f'{name} {found[name]}' for name in PACKAGES if name in found]
+  print(', '.join([f'Python {platform.python_version()}', *versions]))
   kinds = [d.device_kind for d in jax.devices()]
   print(', '.join(f'{kinds.count(kind)} x {kind}' for kind in dict.fromkeys(kinds)), f'({jax.default_backend()})')
 
@@ -28,7 +29,7 @@ def run(mode, *arguments):
 
 
 def page(workdir, height=720):
-  """WORKDIR/report.html as the output of a cell, in a frame of `height` pixels: its style must not become the notebook's."""
+  """WORKDIR/report.html as the output of a cell, in a frame of `height` pixels, which keeps its style to itself."""
   from IPython.display import HTML
   text = html.escape((pathlib.Path(workdir) / 'report.html').read_text())
   return HTML(f'<div><iframe srcdoc="{text}" style="width:100%;height:{height}px;border:0"></iframe></div>')
