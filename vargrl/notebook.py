@@ -1,4 +1,4 @@
-"""For notebooks: the commands of vargrl.main in the kernel's own process, which holds the TPU, and the report inline."""
+"""For notebooks: the commands of vargrl.main in the process of the kernel, and the report inline."""
 import html
 import importlib.metadata
 import pathlib
