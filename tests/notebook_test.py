@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from vargrl import notebook
+
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOK = ROOT / 'experiments' / 'colab.ipynb'
 RUNS = ('tokenizer', 'classifier', 'pretrain', 'grpo')
@@ -95,6 +97,12 @@ def test_cells_can_be_run_again_and_drive_is_asked_for_only_when_wished(executed
   again, kept = nb.cells[-2:]
   assert all(f'{run}: finished, 6 steps' in text(again) for run in RUNS)
   assert text(kept).split('\n')[:2] == [f'{ROOT}/runs/quickstart_smoke', str([f'{folder}/drive'])]
+
+
+def test_a_refused_command_ends_a_cell_with_an_error(capsys, tmp_path):
+  with pytest.raises(RuntimeError, match='train ended with exit code 2'):
+    notebook.run('train', '--config', NOTEBOOK.parent / 'quickstrat.py', '--workdir', tmp_path)
+  assert 'quickstart.py' in capsys.readouterr().err
 
 
 def test_it_is_kept_without_outputs_and_is_plain_python():
