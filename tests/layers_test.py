@@ -27,7 +27,7 @@ MAY = {
   'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
   'report': {'pictures'},
   **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'export', 'pairs', 'bench', 'compile',
-                  'work', 'speed'), ANY),
+                  'work', 'speed', 'notebook'), ANY),
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
 NEVER = {'data': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}

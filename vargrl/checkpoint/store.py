@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import traceback
 
@@ -352,7 +353,7 @@ def _problem(path, name, error):
 
 
 def _line(error):
-  text = ' '.join(str(_root(error)).split('[tensorstore_spec')[0].split())  # Half a page of it.
+  text = ' '.join(re.split(r'\[(?:tensorstore_spec|source locations)', str(_root(error)))[0].split())  # Half a page.
   text = text if len(text) < 400 else f'{text[:200]} ... {text[-200:]}'  # The cause is at the end.
   return f'{type(_root(error)).__name__}: {text}'
 

@@ -1,0 +1,35 @@
+"""For notebooks: the commands of vargrl.main in the process of the kernel, and the report inline."""
+import html
+import importlib.metadata
+import pathlib
+import platform
+
+import jax
+
+from vargrl import main
+
+PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'numpy', 'vargrl')
+
+
+def start():
+  """Prints versions and devices. Call it before anything else asks JAX for its devices, as a command would."""
+  main.start()
+  found = {d.name: d.version for d in importlib.metadata.distributions()}
+  versions = [f'{name} {found[name]}' for name in PACKAGES if name in found]
+  print(', '.join([f'Python {platform.python_version()}', *versions]))
+  kinds = [d.device_kind for d in jax.devices()]
+  print(', '.join(f'{kinds.count(kind)} x {kind}' for kind in dict.fromkeys(kinds)), f'({jax.default_backend()})')
+
+
+def run(mode, *arguments):
+  """`python -m vargrl.main MODE ARGUMENTS`, in this process; RuntimeError where a shell would see an exit code,
+  so that the cells below do not go on."""
+  code = main.main(['vargrl', mode, *map(str, arguments)])
+  if code: raise RuntimeError(f'{mode} ended with exit code {code}, for the reason said above')
+
+
+def page(workdir, height=720):
+  """WORKDIR/report.html as the output of a cell, in a frame of `height` pixels, which keeps its style to itself."""
+  from IPython.display import HTML
+  text = html.escape((pathlib.Path(workdir) / 'report.html').read_text())
+  return HTML(f'<div><iframe srcdoc="{text}" style="width:100%;height:{height}px;border:0"></iframe></div>')
