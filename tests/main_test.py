@@ -76,6 +76,13 @@ def test_unknown_dataset_names_the_nearest(capsys, compiles, tmp_path):
   assert "'digit'" in error and 'digits' in error
 
 
+def test_memory_that_is_too_small_comes_with_advice():
+  with pytest.raises(Exception) as found: jax.numpy.zeros(1 << 48).block_until_ready()
+  text = main.full(found.value)
+  assert text.startswith('a device has too little memory (Out of memory') and 'accum' in text and '\n' not in text
+  assert main.full(RuntimeError('RESOURCE_EXHAUSTED: of a kind that is not memory')) == ''
+
+
 def test_group_of_one(capsys, compiles, tmp_path):
   error = train(capsys, compiles, tmp_path, '--config.objective.collect.rollouts=1',
                 config='experiments/grpo_var_d16_jpeg.py:smoke')

@@ -38,8 +38,8 @@ def main(argv=None):
            'pairs': pairs.main, 'bench': bench.main, 'compile': compiling.main}
     run[mode](flags)
   except (ValueError, KeyError, AttributeError, OSError, FloatingPointError, RuntimeError) as e:
-    if os.environ.get('VARGRL_TRACEBACK') or not told(e): raise
-    print(f'error: {sentence(e)}', file=sys.stderr)
+    if os.environ.get('VARGRL_TRACEBACK') or not (told(e) or full(e)): raise
+    print(f'error: {full(e) or sentence(e)}', file=sys.stderr)
     return 2
   return 0
 
@@ -52,6 +52,15 @@ def told(e):
   if isinstance(e, (KeyError, AttributeError)): return f'{os.sep}ml_collections{os.sep}' in inner
   if isinstance(e, RuntimeError): return inner.startswith(str(pathlib.Path(__file__).parent))
   return all(f'{os.sep}{name}{os.sep}' not in inner for name in ('jax', 'flax'))
+
+
+def full(e):
+  """What to do where the memory of a device was too small, '' for any other error."""
+  if type(e).__name__ not in ('JaxRuntimeError', 'XlaRuntimeError') or 'RESOURCE_EXHAUSTED' not in str(e): return ''
+  found = str(e).partition('RESOURCE_EXHAUSTED: ')[2].split('\n')[0].strip()
+  return (f'a device has too little memory ({found}): fewer data.prompts or objective.collect.rollouts, more parts by '
+          "accum, policy.remat='blocks', or more devices on fsdp in mesh; python -m vargrl.main compile tells beforehand "
+          'what fits')
 
 
 def sentence(e):
@@ -84,7 +93,7 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_integer('groups', 1000, 'pairs: groups to draw.', flag_values=values)
   absl_flags.DEFINE_string('topology', '', "compile: such as v5e:4x4 or 2*v5e:4x4; the config's pod if empty.",
                            flag_values=values)
-  absl_flags.DEFINE_integer('heartbeat', 100, 'train, eval, sample: seconds of silence of a host after which the '
+  absl_flags.DEFINE_integer('heartbeat', 100, 'train, eval: seconds of silence of a host after which the '
                             'others end.', flag_values=values)
   absl_flags.DEFINE_float('effort', 0., "compile: from -1, where the compiler tries least, to 0, as it runs the programs.",
                          lower_bound=-1., upper_bound=0., flag_values=values)

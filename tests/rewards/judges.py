@@ -1,12 +1,14 @@
 """Reward functions that workers import: good ones, and one for each way to be bad."""
 
 import concurrent.futures
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 
@@ -115,3 +117,8 @@ def jax_is_here(images, prompts):
 
 def chunk_size(images, prompts):
   return [float(len(images))] * len(images)
+
+
+def remote(images, prompts, *, url):
+  """What a server answers to the bytes of the images: a JSON list of numbers."""
+  with urllib.request.urlopen(url, images.tobytes()) as answer: return json.load(answer)
