@@ -75,7 +75,6 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
       if stopped or last or step % config.save_every == 0: writer.flush()
       more = {'unseen': True} if stopped and last else {}  # the evaluators have not looked at it
       if store.save(step, state, data, meta | more, force=stopped or last) and not stopped: saved()
-
       took, store.took = store.took, None
       return {'time/save_whole': took} if took else {}
 
@@ -171,5 +170,7 @@ def describe(run, workdir, first, say):
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
   learned = sum(math.prod(x.shape) for x in jax.tree.leaves(optim.part(run.shapes.params, run.trained)[0]))
   trained = '' if learned == count else f' ({learned:,} trained)'
+  held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(run.shapes))
   say(f'{workdir.name}: {config.objective.name} on {config.policy.name} {config.policy.size}, '
-      f'{count:,} parameters{trained}, mesh {shape}, steps {first} to {config.steps}')
+      f'{count:,} parameters{trained}, mesh {shape}, {held / 2 ** 20:.1f} MiB of state a device, '
+      f'steps {first} to {config.steps}')
