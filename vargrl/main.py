@@ -142,7 +142,9 @@ def start(mode, flags):
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache')) / 'vargrl' / 'jax'
     jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if not os.environ.get('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'):
+    # The small programs too: there are hundreds, and to read one takes half as long as to compile it.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
   if mode == 'compile': return  # for devices that are not there
   # Who does not ask whether a notice has come must not keep SIGTERM from ending the process.
   if mode != 'train': jax.config.update('jax_enable_preemption_service', False)
