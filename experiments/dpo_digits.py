@@ -16,6 +16,7 @@ def get_config(arg=''):
   c.description = 'DPO: real digits of the class against real digits of another class.'
   c.summary = (('judge/wrong', 'lower'), ('judge/variance', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 100, 50, 1_000_000, 2
+  c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
   c.replicated_at_most = 0.02
 

@@ -21,6 +21,7 @@ def get_config(arg=''):
   c.description = 'DPO on VAR-d16: the best of each group of its own images against the worst.'
   c.summary = (('monitor/aesthetic', 'higher'), ('monitor/clip', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 600, 100, 1_000_000, 2
+  c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 

@@ -22,6 +22,7 @@ def get_config(arg=''):
   c.description = 'GRPO on VAR: aesthetic score and the CLIP score of a painting of the class.'
   c.summary = (('rewards/aesthetic', 'higher'), ('rewards/painting', 'higher'), ('monitor/pickscore', ''), ('kl', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
+  c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 

@@ -16,6 +16,7 @@ def get_config(arg=''):
   c = ConfigDict()
   c.description = 'GRPO on VAR-d16: minus the kilobytes of a real JPEG are the reward.'
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
+  c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.mesh = (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 

@@ -18,6 +18,7 @@ def get_config(arg=''):
   c = ConfigDict()
   c.description = 'VAR-d16 learns the tokens of ImageNet, class-conditional, 256x256.'
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 333_800, 5000, 1_000_000, 2
+  c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5p:4x4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 

@@ -109,6 +109,7 @@ def common():
   r = ConfigDict()
   r.description, r.seed, r.keep = '', 0, 2
   r.steps, r.save_every, r.show_every = 0, 1, 1000000
+  r.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/RUN/profile
   r.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
   r.replicated_at_most = 0.02
   r.reference, r.init, r.evals = False, {}, {}

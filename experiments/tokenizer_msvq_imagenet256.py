@@ -17,6 +17,7 @@ def get_config(arg=''):
   c = ConfigDict()
   c.description = 'The multi-scale VQ autoencoder of VAR on ImageNet, 256x256.'
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400_000, 5000, 5000, 2
+  c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.mesh = (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 

@@ -43,6 +43,7 @@ def get_config(arg=''):
                   'model the leash.'
   c.summary = (('judge/wrong', 'lower'), ('judge/variance', ''), ('reward', 'higher'), ('kl', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 60, 20, 20, 2
+  c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.mesh = (('data', -1), ('fsdp', 1), ('tensor', 1))
   c.replicated_at_most = 0.02
 

@@ -22,12 +22,12 @@ MAY = {
   'checkpoint': BASE,
   'rollout': BASE | {'models', 'tokenizers'},
   'rewards': BASE | {'checkpoint', 'data', 'models'},
-  'objectives': {'types', 'metrics'},
+  'objectives': BASE | {'metrics'},
   'data': set(),
   'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
   'report': {'pictures'},
   **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'export', 'pairs', 'bench', 'compile',
-                  'work', 'notebook'), ANY),
+                  'work', 'speed', 'notebook'), ANY),
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
 NEVER = {'data': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}

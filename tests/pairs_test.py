@@ -13,7 +13,7 @@ GRPO = ['--config', f'{HERE}/grpo_var_d16_jpeg.py:smoke']
 
 def read(folder, batch):
   stream = source.make(dataset=pairs.NAME, split='train', dir=str(folder), batch=batch, size=8, crop='none',
-                       flip=False, shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0, host=(0, 1))
+                       flip=False, shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0, rows=range(batch))
   batch = next(stream)
   stream.close()
   return batch

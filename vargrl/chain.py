@@ -1,6 +1,9 @@
 """An experiment is one run or a chain of runs in one file; each run has its own folder."""
 import contextlib
+import hashlib
+import json
 import pathlib
+import platform
 import time
 
 import jax
@@ -10,6 +13,7 @@ from vargrl import metrics, pictures, report
 from vargrl import train as training
 from vargrl.checkpoint import store
 from vargrl.eval import run as evaluators
+from vargrl.parallel import multihost, notice
 from vargrl.run import Run
 
 USED = ('tokenizer', 'classifier')  # frozen weights that evaluators need; a policy alone needs the first
@@ -32,7 +36,7 @@ def chosen(config, name):
 def train(flags):
   """Trains what is not finished, in order; then the report and the numbers before and after."""
   root, config, began = pathlib.Path(flags.workdir), flags.config, time.time()
-  put, told = together(config, root), [began]
+  put, told = multihost.agreed(lambda: together(config, root)), [began]
 
   def saved():  # a page takes a second or two to draw
     if time.time() - told[-1] < REPORT_SECONDS: return
@@ -40,14 +44,18 @@ def train(flags):
     told.append(time.time())
 
   try:
+    multihost.same(facts(put))
     for name, run in put.items():
       training.train(run.config, root / name, root=root, run=run, saved=saved)
-  except BaseException:
+  except BaseException as e:
     if any((root / name / 'metrics.jsonl').exists() for name in put): write_report(root, config)
-    raise
+    if not isinstance(e, notice.Stop): raise
+    if multihost.first(): print(f'{e}; the same command goes on')
+    return
   finally:
     for run in put.values(): run.close()
   path = write_report(root, config)
+  if not multihost.first(): return
   for row in before_after(root, config):
     print(f'{row["name"]:20} before {row["before"]:.4g}   after {row["after"]:.4g}')
   print(f'time {time.time() - began:.0f} s\nreport {path.resolve()}')
@@ -66,17 +74,28 @@ def together(config, root):
   return put
 
 
+def facts(put):
+  """{what: what all hosts must have alike} of the runs {name: Run}."""
+  files = sorted(pathlib.Path(__file__).parent.rglob('*.py'))
+  code = hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:16]
+  return {'config': {f'{name}.{key}'.strip('.'): value for name, run in put.items()
+                     for key, value in json.loads(run.config.to_json_best_effort()).items()},
+          'code of vargrl': code, 'data': {name or 'stream': run.data.get_state()['stream'] for name, run in put.items()},
+          'versions': {'python': platform.python_version(), 'jax': jax.__version__, 'numpy': np.__version__}}
+
+
 def evaluate(flags):
   """The evaluators of a run on its last checkpoint: numbers are printed, pictures go to eval/ of its folder."""
   name, config = chosen(flags.config, flags.run)
   root = pathlib.Path(flags.workdir)
-  run = lean(config, root, USED)
+  run = multihost.agreed(lambda: lean(config, root, USED))
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
     evals = evaluators.make(config.evals, run.models)
     stack.callback(evaluators.close, evals)
     params, frozen, step = restored(run, root / name, USED)
     for nickname, evaluator, _ in evals:
       for key, value in evaluator(params, frozen):
+        if not multihost.first(): continue
         path = root / name / 'eval' / f'{nickname}_{key}_{step:08d}.png'
         if np.ndim(value) == 3: pictures.save_png(path, value)
         print(f'step {step}  {nickname}/{key:16} {f"{value:.6g}" if np.ndim(value) == 0 else path}')
@@ -109,6 +128,8 @@ def before_after(root, config):
 
 
 def write_report(root, config):
+  """The path of the report, which the first host writes."""
+  if not multihost.first(): return None
   title = config.title if 'title' in config else root.name
   return report.write(root, title=title, runs=[name for name, _ in runs(config)],
                       summary=before_after(root, config))

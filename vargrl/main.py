@@ -16,6 +16,9 @@ MODES = {'train': 'train, or continue, every run of the experiment in --workdir'
          'bench': 'time the rollout, its parts, decoding, gradient and update of a GRPO or SFT run'}
 
 
+SHARED = ('train', 'eval')  # what several hosts do together
+
+
 def main(argv=None):
   """Exit codes: 0 done; 2 a wrong input, told in one sentence."""
   argv = list(sys.argv if argv is None else argv)
@@ -28,7 +31,7 @@ def main(argv=None):
     return 0 if mode in ('-h', '--help') else 2
   try:
     flags = parse([argv[0], *argv[2:]], mode)
-    start()
+    start(mode, flags)
     from vargrl import bench, chain, export, pairs, sample
     from vargrl import compile as compiling
     run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'export': export.main,
@@ -81,6 +84,8 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_integer('groups', 1000, 'pairs: groups to draw.', flag_values=values)
   absl_flags.DEFINE_string('topology', '', "compile: such as v5e:4x4 or 2*v5e:4x4; the config's pod if empty.",
                            flag_values=values)
+  absl_flags.DEFINE_integer('heartbeat', 100, 'train, eval, sample: seconds of silence of a host after which the '
+                            'others end.', flag_values=values)
   absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
   try:
     rest = values(argv)
@@ -115,16 +120,25 @@ def check_overrides(argv):
       section, at = section[key], f'{at}.{key}'
 
 
-def start():
-  """Compiled programs are kept between processes, so that a resumed run starts quickly."""
+def start(mode, flags):
+  """Compiled programs are kept between processes, so that a resumed run starts quickly; hosts find each other."""
   import logging
 
   import jax
+
+  from vargrl.parallel import multihost
   logging.getLogger('absl').setLevel(logging.WARNING)
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache')) / 'vargrl' / 'jax'
     jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if mode == 'compile': return  # for devices that are not there
+  # Who does not ask whether a notice has come must not keep SIGTERM from ending the process.
+  if mode != 'train': jax.config.update('jax_enable_preemption_service', False)
+  if note := multihost.start(heartbeat=flags.heartbeat): print(note, file=sys.stderr)
+  if jax.process_count() > 1 and mode not in SHARED:
+    raise ValueError(f'{mode}: {jax.process_count()} processes found, one expected; only {", ".join(SHARED)} can '
+                     'be shared by several')
 
 
 if __name__ == '__main__':

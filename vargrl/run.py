@@ -8,7 +8,7 @@ import inspect
 import jax
 
 from vargrl import build as building
-from vargrl import optim, update
+from vargrl import optim, speed, update
 from vargrl.checkpoint import digest
 from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
@@ -40,7 +40,7 @@ class Run:
     if lean: return
     building.check_reference(config, self.built, self.trained)
     options = {k: v for k, v in config.data.items() if k != 'name'}
-    self.data = self.data_module.make(seed=config.seed, host=multihost.host(), **options)
+    self.data = self.data_module.make(seed=config.seed, rows=multihost.positions(self.mesh, self.rows), **options)
     self.check_data()
     self.evals = evaluators.make(config.evals, self.models)  # last: these two may start processes
     try:
@@ -58,11 +58,12 @@ class Run:
     config, collect = self.config, self.config.objective.collect
     signature(self.objective.collect, collect, 'objective.collect')
     signature(self.objective.loss, config.objective.loss, 'objective.loss')
-    signature(self.data_module.make, config.data, 'data', given=('seed', 'host'))
+    signature(self.data_module.make, config.data, 'data', given=('seed', 'rows'))
     for name in ('steps', 'save_every', 'minibatches', 'accum', 'epochs', 'show_every', 'keep'):
       if config[name] < 1: raise ValueError(f'{name}: {config[name]}, expected at least 1')
+    speed.check(config.profile)
     pair = getattr(self.objective, 'ROWS', 0)  # rows that must stay together
-    P = config.data.prompts if 'prompts' in config.data else config.data.batch
+    P = self.rows = config.data.prompts if 'prompts' in config.data else config.data.batch
     R = pair or (collect.rollouts if 'rollouts' in collect else 1)
     for n in sorted({1, config.minibatches, config.minibatches * config.accum}):
       update.check_split(P, R, n, whole=bool(pair))

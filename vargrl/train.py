@@ -4,18 +4,18 @@ from functools import partial
 import json
 import math
 import pathlib
-import time
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from vargrl import optim, pictures, update
+from vargrl import optim, pictures, speed, update
 from vargrl.checkpoint import store as stores
 from vargrl.metrics import Writer
-from vargrl.parallel import multihost
+from vargrl.parallel import multihost, notice
 from vargrl.run import Run
 
+SEEN = 'evaluated'  # a file: the evaluators have looked at the last state, which was saved without
 SKIPS = 10  # steps in a row without one good update, after which a run ends: it would not recover
 
 
@@ -24,12 +24,15 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
 
   root: the chain's workdir. run: the Run of config, if it is there already. saved: called after every
   save has begun. Raises ValueError for what does not fit, FloatingPointError after SKIPS steps whose
-  updates were all skipped; what was saved before stays good.
+  updates were all skipped, and notice.Stop, with the last complete step saved, when the machine is taken away
+  or a person has interrupted; what was saved before stays good.
   """
   workdir = pathlib.Path(workdir)
   run = run or Run(config, root or workdir)
+  say = say if multihost.first() else lambda _: None
   with contextlib.ExitStack() as stack, jax.set_mesh(run.mesh):
     stack.callback(run.close)
+    check, saving = stack.enter_context(notice.listening(say))
     check_resume(run, workdir)
     store = stores.Store(workdir / 'checkpoints', every=config.save_every, keep=config.keep)
     stack.callback(store.close)
@@ -38,7 +41,8 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
     frozen = run.frozen(say)
     fingerprints = run.fingerprints(frozen)
     check_frozen(meta, fingerprints, workdir)
-    if first == config.steps:
+    unseen = meta.get('unseen', False) and multihost.told(str((workdir / SEEN).exists()))[0] == 'False'
+    if first == config.steps and not unseen:
       tell_changes(run, workdir, lambda text: say(f'{text}, without effect on what is finished'))
       say(f'{workdir.name}: finished, {config.steps} steps')
       return state
@@ -55,28 +59,50 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
     bar = stack.enter_context(tqdm(
         total=config.steps, initial=first, desc=workdir.name, unit='step', dynamic_ncols=True, mininterval=1.,
         disable=not multihost.first()))
+    watch = stack.enter_context(speed.watching(run, workdir, check))
 
-    def save(step, state, last):
-      for name, evaluate, every in run.evals:
-        if step == 0 or last or (every and step % every == 0):
-          record(writer, step, name, evaluate(state.params, frozen))
+    def evaluate(step, state):
+      for name, evaluator, every in run.evals:
+        if step in (0, config.steps) or (every and step % every == 0):
+          record(writer, step, name, evaluator(state.params, frozen))
+          watch.phase('eval')
+      if unseen and multihost.first(): pictures.save_bytes(workdir / SEEN, b'')
+
+    def save(step, state, data, stopped=False):
+      last = step == config.steps
+      if stopped: saving()
       # It waits for the update; but a run that is resumed must find the rows up to here.
-      if last or step % config.save_every == 0: writer.flush()
-      if store.save(step, state, run.data.get_state(), meta, force=last): saved()
+      if stopped or last or step % config.save_every == 0: writer.flush()
+      more = {'unseen': True} if stopped and last else {}  # the evaluators have not looked at it
+      if store.save(step, state, data, meta | more, force=stopped or last) and not stopped: saved()
 
-    return loop(run, state, frozen, first, writer, save, bar)
+      took, store.took = store.took, None
+      return {'time/save_whole': took} if took else {}
+
+    return loop(run, state, frozen, first, writer, evaluate, save, bar, watch)
 
 
-def loop(run, state, frozen, first, writer, save, bar):
-  """Steps first .. config.steps - 1, with save(step, state, last) before each and after the last."""
+def loop(run, state, frozen, first, writer, evaluate, save, bar, watch):
+  """Steps first .. config.steps - 1, with evaluate(step, state) and save(step, state, data) before each and after
+  the last."""
   config, rng, idle = run.config, jax.random.key(run.config.seed), 0
   collect, step_update = run.pieces()
   halve = jax.jit(partial(update.split, n=config.minibatches))
-  began = time.perf_counter()
-  for step in range(first, config.steps):
-    save(step, state, False)
-    batch = multihost.from_local(next(run.data), run.mesh)  # what was saved has not been seen
-    batch, metrics, show = collect(state.params, frozen, batch, jax.random.fold_in(rng, step), step)
+  for step in range(first, config.steps + 1):
+    data = run.data.get_state()
+    try:
+      evaluate(step, state)
+      saves = save(step, state, data)
+      if step == config.steps: return state
+      watch.phase('save')
+      watch.trace(step)
+      batch = multihost.from_local(multihost.agreed(partial(next, run.data)), run.mesh, run.rows)
+      watch.phase('data')
+      batch, metrics, show = collect(state.params, frozen, batch, jax.random.fold_in(rng, step), step, watch.phase)
+      watch.phase('prepare')
+    except notice.Stop:  # the step is given up, and made again by the one who goes on
+      save(step, state, data, stopped=True)
+      raise
     if show and step % config.show_every == 0:  # before the update: it takes the state's buffers
       for name, (images, captions) in show().items():
         writer.write_images(step, {name: pictures.grid(images, captions, columns=8)})
@@ -86,15 +112,13 @@ def loop(run, state, frozen, first, writer, save, bar):
         state, facts = step_update(state, frozen, jax.tree.map(lambda x, i=i: x[i], parts))
         writer.add(step, facts)
     writer.add(step, metrics | {f'data/{k}': v for k, v in run.data.counts.items()})
-    writer.add(step, {'lr': run.rate(step * run.updates_per_step), 'time/step': time.perf_counter() - began})
-    began = time.perf_counter()
+    writer.add(step, {'lr': run.rate(step * run.updates_per_step)} | saves | watch.rates(batch))
+    watch.trace(step + 1, state)
     idle = idle + 1 if writer.row.get('skipped') == 1 else 0  # of the step before
     if idle == SKIPS:
       raise FloatingPointError(f'{bar.desc}: no update of the {SKIPS} steps up to {writer.row["step"]} had a '
                                'finite gradient and a row with a verdict')
     bar.update()
-  save(config.steps, state, True)
-  return state
 
 
 def check_resume(run, workdir):

@@ -122,9 +122,10 @@ class Collect(NamedTuple):
 
   programs: (call, params, frozen, batch, rng) -> [(name, Experience that an update takes)]. Each program goes
   through call(name, jitted function, *args), which gives its result, arrays or what is known of them; call.rows(
-  shape, dtype) stands for what comes from the host. Programs of no name cost nothing worth telling.
+  shape, dtype) stands for what comes from the host. Programs of no name cost nothing worth telling. phase(name, x)
+  says that a part of the step is over when x is there: it is timed, and what ends a run early is heard then.
   """
-  run: Callable       # (params, frozen, batch, rng, step) -> Collected
+  run: Callable       # (params, frozen, batch, rng, step, phase) -> Collected
   programs: Callable
 
   def __call__(self, *args): return self.run(*args)

@@ -29,3 +29,22 @@ def flops(run, name):
   record = 1 if config.rollout.record == 'cond' else rollout
   count = {'rollout': rollout, 'logprobs': record, 'update': update / config.minibatches}.get(name, 0)
   return rows * count * var.flops(run.models.config)
+
+
+def step(run):
+  """Of all programs of a step that are counted; 0 if none is."""
+  collect = run.config.objective.collect
+  names = ['rollout'] if 'rollouts' in collect else []
+  if 'rollouts' in collect and (collect.old == 'trainer' or collect.kl_reward): names.append('logprobs')
+  return sum(flops(run, name) for name in names) + run.updates_per_step * flops(run, 'update')
+
+
+# bfloat16 FLOP/s of a device, from the makers' pages. A v4 or v5p chip is one device, a tpu7x chip two.
+PEAKS = {'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12,
+         'TPU v6 lite': 918e12, 'TPU v6e': 918e12, 'TPU7x': 1154e12, 'NVIDIA A100': 312e12, 'NVIDIA H100': 989e12,
+         'NVIDIA H200': 989e12}
+
+
+def peak(kind):
+  """FLOP/s of the device kind with the longest name that fits, None if it is not known."""
+  return next((PEAKS[name] for name in sorted(PEAKS, key=len, reverse=True) if kind.startswith(name)), None)

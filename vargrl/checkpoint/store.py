@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import time
 import traceback
 
 from etils import epath
@@ -35,6 +36,7 @@ class Store:
       raise ValueError(f'{folder}: every={every} and keep={keep}, expected both at least 1')
     self._folder, self._every = _path(folder), every
     self._saving = None  # The step whose asynchronous save has been started last.
+    self._began, self.took = None, None  # `took`: seconds of the last save, once it is on disk.
     _check_writable(self._folder)
     _hush()
     options = ocp.CheckpointManagerOptions(
@@ -63,7 +65,7 @@ class Store:
     record = {'step': int(step), 'leaves': _described(leaves, digest.digests(leaves)),
               'data': _sha256(data), 'meta': _plain(meta, 'meta')}
     record['sha256'] = _sha256(record)
-    self._saving = step
+    self._saving, self._began, self.took = step, time.perf_counter(), None
     try:
       self._manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.PyTreeSave(solid), data=ocp.args.JsonSave(data),
@@ -104,6 +106,7 @@ class Store:
       self._manager.wait_until_finished()
     except Exception as error:
       self._raise_unsaved(error)
+    if self._began: self._began, self.took = None, time.perf_counter() - self._began
 
   def close(self):
     """Waits, and ends the threads that write."""

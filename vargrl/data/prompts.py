@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from typing import Sequence
 
 import grain
 import numpy as np
@@ -9,26 +10,24 @@ import numpy as np
 from vargrl.data import source
 
 
-def make(*, classes: int, prompts: int, seed: int, host: tuple[int, int]) -> source.Stream:
+def make(*, classes: int, prompts: int, seed: int, rows: Sequence[int]) -> source.Stream:
   """The Stream of {'label': int32 [rows]}: each epoch is every one of `classes`, in a new order.
 
-  `prompts` is the number of a global step and `host` is (index, count): host h has the rows from
-  h * prompts / count on, so the hosts' rows in order are the same global step for any count.
+  `prompts` is the number of a global step, of which this host has the `rows`; all: range(prompts).
   """
-  rows = source.share(prompts, host)
+  source.check_rows(prompts, rows)
   if classes < 1:
     raise ValueError(f'classes: {classes} found, at least 1 expected')
-  labels = functools.partial(_labels, classes=classes, seed=seed)
-  first = host[0] * rows
+  labels, rows = functools.partial(_labels, n=prompts, classes=classes, seed=seed), np.array(rows)
   records = grain.MapDataset.range(sys.maxsize).map(
-      lambda step: {'rows': {'label': labels(step * prompts + first, rows)}, 'bad': -1})
+      lambda step: {'rows': {'label': labels(step * prompts)[rows]}, 'bad': -1})
   return source.Stream(
-      records, rows=rows, block=rows, features=('label',), classes=classes, class_names=(),
+      records, rows=len(rows), block=len(rows), features=('label',), classes=classes, class_names=(),
       max_unreadable=0., threads=0, workers=0,
       name=f'labels of {classes} classes, {prompts} a step, seed {seed}')
 
 
-def _labels(first: int, n: int, *, classes: int, seed: int) -> np.ndarray:
+def _labels(first: int, *, n: int, classes: int, seed: int) -> np.ndarray:
   """int32 [n], from position `first` of the endless order."""
   # Not grain's shuffle: its cost grows as the range shrinks, 6 ms a label for 10 classes. And
   # RandomState, whose stream is frozen across numpy versions, so that a resumed run has the same.

@@ -110,19 +110,20 @@ def _stop(running: list) -> None:
 
 def make(*, dataset: str, split: str, batch: int, size: int, crop: str, flip: bool, shuffle: bool,
          max_unreadable: float, dir: str, threads: int, workers: int, seed: int,
-         host: tuple[int, int]) -> Stream:
+         rows: Sequence[int]) -> Stream:
   """The Stream of a TFDS split: images float32 [rows, size, size, 3] in [-1, 1], integers int32.
 
-  `batch` is the global batch and `host` is (index, count); a host has rows = batch / count. Global
-  batch k is the same records with the same crops whatever the number of hosts, each record once
-  per epoch, epochs in different orders if `shuffle`. All images of a record get the same draw of
-  crop and flip. Other features than top-level images and integers are dropped.
+  `batch` is the size of a global batch, of which this host reads the `rows`, ascending; all of
+  them: range(batch). Global batch k is the same records in the same order with the same crops
+  whatever the hosts, each record once per epoch, epochs in different orders if `shuffle`. All
+  images of a record get the same draw of crop and flip. Other features than top-level images and
+  integers are dropped.
 
   A record with an unreadable image is skipped and counted, and a random other record takes its
   place: were the rows after it to move up instead, hosts would drift apart. `dir` '' is TFDS's
   own; `digits` and `digit_pairs` are built there if missing. ValueErrors name what does not fit.
   """
-  rows = share(batch, host)
+  check_rows(batch, rows)
   if crop not in image.CROPS:
     raise ValueError(f'crop: {crop!r} found, one of {image.CROPS} expected')
   source, spec = _open(dataset, split, dir)
@@ -133,11 +134,11 @@ def make(*, dataset: str, split: str, batch: int, size: int, crop: str, flip: bo
   order = (order.shuffle() if shuffle else order).repeat()
   kinds = _kinds(dataset, spec)
   load = functools.partial(_load, source=source, kinds=kinds, size=size, crop=crop, mirror=flip)
-  # Drawn before the slice, where the index that seeds the generator is the global one.
-  records = order.random_map(load)[host[0]::host[1]]
+  # Drawn before the choice, where the index that seeds the generator is the global one.
+  records = Rows(order.random_map(load), batch, rows)
   classes, class_names = _classes(spec)
   return Stream(
-      records, rows=rows, block=1, features=kinds, classes=classes,
+      records, rows=len(rows), block=1, features=kinds, classes=classes,
       class_names=class_names, max_unreadable=max_unreadable, threads=threads, workers=workers,
       name=f'{dataset}/{split}, {len(source)} records, batch {batch}, seed {seed}'
            f'{", shuffled" if shuffle else ""}')
@@ -193,14 +194,31 @@ def walk(*, dataset: str, split: str, size: int, crop: str, dir: str, limit: int
     raise ValueError(f'{dataset}/{split}: 0 readable records of {len(source)}, 1 expected')
 
 
-def share(batch: int, host: tuple[int, int]) -> int:
-  """The rows of one host in a global batch; ValueError if the hosts cannot have equal ones."""
-  index, count = host
-  if not 0 <= index < count:
-    raise ValueError(f'host: index {index} found, 0 to {count - 1} expected')
-  if batch < 1 or batch % count:
-    raise ValueError(f'batch: {batch} found, a multiple of the {count} hosts expected')
-  return batch // count
+def check_rows(batch: int, rows: Sequence[int]) -> None:
+  """ValueError unless `rows` are some of a batch's, in order."""
+  if batch < 1: raise ValueError(f'batch: {batch} found, at least 1 expected')
+  rows = list(rows)
+  if not rows or rows != sorted(set(rows)) or not 0 <= rows[0] <= rows[-1] < batch:
+    raise ValueError(f'rows: {rows} found, some of 0 to {batch - 1} in order expected')
+
+
+class Rows(grain.MapDataset):
+  """Of an endless dataset that is cut in batches, the same rows of each batch."""
+
+  _MUTATES_ELEMENT_SPEC = False
+
+  def __init__(self, parent, batch, rows):
+    super().__init__(parent)
+    self._batch, self._rows = batch, tuple(int(row) for row in rows)
+
+  def __len__(self):
+    return len(self._parent) // self._batch * len(self._rows)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    step, row = divmod(index, len(self._rows))
+    return self._parent[step * self._batch + self._rows[row]]
 
 
 def _load(index, rng, *, source, kinds, size, crop, mirror):

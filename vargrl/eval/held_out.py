@@ -8,7 +8,7 @@ import numpy as np
 
 from vargrl.eval import real
 from vargrl.metrics import average
-from vargrl.parallel import rows
+from vargrl.parallel import multihost, rows
 from vargrl.types import Experience, bounds
 
 BATCH = 64  # images on a device at once
@@ -30,7 +30,7 @@ def make(models, *, kind, dataset, split, size, crop, dir, limit):
     images, found = read(), {}
     for row_B, counts_B in rows.calls(len(images['image']), BATCH):
       batch = {name: x[row_B] for name, x in images.items()}
-      for name, value in jax.device_get(measure(params, frozen, batch, counts_B)).items():
+      for name, value in jax.tree.map(multihost.whole, measure(params, frozen, batch, counts_B)).items():
         found.setdefault(name, []).append(value)
     for name, values in found.items(): yield name, merged(values)
   return evaluate

@@ -9,7 +9,7 @@ import numpy as np
 
 from vargrl.checkpoint import torch
 from vargrl.models import inception
-from vargrl.parallel import rows
+from vargrl.parallel import multihost, rows
 
 NAME = 'pt_inception-2015-12-05-6726825d.pth'
 URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}'
@@ -73,7 +73,7 @@ def stacked(features, params, batches):
   """(pool_ND, logits_NV) numpy float32 of batches (image_Byxc, counts_B) of one size."""
   pools, logits = [], []
   for image_Byxc, counts_B in batches:
-    pool_BD, logits_BV = jax.device_get(features(params, image_Byxc))
+    pool_BD, logits_BV = map(multihost.whole, features(params, image_Byxc))
     pools.append(pool_BD[counts_B])
     logits.append(logits_BV[counts_B])
   return np.concatenate(pools), np.concatenate(logits)

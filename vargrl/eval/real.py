@@ -23,7 +23,7 @@ def images(models, *, dataset, split, size, crop, dir, limit, features):
 def opened(dataset, split, size, crop, dir):
   """The split as a Stream from which nothing is decoded: it knows its features and classes."""
   return source.make(dataset=dataset, split=split, size=size, crop=crop, dir=dir, batch=1, flip=False,
-                     shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0, host=(0, 1))
+                     shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0, rows=range(1))
 
 
 def check(models, found, name, features):

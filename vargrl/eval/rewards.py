@@ -37,7 +37,7 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
       image_Byxc = some(params, frozen, label_B[row_B], keys_B[row_B]).astype(np.float32) / 127.5 - 1
       r_B, each_B, _ = mixed.score(scored, image_Byxc, label_B[row_B])
       masked.append(~np.isfinite(r_B[counts_B]))
-      for name, x_B in each_B.items(): found.setdefault(name, []).append(np.asarray(x_B)[counts_B])
+      for name, x_B in each_B.items(): found.setdefault(name, []).append(x_B[counts_B])
     for name, parts in found.items():
       x_N = np.concatenate(parts).astype(np.float64)
       yield name, float(np.nanmean(x_N))

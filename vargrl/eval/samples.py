@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl import pictures
-from vargrl.parallel import rows
+from vargrl.parallel import multihost, rows
 
 
 def make(models, *, classes, each, seed, preset):
@@ -41,7 +41,7 @@ def sampler(models, preset=''):
     label_B, images = np.repeat(label_P, each), []
     keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
     for row_B, counts_B in rows.calls(len(label_B), batch):
-      images.append(np.asarray(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B])
+      images.append(multihost.whole(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B])
     return np.concatenate(images), label_B
   return draw
 

@@ -23,7 +23,7 @@ def collect(models, *, noise):
     image = batch['image'] + noise * jax.random.normal(rng, batch['image'].shape)
     return Experience(label=batch['label'], image=image)
 
-  def run(params, frozen, batch, rng, step):
+  def run(params, frozen, batch, rng, step, phase):
     return Collected(prepare(batch, rng), {})
 
   def programs(call, params, frozen, batch, rng):

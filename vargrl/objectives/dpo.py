@@ -23,7 +23,7 @@ def collect(models):
     scores = models.logprobs(models.reference(params, frozen), frozen, experience)
     return experience.replace(reference=scores.logp)
 
-  def run(params, frozen, batch, rng, step):
+  def run(params, frozen, batch, rng, step, phase):
     return Collected(prepare(params, frozen, batch), {})
 
   def programs(call, params, frozen, batch, rng):

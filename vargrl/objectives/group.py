@@ -3,7 +3,6 @@
 One group = the R rows of a prompt. Every token of a row that is in the mask shares the row's advantage.
 """
 from functools import partial
-import time
 from typing import Callable, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 
 from vargrl.metrics import average
 from vargrl.objectives import reduce
+from vargrl.parallel import multihost
 from vargrl.types import Collect, Collected, Experience, bounds, leading
 
 OLD = ('trainer', 'sampler', 'now')
@@ -80,20 +80,18 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
     held_PRL = jnp.broadcast_to(from_start(L, start), out.tokens.shape) if start else None
     return Experience(label=label_P, tokens=out.tokens, old=out.logp, mask=mask_PRL, held=held_PRL)
 
-  def run(params, frozen, batch, rng, step):
-    clock = [time.perf_counter()]
-    tick = lambda x: (jax.block_until_ready(x), clock.append(time.perf_counter()))
-    tick(params)  # costs nothing: the rewards are waited for in any case
+  def run(params, frozen, batch, rng, step, phase):
+    phase('wait_for_update', params)  # costs nothing: the rewards are waited for in any case
     plan_now, facts = plans[when(step)]
     label_P = batch['label']
     t_BL, out = plan_now.sample(params['policy'], frozen, label_P, rng)
     P, R, _ = out.tokens.shape
     K = len(t_BL) // (P * R)
-    label_B = np.repeat(np.asarray(label_P), R * K)
+    label_B = np.repeat(multihost.whole(label_P), R * K)
     image_Byxc = decode(frozen, t_BL)
-    tick(image_Byxc)
+    phase('rollout', image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
-    tick(r_B)
+    phase('reward')
     experience = known(label_P, out, image_Byxc, label_B, (P, R, K), plan_now.start)
     mask_PRL = experience.mask
     if old == 'trainer' or kl_reward:
@@ -112,7 +110,7 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
     if K > 1: metrics['value'] = average(value_PR, weight_PR)
     if mask: metrics['mask_share'] = average(mask_PRL[..., plan_now.start:])
     metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()}
-    metrics |= counts | dict(zip(('time/wait_for_update', 'time/rollout', 'time/reward'), np.diff(clock)))
+    metrics |= counts
     experience = experience.replace(advantage=advantage_PR, weight=weight_PR,
                                     old=None if old == 'now' else experience.old)
     return Collected(experience, metrics, lambda: pictures(image_Byxc, label_B, r_B))
@@ -168,12 +166,11 @@ def from_start(L, start):
 
 def pictures(image_Byxc, label_B, r_B):
   """The best and the worst rows of a step, with prompt and reward."""
-  image_Byxc = np.asarray(image_Byxc)
   order = np.argsort(np.where(np.isfinite(r_B), r_B, -np.inf))[::-1]
   order = order[np.isfinite(r_B[order])]
   caption = lambda i: f'class {label_B[i]}\n{r_B[i]:.3g}'
   n = min(8, len(order))
-  return {name: (image_Byxc[rows], [caption(i) for i in rows])
+  return {name: (multihost.whole(image_Byxc[rows]), [caption(i) for i in rows])
           for name, rows in {'best': order[:n], 'worst': order[len(order) - n:]}.items() if n}
 
 

@@ -36,7 +36,7 @@ def collect(models, *, label_drop, drop_path):
       keep = (jax.random.uniform(keep_key, (B, 1, layers, 2)) < kept_11X1) / kept_11X1
     return Experience(label=label_B, tokens=tokens_BL[:, None], keep=keep)
 
-  def run(params, frozen, batch, rng, step):
+  def run(params, frozen, batch, rng, step, phase):
     return Collected(prepare(frozen, batch, rng), {})
 
   def programs(call, params, frozen, batch, rng):

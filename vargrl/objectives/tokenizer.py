@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.metrics import average
+from vargrl.parallel import multihost
 from vargrl.types import Collect, Collected, Experience
 
 FEATURES = ('image',)  # what a batch of data must have
@@ -27,10 +28,10 @@ def collect(models):
   """images -> Experience."""
   reconstruct = jax.jit(lambda params, image: models.reconstruct(params['policy'], image)[0])
 
-  def run(params, frozen, batch, rng, step):
+  def run(params, frozen, batch, rng, step, phase):
     def pictures():
-      image = np.asarray(batch['image'][:8])
-      out = np.asarray(reconstruct(params, batch['image'][:8]))
+      image = multihost.whole(batch['image'][:8])
+      out = multihost.whole(reconstruct(params, image))
       captions = ['image'] * len(image) + ['decoded'] * len(image)
       return {'reconstruction': (np.concatenate([image, out]), captions)}
     return Collected(Experience(image=batch['image']), {}, pictures)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.checkpoint import digest
-from vargrl.parallel import rows
+from vargrl.parallel import multihost, rows
 from vargrl.rewards import pool as pools
 from vargrl.rewards import preprocess, worker
 
@@ -109,7 +109,8 @@ class Mix:
   def score(self, frozen, image_Byxc, label_B):
     """(r_B float32, NaN for rows without all verdicts; {nickname: r_B}; {name: rows or calls}).
 
-    image_Byxc in [-1, 1]; label_B an array, or texts if there are host rewards only.
+    image_Byxc in [-1, 1]; label_B an array, or texts if there are host rewards only. Every host judges the
+    rows that are its own, and has the verdicts of all.
     """
     each = {}
     pixels_Byxc = pixels(image_Byxc) if self.host else None  # first: it waits for no reward
@@ -117,10 +118,12 @@ class Mix:
       labels = label_B if hasattr(label_B, 'dtype') else np.asarray(label_B)
       each |= self.device(frozen, image_Byxc, labels)
     if self.host:  # while the device works
-      hosts = self.host.values()
-      r = pools.run(hosts, np.asarray(pixels_Byxc), label_B, max_failed=self.max_failed)
+      image_nyxc, at = multihost.own(pixels_Byxc)
+      label_n = label_B[at] if hasattr(label_B, 'dtype') else [label_B[i] for i in at]
+      judged = lambda: pools.run(self.host.values(), image_nyxc, label_n, max_failed=self.max_failed)
+      r = multihost.together(multihost.agreed(judged), at, len(label_B))
       each |= dict(zip(self.host, r, strict=True))
-    each = {k: worker.finite(each[k]) for k in self.names}
+    each = {k: worker.finite(multihost.whole(each[k])) for k in self.names}
     r_B = worker.finite(sum(self.weights[k] * each[k] for k in each))  # 0 * NaN is NaN: masked too
     return r_B, each, self.counts(r_B, each)
 
@@ -131,7 +134,7 @@ class Mix:
     last_error = self.host[worst].last_error if worst in self.host else 'it returned NaN or Inf'
     pools.refuse(self.names[worst], masked, len(r_B), self.max_failed, last_error)
     kinds = (*pools.KINDS, 'retry')
-    counts = {kind: sum(p.counts[kind] for p in self.host.values()) for kind in kinds}
+    counts = multihost.total({kind: sum(p.counts[kind] for p in self.host.values()) for kind in kinds})
     counts['nan'] += sum(lost[k] for k in each if k not in self.host)
     return {f'reward/{k}': v for k, v in (counts | {'masked': masked}).items()}
 
@@ -143,7 +146,7 @@ class Mix:
 @jax.jit
 def pixels(image_Byxc):
   """[-1, 1] -> uint8, rounded; on the device, so that a quarter of the bytes travels."""
-  return preprocess.grey(image_Byxc).astype(jnp.uint8)
+  return preprocess.grey(rows.spread(image_Byxc)).astype(jnp.uint8)
 
 
 def device_scores(names, functions, judges, towers, frozen, image_Byxc, label_B):

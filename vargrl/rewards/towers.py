@@ -12,7 +12,7 @@ from vargrl.checkpoint import torch
 from vargrl.data import names as class_names
 from vargrl.data import tokens
 from vargrl.models import clip, layers
-from vargrl.parallel import place, rows
+from vargrl.parallel import multihost, place, rows
 from vargrl.rewards import preprocess
 from vargrl.types import Judge, Tower
 
@@ -139,7 +139,7 @@ def embedded(source, t_BL, mesh):
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     run = jax.jit(lambda params, t_BL: model.apply({'params': params}, rows.spread(t_BL)))
     calls = rows.calls(len(t_BL), CHUNK)
-    return np.concatenate([np.asarray(run(params, t_BL[row_B]))[counts_B] for row_B, counts_B in calls])
+    return np.concatenate([multihost.whole(run(params, t_BL[row_B]))[counts_B] for row_B, counts_B in calls])
 
 
 def unit(x):

@@ -1,0 +1,41 @@
+"""Starts the processes of a run, as a launcher would: each with its number, all with one coordinator."""
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(count, devices, log, *argv, **env):
+  """`count` processes of `devices` each with the arguments of vargrl.main; what each says is in LOG.0, LOG.1 ..."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{s.getsockname()[1]}'
+  flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
+  found = []
+  for i in range(count):
+    who = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(count), 'JAX_PROCESS_ID': str(i)}
+    with open(f'{log}.{i}', 'w') as out:
+      found.append(subprocess.Popen(
+          [sys.executable, str(ROOT / 'tests' / 'parallel' / 'hosts_child.py'), *argv], cwd=ROOT, stdout=out, stderr=out, start_new_session=True,
+          # NPROC: threads of the CPU client. With as few as there are devices, two programs wait for each other.
+          env=os.environ | {'NPROC': '16', 'JAX_SHARE_BINARY_BETWEEN_HOSTS': '1', 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1',
+                            'PYTHONPATH': str(ROOT)} | (who if count > 1 else {}) | env))
+  return found
+
+
+def said(log, i=0):
+  return pathlib.Path(f'{log}.{i}').read_text()
+
+
+def finish(processes, log, code=0, timeout=400):
+  """Waits for all; what each of them said."""
+  try:
+    codes = [process.wait(timeout) for process in processes]
+  finally:
+    for process in processes: process.kill()
+  texts = [said(log, i) for i in range(len(processes))]
+  assert codes == [code] * len(processes), '\n'.join([str(codes), *(text[-3000:] for text in texts)])
+  return texts

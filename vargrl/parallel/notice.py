@@ -1,0 +1,45 @@
+"""A machine that is about to be taken away says so by a signal; every host then stops at the same point.
+
+SIGTERM is heard by jax (multihost_utils.reached_preemption_sync_point), which also agrees with the other hosts
+on where to stop. A Python handler for it, set after jax.distributed has begun, would keep it from hearing.
+"""
+import contextlib
+import itertools
+import os
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+POLLS = itertools.count(1)  # never starts again in a process: hosts compare their counts
+
+
+class Stop(Exception):
+  """Raised by `check` at the same call on all hosts."""
+
+
+@contextlib.contextmanager
+def listening(say):
+  """Yields (check, saving). check() raises Stop once a host has had a SIGTERM, or this process a first Ctrl-C; a
+  second one is a KeyboardInterrupt at once. saving(): from here on a further one is too late to help."""
+  heard, state = [], {'saving': False}
+
+  def interrupt(number, frame):
+    heard.append(number)
+    if state['saving'] and len(heard) < 3: return say('saving; once more to leave the checkpoint unfinished')
+    if len(heard) > 1: raise KeyboardInterrupt
+    say('interrupted: stops and saves when this phase is over; once more to stop at once')
+    if jax.process_count() > 1: os.kill(os.getpid(), signal.SIGTERM)  # jax tells the others
+
+  def check():
+    if multihost_utils.reached_preemption_sync_point(next(POLLS)): raise Stop('a preemption notice came')
+    if heard and jax.process_count() == 1: raise Stop('interrupted')
+
+  def saving():
+    state['saving'] = True
+  main = threading.current_thread() is threading.main_thread()
+  before = signal.signal(signal.SIGINT, interrupt) if main else None
+  try: yield check, saving
+  finally:
+    if main: signal.signal(signal.SIGINT, before)
