@@ -7,13 +7,17 @@ import platform
 import jax
 
 from vargrl import main
+from vargrl.parallel import multihost
 
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'numpy', 'vargrl')
 
 
 def start():
-  """Prints versions and devices. Call it before anything else asks JAX for its devices, as a command would."""
-  main.start()
+  """Prints versions and devices. It comes before all else: who asks JAX for its devices too early hears no notice.
+
+  A kernel is one process. On a TPU jax would look for others, and ask a metadata server that Colab may not have.
+  """
+  if note := multihost.start(heartbeat=100, search=False): print(note)
   found = {d.name: d.version for d in importlib.metadata.distributions()}
   versions = [f'{name} {found[name]}' for name in PACKAGES if name in found]
   print(', '.join([f'Python {platform.python_version()}', *versions]))

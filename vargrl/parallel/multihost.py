@@ -11,17 +11,18 @@ import numpy as np
 from vargrl.parallel import rules
 
 
-def start(*, heartbeat):
+def start(*, heartbeat, search=True):
   """Joins the processes of the run, also where there is only one: without, no preemption notice is heard.
 
   jax finds the others on TPU pods, Slurm and Open MPI (https://docs.jax.dev/en/latest/multi_process.html);
   elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. heartbeat: seconds of
-  silence after which a process is taken for dead and the others end too. Returns '', or what is not as it
-  should be. Raises ValueError for half an address.
+  silence after which a process is taken for dead and the others end too. search: False where this is the only
+  process for certain, so that nobody has to be asked. Returns '', or what is not as it should be. Raises
+  ValueError for half an address.
   """
   if jax.distributed.is_initialized(): return ''
   try:
-    for how in (given(), alone()):
+    for how in (given(), alone()) if search else (alone(),):
       if how.get('num_processes') == 1:  # the devices of one process need no network
         jax.config.update('jax_cpu_collectives_implementation', None)
       try:
