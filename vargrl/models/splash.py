@@ -15,10 +15,9 @@ from vargrl.parallel import rules
 LANES = 128  # of a TPU's vector registers: sequences are cut in multiples of it
 
 
-def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale, name):
+def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale):
   """softmax(scale q k) v under a mask, numpy bool, known while compiling. Returns o_BNLH.
 
-  name: by which policies of jax.checkpoint know its result and what else its backward pass takes.
   On a CPU the kernel is interpreted: slow, and right. ValueError on any other platform. Heads are spread over
   the mesh; B is not, as the mesh axes of rows belong to the vmaps around.
   """
@@ -35,7 +34,7 @@ def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale, name):
   def local(q, k, v):
     heads = masks.MultiHeadMask([masks.NumpyMask(mask)] * q.shape[1])
     kernel = kernels.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1,
-                                     residual_checkpoint_name=name, interpret=interpret)
+                                     interpret=interpret)
     return jax.vmap(kernel)(q, k, v)
 
   pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % block), (0, 0)))
