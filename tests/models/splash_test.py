@@ -144,12 +144,12 @@ def test_on_tpus_it_takes_less_memory_and_gathers_nothing(where, sizes):
   devices = mesh.make(list(zip(mesh.AXES, sizes)), topology.devices(where))
   mask_LS = layers.causal_by_scale(var.SCALES_512)
 
-  def compiled(kernel):
+  def compiled(kernel, precision='default'):
     attend = lambda q, k, v: layers.attend(q, [(k, v, mask_LS)], scale=1., kernel=kernel)
     def both(q, k, v, g):
       o, back = jax.vjp(attend, q, k, v)
       return o, back(g)
-    with jax.set_mesh(devices):
+    with jax.set_mesh(devices), jax.default_matmul_precision(precision):
       here = NamedSharding(devices, PartitionSpec(rules.ROWS, None, 'tensor'))
       x = jax.ShapeDtypeStruct((16, 1, 16, len(mask_LS), 64), jnp.bfloat16, sharding=here)
       return jax.jit(jax.vmap(both, spmd_axis_name=rules.ROWS)).lower(x, x, x, x).compile()
@@ -158,19 +158,20 @@ def test_on_tpus_it_takes_less_memory_and_gathers_nothing(where, sizes):
   assert hlo.collectives(ours.as_text()) == {}
   sizes = [p.memory_analysis().temp_size_in_bytes for p in (theirs, ours)]
   assert sizes[1] < sizes[0] / 4
+  with pytest.raises(ValueError, match="bfloat16 at jax_default_matmul_precision 'highest' found"):
+    compiled('splash', 'highest')
 
 
 @pytest.mark.slow
 @TPU
-def test_recomputing_runs_the_kernel_forward_once_more(smoke):
+def test_recomputing_runs_the_kernel_forward_once_more(smoke, inputs):
   devices = mesh.make(list(zip(mesh.AXES, (1, 1, 1))), topology.devices('v5e:1x1'))
 
   def kernels(remat):  # of the one layer that is scanned
     network = var.Model(dataclasses.replace(smoke.c, attention='splash', remat=remat))
     loss = lambda p, label_B, x_BLC: network.apply({'params': p}, label_B, x_BLC).sum()
     here = NamedSharding(devices, PartitionSpec())
-    given = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (smoke.params, *inputs[::2]))
     with jax.set_mesh(devices):
-      x = jax.tree.map(given, (smoke.params, jnp.zeros(2, jnp.int32), jnp.zeros((2, smoke.c.length - 1, 4))))
       return jax.jit(jax.grad(loss)).lower(*x).compile().as_text().count(KERNEL)
   assert [kernels(remat) for remat in ('none', 'dots', 'blocks')] == [3, 4, 4]

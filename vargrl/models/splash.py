@@ -18,10 +18,14 @@ LANES = 128  # of a TPU's vector registers: sequences are cut in multiples of it
 def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale):
   """softmax(scale q k) v under a mask, numpy bool, known while compiling. Returns o_BNLH.
 
-  On a CPU the kernel is interpreted: slow, and right. ValueError on any other platform. Heads are spread over
-  the mesh; B is not, as the mesh axes of rows belong to the vmaps around.
+  On a CPU the kernel is interpreted: slow, and right. ValueError on any other platform, and for bfloat16 at a
+  matmul precision that the kernel's compiler lacks. Heads are spread over the mesh; B is not, as the mesh axes of
+  rows belong to the vmaps around.
   """
-  interpret = interpreted(rules.platform())
+  interpret, precision = interpreted(rules.platform()), jax.config.jax_default_matmul_precision
+  if not interpret and q_BNLH.dtype == jnp.bfloat16 and precision not in (None, 'default', 'bfloat16', 'fastest'):
+    raise ValueError(f"policy.attention: 'splash' in bfloat16 at jax_default_matmul_precision {precision!r} found, "
+                     "'default' expected")
   block = block_size(max(mask_LS.shape))
   L, S = mask_LS.shape
   # Padded keys are seen by none. Padded queries see what the last one sees, so that no softmax is empty.
