@@ -141,7 +141,7 @@ def attend(q_BNLH, segments, *, scale, kernel='dense'):
   """
   if kernel == 'splash' and len(segments) == 1 and isinstance(segments[0][2], np.ndarray):
     from vargrl.models import splash  # here: only those who choose it wait for the import of Pallas
-    return splash.attend(q_BNLH, *segments[0], scale=scale, name=KEPT)
+    return splash.attend(q_BNLH, *segments[0], scale=scale)
   B, N, L, H = q_BNLH.shape
   K = segments[0][0].shape[1]
   q_BKGLH = q_BNLH.reshape(B, K, N // K, L, H) * scale
@@ -178,6 +178,5 @@ def normal(std):
 
 
 LN_100 = math.log(100.)
-KEPT = 'attention'  # name of what splash attention keeps for the backward pass, for policies of jax.checkpoint
 KERNELS = ('dense', 'splash')  # what `attend` computes with
 DTYPES = ('float32', 'bfloat16', 'float16')

@@ -15,14 +15,17 @@ from vargrl.parallel import rules
 LANES = 128  # of a TPU's vector registers: sequences are cut in multiples of it
 
 
-def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale, name):
+def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale):
   """softmax(scale q k) v under a mask, numpy bool, known while compiling. Returns o_BNLH.
 
-  name: by which policies of jax.checkpoint know its result and what else its backward pass takes.
-  On a CPU the kernel is interpreted: slow, and right. ValueError on any other platform. Heads are spread over
-  the mesh; B is not, as the mesh axes of rows belong to the vmaps around.
+  On a CPU the kernel is interpreted: slow, and right. ValueError on any other platform, and for bfloat16 at a
+  matmul precision that the kernel's compiler lacks. Heads are spread over the mesh; B is not, as the mesh axes of
+  rows belong to the vmaps around.
   """
-  interpret = interpreted(rules.platform())
+  interpret, precision = interpreted(rules.platform()), jax.config.jax_default_matmul_precision
+  if not interpret and q_BNLH.dtype == jnp.bfloat16 and precision not in (None, 'default', 'bfloat16', 'fastest'):
+    raise ValueError(f"policy.attention: 'splash' in bfloat16 at jax_default_matmul_precision {precision!r} found, "
+                     "'default' expected")
   block = block_size(max(mask_LS.shape))
   L, S = mask_LS.shape
   # Padded keys are seen by none. Padded queries see what the last one sees, so that no softmax is empty.
@@ -35,7 +38,7 @@ def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale, name):
   def local(q, k, v):
     heads = masks.MultiHeadMask([masks.NumpyMask(mask)] * q.shape[1])
     kernel = kernels.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1,
-                                     residual_checkpoint_name=name, interpret=interpret)
+                                     interpret=interpret)
     return jax.vmap(kernel)(q, k, v)
 
   pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % block), (0, 0)))

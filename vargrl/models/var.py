@@ -20,11 +20,9 @@ from vargrl.types import Layout, bounds, offsets
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 # What is kept for the backward pass: everything, nothing, or the products with weights. Not those of queries
-# with keys and their softmax, which are L x L; of splash attention the result, L x H.
-POLICIES = jax.checkpoint_policies
-REMAT = {'none': None, 'blocks': POLICIES.nothing_saveable,
-         'dots': POLICIES.save_from_both_policies(POLICIES.dots_with_no_batch_dims_saveable,
-                                                  POLICIES.save_only_these_names(layers.KEPT))}
+# with keys and their softmax, which are L x L.
+REMAT = {'none': None, 'blocks': jax.checkpoint_policies.nothing_saveable,
+         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 @dataclasses.dataclass(frozen=True)
