@@ -4,6 +4,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 from etils import epath
 import jax
@@ -42,6 +43,15 @@ def arrays(path):
   tree = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), getattr(tree, 'tree', tree))
   found = ocp.PyTreeCheckpointer().restore(path, restore_args=tree)
   return {jax.tree_util.keystr(key): x for key, x in jax.tree_util.tree_leaves_with_path(found)}
+
+
+def end(processes, seconds):
+  """Exit codes; who still waits for a dead host after so many seconds is killed, as a launcher would."""
+  until = time.time() + seconds
+  for process in processes:
+    try: process.wait(max(until - time.time(), 0.1))
+    except subprocess.TimeoutExpired: process.kill()
+  return [process.wait() for process in processes]
 
 
 def said(log, i=0):
