@@ -70,7 +70,7 @@ def parameters(workdir):
 def rows(workdir, run):
   """metrics.jsonl without the clock."""
   lines = (workdir / run / 'metrics.jsonl').read_text().splitlines()
-  return [{k: v for k, v in json.loads(line).items() if not k.startswith('time')} for line in lines]
+  return [{k: v for k, v in json.loads(line).items() if not k.startswith(('time/', 'speed/'))} for line in lines]
 
 
 def same(a, b):
