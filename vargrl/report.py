@@ -13,7 +13,7 @@ import numpy as np
 from vargrl import pictures
 
 ORDER = (
-  'reward', 'judge', 'loss', 'kl', 'entropy', 'ratio', 'clip_ratio', 'grad_norm', '', 'lr', 'time',
+  'reward', 'judge', 'loss', 'kl', 'entropy', 'ratio', 'clip_ratio', 'grad_norm', '', 'lr', 'time', 'speed',
 )  # fmt: skip  # the order of the panels; '' is everything else
 COLOURS = ('#2563eb', '#ea580c', '#0d9488', '#9333ea', '#ca8a04', '#db2777')
 SHOWN = 6  # pictures per name: the first, some between, the last

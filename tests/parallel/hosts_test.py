@@ -5,6 +5,7 @@ import time
 
 import hosts
 import numpy as np
+from PIL import Image
 import pytest
 
 TINY = ['train', '--config', 'tests/parallel/tiny.py']
@@ -31,7 +32,7 @@ def parameters(workdir):
 
 def test_a_notice_to_one_of_two_hosts_and_a_new_start_on_one_are_the_run_on_one(tmp_path):
   """SIGTERM in the middle of a step, to one: both save the same step and end well. One process of eight devices goes
-  on. Rewards, which the sampled tokens decide to the last bit, and parameters are those of one device."""
+  on. The tokens, seen by rewards and pictures, are those of one device, and so are the parameters to 1e-5."""
   cut, whole = tmp_path / 'cut', tmp_path / 'whole'
   processes = hosts.start(2, 4, tmp_path / 'two', *TINY, f'--workdir={cut}')
   wait_for(lambda: len(rows(cut)) >= 1, processes)  # step 1 is over, and step 2 under way
@@ -41,12 +42,17 @@ def test_a_notice_to_one_of_two_hosts_and_a_new_start_on_one_are_the_run_on_one(
   assert time.time() - began < 30
   assert 'a preemption notice came; the same command goes on' in first and 'goes on' not in second
   saved = parameters(cut)[0]
-  assert 1 <= saved < 4 and len(rows(cut)) == saved
+  assert 1 <= saved < 5 and len(rows(cut)) == saved
   hosts.finish(hosts.start(1, 8, tmp_path / 'eight', *TINY, f'--workdir={cut}'), tmp_path / 'eight')
   hosts.finish(hosts.start(1, 1, tmp_path / 'one', *TINY, f'--workdir={whole}'), tmp_path / 'one')
   assert [row['rewards/jpeg'] for row in rows(cut)] == [row['rewards/jpeg'] for row in rows(whole)]
+  pictures = sorted(path.relative_to(whole) for path in whole.glob('images/*/*.png'))
+  assert len(pictures) == 10  # best and worst of each step: all sixteen images, another token would be another picture
+  for path in pictures:
+    a, b = (np.asarray(Image.open(folder / path), np.int32) for folder in (cut, whole))
+    assert abs(a - b).max() <= 1, path  # of 256 grey levels
   (step, found), (_, expected) = parameters(cut), parameters(whole)
-  assert step == 4 and found.keys() == expected.keys()
+  assert step == 5 and found.keys() == expected.keys()
   for name, x in expected.items():
     np.testing.assert_allclose(found[name], x, rtol=0, atol=1e-5 * abs(x).max(), err_msg=str(name))
 
@@ -87,7 +93,7 @@ def test_a_host_that_dies_ends_the_others_and_the_same_command_goes_on(tmp_path)
   assert processes[0].wait(60) != 0
   hosts.finish(hosts.start(2, 1, tmp_path / 'again', *TINY, f'--workdir={tmp_path / "w"}',
                            '--config.save_every=1'), tmp_path / 'again')
-  assert parameters(tmp_path / 'w')[0] == 4
+  assert parameters(tmp_path / 'w')[0] == 5
 
 
 @pytest.mark.slow
