@@ -64,6 +64,7 @@ def get_config(arg=''):
 
   if arg == 'd30':
     c.policy.size, c.init.policy, c.accum = 'd30', 'weights/var_d30.pth', 16
+    c.rollout.weights = 'sharded'  # gathered, they leave a v5e too little room for the cache
   elif arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))
     c.policy.size = c.tokenizer.size = 'smoke'

@@ -93,7 +93,8 @@ class Conv(nn.Module):
     w = gather(w.astype(x_Byxc.dtype), 'yxcd', 'yxcD')
     y = jax.lax.conv_general_dilated(x_Byxc, w, (self.stride,) * 2, [self.pad] * 2,
                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    return y + broadcast(b.astype(x_Byxc.dtype), 'D', 'ByxD')
+    # Gathered too: a channel axis in parts would spread to the activations, and these travel between all devices.
+    return y + broadcast(gather(b.astype(x_Byxc.dtype), 'd', 'D'), 'D', 'ByxD')
 
 
 class GroupNorm(nn.Module):
@@ -112,6 +113,7 @@ class GroupNorm(nn.Module):
     x -= mean(x)
     scale = self.param('scale', letters(nn.initializers.ones, 'D'), (c,))
     bias = self.param('bias', letters(nn.initializers.zeros, 'D'), (c,))
+    scale, bias = (gather(w, 'd', 'D') for w in (scale, bias))
     x = x * (jax.lax.rsqrt(mean(x ** 2) + 1e-6) * scale[None, None]) + bias[None, None]
     return x.reshape(x_Byxc.shape).astype(x_Byxc.dtype)
 

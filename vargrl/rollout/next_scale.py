@@ -222,8 +222,9 @@ def laid(model, tokenizer, c, params, vq_params):
   used in."""
   mesh = jax.sharding.get_abstract_mesh()
   if c.weights == 'sharded' or mesh.empty or rules.alike(mesh): return params, vq_params
-  return (rules.decoding(layers.used(params, model.c.dtype), boxed(var.init, model)),
-          rules.decoding(vq_params, boxed(vq.init, tokenizer)))
+  # The barrier: or a compiler may gather first and cast then, twice the bytes.
+  used = jax.lax.optimization_barrier(layers.used(params, model.c.dtype))
+  return rules.decoding(used, boxed(var.init, model)), rules.decoding(vq_params, boxed(vq.init, tokenizer))
 
 
 def generate(model, tokenizer, c, params, vq_params, label_P, keys_PR):
