@@ -42,8 +42,10 @@ def test_pictures_are_those_of_pil(y, x):
   assert out.shape == (2, 56, 56, 3) and out.dtype == np.float32
   theirs = np.stack([by_pil(p, 56) for p in picture]).astype(float)
   difference = abs(grey(out) - theirs)
-  assert difference.max() < 1.001  # one grey level, and that next to nowhere (a tie)
-  assert (difference > 0.01).mean() < 1e-2
+  assert difference.max() < 1.001  # one grey level
+  # And that next to nowhere: at a tie. Black and white noise has many at 64 -> 56, and which way they fall is the
+  # compiler's choice: 1.3 to 2.3 % of the noise, 0.1 % of the smooth picture.
+  assert ((difference > 0.01).mean((1, 2, 3)) < [5e-3, 3e-2]).all()
 
 
 def test_values_between_grey_levels_are_rounded_before_anything_is_resized():
