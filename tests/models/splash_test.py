@@ -139,7 +139,8 @@ KERNEL = 'custom_call_target="tpu_custom_call"'
 
 @pytest.mark.slow
 @TPU
-@pytest.mark.parametrize('where, sizes', [('v5e:2x2', (1, 4, 1)), ('v5e:2x2', (1, 2, 2)), ('v5p:2x2x2', (2, 2, 2))], ids=str)
+@pytest.mark.parametrize('where, sizes', [
+    ('v5e:2x2', (1, 4, 1)), ('v5e:2x2', (1, 2, 2)), ('v5p:2x2x2', (2, 2, 2))], ids=str)
 def test_on_tpus_it_takes_less_memory_and_gathers_nothing(where, sizes):
   devices = mesh.make(list(zip(mesh.AXES, sizes)), topology.devices(where))
   mask_LS = layers.causal_by_scale(var.SCALES_512)
