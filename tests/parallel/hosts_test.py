@@ -73,6 +73,22 @@ def test_half_an_address_and_too_many_processes_are_told(tmp_path):
 
 
 @pytest.mark.slow
+def test_one_process_told_twice_saves_once_and_goes_on_as_if_nothing_had_been(tmp_path):
+  argv = [*TINY, '--config.steps=300']
+  hosts.finish(hosts.start(1, 1, tmp_path / 'whole', *argv, f'--workdir={tmp_path / "w"}'), tmp_path / 'whole')
+  processes = hosts.start(1, 1, tmp_path / 'cut', *argv, f'--workdir={tmp_path / "c"}')
+  wait_for(lambda: len(rows(tmp_path / 'c')) >= 20, processes)
+  for _ in range(2):
+    processes[0].send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+  began = time.time()
+  assert 'a preemption notice came' in hosts.finish(processes, tmp_path / 'cut')[0] and time.time() - began < 30
+  assert 20 <= parameters(tmp_path / 'c')[0] < 300
+  hosts.finish(hosts.start(1, 1, tmp_path / 'again', *argv, f'--workdir={tmp_path / "c"}'), tmp_path / 'again')
+  compare(tmp_path / 'c', parameters(tmp_path / 'w'), rows(tmp_path / 'w'))
+
+
+@pytest.mark.slow
 def test_a_host_that_hangs_ends_the_others_within_the_heartbeat(tmp_path):
   processes = hosts.start(2, 1, tmp_path / 'log', *TINY, f'--workdir={tmp_path / "w"}', '--heartbeat=10',
                           '--config.steps=1000')
