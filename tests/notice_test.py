@@ -82,7 +82,7 @@ def test_a_second_ctrl_c_ends_at_once_and_breaks_nothing(tmp_path):
 
 def test_while_a_checkpoint_is_saved_one_more_is_ignored():
   said = []
-  with notice.listening(said.append) as (check, saving):
+  with pytest.raises(notice.Stop), notice.listening(said.append) as (check, saving):
     check()
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(notice.Stop): check()
@@ -90,6 +90,26 @@ def test_while_a_checkpoint_is_saved_one_more_is_ignored():
     os.kill(os.getpid(), signal.SIGINT)
     assert 'unfinished' in said[-1]
     with pytest.raises(KeyboardInterrupt): os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_ctrl_c_after_the_last_check_is_not_forgotten():
+  with pytest.raises(notice.Stop), notice.listening(print) as (check, _):
+    check()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_time_is_told_by_phase_and_chosen_steps_are_profiled(tmp_path):
+  c = config(4)
+  c.profile = (1, 2)
+  train.train(c, tmp_path)
+  found = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  for i, row in enumerate(found):
+    parts = {k: v for k, v in row.items() if k.startswith('time/') and k not in ('time/step', 'time/save_whole')}
+    np.testing.assert_allclose(row['time/step'], sum(parts.values()), rtol=1e-6)
+    learning = row['time/step'] - parts['time/save'] - parts.get('time/eval', 0.)
+    np.testing.assert_allclose(row['speed/images'], c.data.batch / learning, rtol=1e-6)
+    assert (row['speed/goodput'] > 0) == (i > 0) and row['speed/goodput'] < 1
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
 def test_evaluators_that_were_cut_after_the_last_step_are_run_by_the_next_call(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pathlib
 import platform
 import time
+import uuid
 
 import jax
 import numpy as np
@@ -44,7 +45,7 @@ def train(flags):
     told.append(time.time())
 
   try:
-    multihost.same(facts(put))
+    multihost.same(facts(put, root))
     for name, run in put.items():
       training.train(run.config, root / name, root=root, run=run, saved=saved)
   except BaseException as e:
@@ -74,14 +75,25 @@ def together(config, root):
   return put
 
 
-def facts(put):
-  """{what: what all hosts must have alike} of the runs {name: Run}."""
+def facts(put, root):
+  """{what: what all hosts must have alike} of the runs {name: Run} in the workdir `root`."""
+  word = root / '.hosts'
+  if multihost.several() and multihost.first(): pictures.save_bytes(word, uuid.uuid4().hex.encode())
+  multihost.told('')  # written
   files = sorted(pathlib.Path(__file__).parent.rglob('*.py'))
   code = hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:16]
   return {'config': {f'{name}.{key}'.strip('.'): value for name, run in put.items()
                      for key, value in json.loads(run.config.to_json_best_effort()).items()},
-          'code of vargrl': code, 'data': {name or 'stream': run.data.get_state()['stream'] for name, run in put.items()},
+          'code of vargrl': code,
+          'data': {name or 'stream': run.data.get_state()['stream'] for name, run in put.items() if run.data},
+          'workdir, one folder for all hosts': word.read_text() if multihost.several() and word.exists() else '',
+          'checkpoints': {name or 'run': max(found(root / name), default=None) for name in put},
           'versions': {'python': platform.python_version(), 'jax': jax.__version__, 'numpy': np.__version__}}
+
+
+def found(workdir):
+  """The steps of the checkpoints of a run."""
+  return [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
 
 
 def evaluate(flags):
@@ -89,8 +101,9 @@ def evaluate(flags):
   name, config = chosen(flags.config, flags.run)
   root = pathlib.Path(flags.workdir)
   run = multihost.agreed(lambda: lean(config, root, USED))
+  multihost.same(facts({name: run}, root))
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
-    evals = evaluators.make(config.evals, run.models)
+    evals = multihost.agreed(lambda: evaluators.make(config.evals, run.models))
     stack.callback(evaluators.close, evals)
     params, frozen, step = restored(run, root / name, USED)
     for nickname, evaluator, _ in evals:
@@ -111,7 +124,7 @@ def lean(config, root, used=('tokenizer',)):
 def restored(run, workdir, used=('tokenizer',)):
   """(params, frozen weights, step) of the last good checkpoint in `workdir`, under the mesh of `run`."""
   step, params, meta = store.load(workdir / 'checkpoints', run.shapes.params, item='params')
-  frozen = run.frozen(only=used)
+  frozen = run.frozen(print if multihost.first() else lambda _: None, only=used)
   training.check_frozen(meta, run.fingerprints(frozen), workdir)
   return params, frozen, step
 

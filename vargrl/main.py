@@ -37,11 +37,29 @@ def main(argv=None):
     run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'export': export.main,
            'pairs': pairs.main, 'bench': bench.main, 'compile': compiling.main}
     run[mode](flags)
-  except (ValueError, KeyError, AttributeError, OSError, FloatingPointError, RuntimeError) as e:
-    if os.environ.get('VARGRL_TRACEBACK') or not (told(e) or full(e)): raise
-    print(f'error: {full(e) or sentence(e)}', file=sys.stderr)
+  except Exception as e:
+    known = isinstance(e, (ValueError, KeyError, AttributeError, OSError, FloatingPointError, RuntimeError))
+    if os.environ.get('VARGRL_TRACEBACK') or not (known and (told(e) or full(e))):
+      if left_alone(e): end(traceback.format_exc(), 1)
+      raise
+    text = f'error: {full(e) or sentence(e)}'
+    if left_alone(e): end(text, 2)
+    print(text, file=sys.stderr)
     return 2
   return 0
+
+
+def left_alone(e):
+  """True if other hosts do not know of this error, and wait for this one."""
+  from vargrl.parallel import multihost
+  return multihost.several() and not getattr(e, 'shared', False)
+
+
+def end(text, code):
+  """Ends this process at once, and so the others within the heartbeat: jax's own end would wait for them."""
+  print(text, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(code)
 
 
 def told(e):
@@ -94,7 +112,7 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_string('topology', '', "compile: such as v5e:4x4 or 2*v5e:4x4; the config's pod if empty.",
                            flag_values=values)
   absl_flags.DEFINE_integer('heartbeat', 100, 'train, eval: seconds of silence of a host after which the '
-                            'others end.', flag_values=values)
+                            'others end.', lower_bound=5, flag_values=values)
   absl_flags.DEFINE_float('effort', 0., "compile: from -1, where the compiler tries least, to 0, as it runs the programs.",
                          lower_bound=-1., upper_bound=0., flag_values=values)
   absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
@@ -150,8 +168,8 @@ def start(mode, flags):
   if mode != 'train': jax.config.update('jax_enable_preemption_service', False)
   if note := multihost.start(heartbeat=flags.heartbeat): print(note, file=sys.stderr)
   if jax.process_count() > 1 and mode not in SHARED:
-    raise ValueError(f'{mode}: {jax.process_count()} processes found, one expected; only {", ".join(SHARED)} can '
-                     'be shared by several')
+    raise multihost.shared(ValueError(f'{mode}: {jax.process_count()} processes found, one expected; only '
+                                      f'{", ".join(SHARED)} can be shared by several'))
 
 
 if __name__ == '__main__':

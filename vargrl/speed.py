@@ -17,10 +17,10 @@ class Watch(NamedTuple):
 
 
 @contextlib.contextmanager
-def watching(run, workdir, check):
-  """The Watch of a run. check: called after every phase."""
+def watching(run, workdir, check, began):
+  """The Watch of a run that has begun at `began`, by time.perf_counter. check: called after every phase."""
   clock, marks = {'last': time.perf_counter(), 'useful': 0., 'steps': 0}, {}
-  began, flops, peak = clock['last'], work.step(run), work.peak(jax.devices()[0].device_kind)
+  flops, peak = work.step(run), work.peak(jax.devices()[0].device_kind)
   profile, state = run.config.profile, {'on': False}
 
   def mark(name):

@@ -4,6 +4,7 @@ from functools import partial
 import json
 import math
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -27,21 +28,23 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
   updates were all skipped, and notice.Stop, with the last complete step saved, when the machine is taken away
   or a person has interrupted; what was saved before stays good.
   """
-  workdir = pathlib.Path(workdir)
+  workdir, began = pathlib.Path(workdir), time.perf_counter()
   run = run or Run(config, root or workdir)
   say = say if multihost.first() else lambda _: None
   with contextlib.ExitStack() as stack, jax.set_mesh(run.mesh):
     stack.callback(run.close)
     check, saving = stack.enter_context(notice.listening(say))
-    check_resume(run, workdir)
-    store = stores.Store(workdir / 'checkpoints', every=config.save_every, keep=config.keep)
+    multihost.agreed(lambda: check_resume(run, workdir))
+    store = multihost.agreed(lambda: stores.Store(workdir / 'checkpoints', every=config.save_every, keep=config.keep))
     stack.callback(store.close)
     found = store.restore(run.shapes)
     first, state, data, meta = found or (0, None, None, {})
     frozen = run.frozen(say)
     fingerprints = run.fingerprints(frozen)
     check_frozen(meta, fingerprints, workdir)
-    unseen = meta.get('unseen', False) and multihost.told(str((workdir / SEEN).exists()))[0] == 'False'
+    seen = workdir / SEEN
+    seen = multihost.told(seen.read_text() if seen.exists() else '')[0]
+    unseen = first == config.steps and meta.get('unseen', False) and seen != str(first)
     if first == config.steps and not unseen:
       tell_changes(run, workdir, lambda text: say(f'{text}, without effect on what is finished'))
       say(f'{workdir.name}: finished, {config.steps} steps')
@@ -59,43 +62,47 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
     bar = stack.enter_context(tqdm(
         total=config.steps, initial=first, desc=workdir.name, unit='step', dynamic_ncols=True, mininterval=1.,
         disable=not multihost.first()))
-    watch = stack.enter_context(speed.watching(run, workdir, check))
+    watch = stack.enter_context(speed.watching(run, workdir, check, began))
 
-    def evaluate(step, state):
-      for name, evaluator, every in run.evals:
-        if step in (0, config.steps) or (every and step % every == 0):
-          record(writer, step, name, evaluator(state.params, frozen))
-          watch.phase('eval')
-      if unseen and multihost.first(): pictures.save_bytes(workdir / SEEN, b'')
+    def due(step):
+      """The evaluators that look at the state before this step, or after the last one."""
+      return [x[:2] for x in run.evals if step in (0, config.steps) or (x[2] and step % x[2] == 0)]
 
     def save(step, state, data, stopped=False):
       last = step == config.steps
       if stopped: saving()
       # It waits for the update; but a run that is resumed must find the rows up to here.
-      if stopped or last or step % config.save_every == 0: writer.flush()
-      more = {'unseen': True} if stopped and last else {}  # the evaluators have not looked at it
-      if store.save(step, state, data, meta | more, force=stopped or last) and not stopped: saved()
+      if stopped or due(step) or last or step % config.save_every == 0: writer.flush()
+      if store.save(step, state, data, meta | {'unseen': last}, force=stopped or bool(due(step)) or last) and not stopped:
+        saved()
       took, store.took = store.took, None
       return {'time/save_whole': took} if took else {}
 
-    return loop(run, state, frozen, first, writer, evaluate, save, bar, watch)
+    def evaluate(step, state):
+      for name, evaluator in due(step):
+        record(writer, step, name, evaluator(state.params, frozen))
+        watch.phase('eval')
+      if step == config.steps and multihost.first(): pictures.save_bytes(workdir / SEEN, str(step).encode())
+
+    return loop(run, state, frozen, first, writer, save, evaluate, bar, watch)
 
 
-def loop(run, state, frozen, first, writer, evaluate, save, bar, watch):
-  """Steps first .. config.steps - 1, with evaluate(step, state) and save(step, state, data) before each and after
-  the last."""
+def loop(run, state, frozen, first, writer, save, evaluate, bar, watch):
+  """Steps first .. config.steps - 1, with save(step, state, data) and evaluate(step, state) before each and after
+  the last. What evaluators look at is saved before: they may take longer than the machine is there."""
   config, rng, idle = run.config, jax.random.key(run.config.seed), 0
   collect, step_update = run.pieces()
   halve = jax.jit(partial(update.split, n=config.minibatches))
   for step in range(first, config.steps + 1):
     data = run.data.get_state()
     try:
-      evaluate(step, state)
       saves = save(step, state, data)
+      if step < config.steps: watch.phase('save')
+      evaluate(step, state)
       if step == config.steps: return state
-      watch.phase('save')
       watch.trace(step)
-      batch = multihost.from_local(multihost.agreed(partial(next, run.data)), run.mesh, run.rows)
+      if multihost.several(): watch.phase('wait_for_update', state.params)  # the next line would, and be blamed
+      batch = multihost.from_local(multihost.agreed(partial(read, run.data, watch.phase)), run.mesh, run.rows)
       watch.phase('data')
       batch, metrics, show = collect(state.params, frozen, batch, jax.random.fold_in(rng, step), step, watch.phase)
       watch.phase('prepare')
@@ -118,6 +125,17 @@ def loop(run, state, frozen, first, writer, evaluate, save, bar, watch):
       raise FloatingPointError(f'{bar.desc}: no update of the {SKIPS} steps up to {writer.row["step"]} had a '
                                'finite gradient and a row with a verdict')
     bar.update()
+
+
+def read(data, phase):
+  """The next batch. A signal to all processes of a terminal or job ends the workers of the data first: where there
+  has been one, this is no error but a notice."""
+  try: return next(data)
+  except Exception:
+    for _ in range(0 if multihost.several() else 15):  # jax hears a SIGTERM within a second
+      time.sleep(0.1)
+      phase('data')
+    raise
 
 
 def check_resume(run, workdir):

@@ -41,7 +41,8 @@ def step(run):
   """Of all programs of a step that are counted; 0 if none is."""
   collect = run.config.objective.collect
   names = ['rollout'] if 'rollouts' in collect else []
-  if 'rollouts' in collect and (collect.old == 'trainer' or collect.kl_reward): names.append('logprobs')
+  if 'rollouts' in collect and (collect.old == 'trainer' or collect.kl_reward):
+    names += ['logprobs'] * (2 if collect.kl_reward else 1)  # that of the reference too
   return sum(flops(run, name) for name in names) + run.updates_per_step * flops(run, 'update')
 
 

@@ -1,12 +1,18 @@
 """Several processes are one run: the same numbers, one set of files, one end."""
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import hosts
 import numpy as np
 from PIL import Image
 import pytest
+
+from vargrl.parallel import multihost
 
 TINY = ['train', '--config', 'tests/parallel/tiny.py']
 
@@ -34,7 +40,7 @@ def test_a_notice_to_one_of_two_hosts_and_a_new_start_on_one_are_the_run_on_one(
   """SIGTERM in the middle of a step, to one: both save the same step and end well. One process of eight devices goes
   on. The tokens, seen by rewards and pictures, are those of one device, and so are the parameters to 1e-5."""
   cut, whole = tmp_path / 'cut', tmp_path / 'whole'
-  processes = hosts.start(2, 4, tmp_path / 'two', *TINY, f'--workdir={cut}')
+  processes = hosts.start(2, 4, tmp_path / 'two', *TINY, f'--workdir={cut}', '--config.steps=1000')
   wait_for(lambda: len(rows(cut)) >= 1, processes)  # step 1 is over, and step 2 under way
   processes[1].send_signal(signal.SIGTERM)
   began = time.time()
@@ -42,17 +48,20 @@ def test_a_notice_to_one_of_two_hosts_and_a_new_start_on_one_are_the_run_on_one(
   assert time.time() - began < 30
   assert 'a preemption notice came; the same command goes on' in first and 'goes on' not in second
   saved = parameters(cut)[0]
-  assert 1 <= saved < 5 and len(rows(cut)) == saved
-  hosts.finish(hosts.start(1, 8, tmp_path / 'eight', *TINY, f'--workdir={cut}'), tmp_path / 'eight')
-  hosts.finish(hosts.start(1, 1, tmp_path / 'one', *TINY, f'--workdir={whole}'), tmp_path / 'one')
+  assert 1 <= saved < 1000 and len(rows(cut)) == saved
+  steps = max(saved + 2, 5)
+  hosts.finish(hosts.start(1, 8, tmp_path / 'eight', *TINY, f'--workdir={cut}', f'--config.steps={steps}'),
+               tmp_path / 'eight')
+  hosts.finish(hosts.start(1, 1, tmp_path / 'one', *TINY, f'--workdir={whole}', f'--config.steps={steps}'),
+               tmp_path / 'one')
   assert [row['rewards/jpeg'] for row in rows(cut)] == [row['rewards/jpeg'] for row in rows(whole)]
   pictures = sorted(path.relative_to(whole) for path in whole.glob('images/*/*.png'))
-  assert len(pictures) == 10  # best and worst of each step: all sixteen images, another token would be another picture
+  assert len(pictures) == 2 * steps  # best and worst of each step: all sixteen images; another token, another picture
   for path in pictures:
     a, b = (np.asarray(Image.open(folder / path), np.int32) for folder in (cut, whole))
     assert abs(a - b).max() <= 1, path  # of 256 grey levels
   (step, found), (_, expected) = parameters(cut), parameters(whole)
-  assert step == 5 and found.keys() == expected.keys()
+  assert step == steps and found.keys() == expected.keys()
   for name, x in expected.items():
     np.testing.assert_allclose(found[name], x, rtol=0, atol=1e-5 * abs(x).max(), err_msg=str(name))
 
@@ -67,9 +76,20 @@ def test_hosts_that_disagree_are_told_at_start(tmp_path, wrong, sentence):
   assert not (tmp_path / 'w' / 'metrics.jsonl').exists()
 
 
-def test_half_an_address_and_too_many_processes_are_told(tmp_path):
-  lone = hosts.start(1, 1, tmp_path / 'half', *TINY, f'--workdir={tmp_path}', JAX_PROCESS_ID='0')
-  assert 'JAX_COORDINATOR_ADDRESS is missing' in hosts.finish(lone, tmp_path / 'half', code=2)[0]
+@pytest.mark.parametrize('given, sentence', [
+    ({'JAX_PROCESS_ID': '0'}, 'JAX_COORDINATOR_ADDRESS is missing'),
+    ({'JAX_COORDINATOR_ADDRESS': 'localhost', 'JAX_PROCESS_ID': '0', 'JAX_NUM_PROCESSES': '2'}, 'HOST:PORT expected'),
+    ({'JAX_COORDINATOR_ADDRESS': 'localhost:1', 'JAX_PROCESS_ID': '2', 'JAX_NUM_PROCESSES': '2'},
+     'JAX_PROCESS_ID=2 found, less than JAX_NUM_PROCESSES=2 expected')])
+def test_half_an_address_is_told(given, sentence, monkeypatch):
+  for name, value in given.items(): monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=sentence): multihost.given()
+
+
+def test_what_only_one_process_can_do_is_told(tmp_path):
+  processes = hosts.start(2, 1, tmp_path / 'log', 'bench', *TINY[1:])
+  texts = hosts.finish(processes, tmp_path / 'log', code=2)
+  assert 'error: bench: 2 processes found, one expected' in texts[0]
 
 
 @pytest.mark.slow
@@ -102,14 +122,51 @@ def test_a_host_that_hangs_ends_the_others_within_the_heartbeat(tmp_path):
 
 @pytest.mark.slow
 def test_a_host_that_dies_ends_the_others_and_the_same_command_goes_on(tmp_path):
-  processes = hosts.start(2, 1, tmp_path / 'log', *TINY, f'--workdir={tmp_path / "w"}', '--heartbeat=10',
-                          '--config.save_every=1')
+  argv = [*TINY, f'--workdir={tmp_path / "w"}', '--heartbeat=10', '--config.save_every=1']
+  processes = hosts.start(2, 1, tmp_path / 'log', *argv, '--config.steps=1000')
   wait_for(lambda: len(rows(tmp_path / 'w')) >= 2, processes)
   processes[1].kill()
   assert processes[0].wait(60) != 0
-  hosts.finish(hosts.start(2, 1, tmp_path / 'again', *TINY, f'--workdir={tmp_path / "w"}',
-                           '--config.save_every=1'), tmp_path / 'again')
-  assert parameters(tmp_path / 'w')[0] == 5
+  steps = parameters(tmp_path / 'w')[0] + 2
+  hosts.finish(hosts.start(2, 1, tmp_path / 'again', *argv, f'--config.steps={steps}'), tmp_path / 'again')
+  assert parameters(tmp_path / 'w')[0] == steps
+
+
+@pytest.mark.slow
+def test_a_host_that_fails_alone_ends_the_others_within_the_heartbeat(tmp_path):
+  """The first one cannot write its rows; the others wait for it in the next step."""
+  workdir = tmp_path / 'w'
+  processes = hosts.start(2, 1, tmp_path / 'log', *TINY, f'--workdir={workdir}', '--heartbeat=10', '--config.steps=1000')
+  wait_for(lambda: len(rows(workdir)) >= 1, processes)
+  shutil.rmtree(workdir / 'images')
+  (workdir / 'images').write_text('no folder')
+  began = time.time()
+  assert processes[0].wait(60) == 2 and 'error: ' in hosts.said(tmp_path / 'log')
+  assert processes[1].wait(60) != 0 and time.time() - began < 40
+
+
+def test_a_notice_between_a_save_and_the_next_check_is_heard(tmp_path):
+  """Orbax asks jax for notices too, with the numbers of steps; those must not disturb the count of the hosts."""
+  code = f"""
+import os, signal, time
+from vargrl.parallel import multihost, notice
+multihost.start(heartbeat=10)
+import jax.numpy as jnp
+from vargrl.checkpoint import store as stores
+store = stores.Store({str(tmp_path / 'c')!r}, every=1, keep=1)
+with notice.listening(print) as (check, _):
+  for _ in range(40): check()
+  store.save(7, {{'x': jnp.ones(3)}}, {{}}, {{}}, force=True)
+  store.wait()
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(2)
+  try:
+    for _ in range(5): check()
+  except notice.Stop: print('heard')
+"""
+  found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100, cwd=hosts.ROOT,
+                         env=os.environ | {'PYTHONPATH': str(hosts.ROOT)})
+  assert 'heard' in found.stdout, found.stderr[-2000:]
 
 
 @pytest.mark.slow

@@ -43,6 +43,9 @@ class Store:
         max_to_keep=keep, cleanup_tmp_directories=True)  # What a killed save leaves fills the disk.
     self._manager = ocp.CheckpointManager(
         self._folder, options=options, item_names=('state', 'data', 'meta'))
+    # Orbax would ask jax whether a notice has come, with the number of the step: where hosts stop is agreed on by
+    # comparing the numbers of those who ask, and vargrl.parallel.notice counts in its own way.
+    self._manager.reached_preemption = lambda step: False
 
   def save(self, step: int, state, data, meta: dict, *, force: bool = False) -> bool:
     """Returns whether a save of this step has begun; a failure of the previous one is raised here.
@@ -65,7 +68,7 @@ class Store:
     record = {'step': int(step), 'leaves': _described(leaves, digest.digests(leaves)),
               'data': _sha256(data), 'meta': _plain(meta, 'meta')}
     record['sha256'] = _sha256(record)
-    self._saving, self._began, self.took = step, time.perf_counter(), None
+    self._saving, self._began = step, time.perf_counter()
     try:
       self._manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.PyTreeSave(solid), data=ocp.args.JsonSave(data),

@@ -47,6 +47,12 @@ def given():
                                           f'{", ".join(names.values())}')
     if key != 'coordinator_address' and not found[key].isdigit():
       raise ValueError(f'environment: {name}={found[key]!r} found, a number expected')
+  if not found['coordinator_address'].rpartition(':')[2].isdigit() or ':' not in found['coordinator_address']:
+    raise ValueError(f'environment: {names["coordinator_address"]}={found["coordinator_address"]!r} found, HOST:PORT '
+                     'expected')
+  if int(found['process_id']) >= int(found['num_processes']):
+    raise ValueError(f'environment: JAX_PROCESS_ID={found["process_id"]} found, less than JAX_NUM_PROCESSES='
+                     f'{found["num_processes"]} expected')
   return {'coordinator_address': found['coordinator_address'], 'num_processes': int(found['num_processes']),
           'process_id': int(found['process_id']), 'cluster_detection_method': 'deactivate'}
 
@@ -58,6 +64,11 @@ def alone():
     address = f'127.0.0.1:{s.getsockname()[1]}'
   return {'coordinator_address': address, 'coordinator_bind_address': address, 'num_processes': 1,
           'process_id': 0, 'cluster_detection_method': 'deactivate'}
+
+
+def several():
+  """True if there are other processes; asks no device."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def first():
@@ -157,10 +168,16 @@ def agreed(call):
   try: out = call()
   except Exception as e: error = e
   texts = told('' if error is None else f'{type(error).__name__}: {error}')
-  if error is not None: raise error
+  if error is not None: raise shared(error)
   for host, text in enumerate(texts):
-    if text: raise RuntimeError(f'host {host}: {text}')
+    if text: raise shared(RuntimeError(f'host {host}: {text}'))
   return out
+
+
+def shared(error):
+  """Marks an error that all hosts raise: none has to be ended by the others."""
+  error.shared = True
+  return error
 
 
 def same(facts):
@@ -173,4 +190,4 @@ def same(facts):
       if isinstance(found, dict):
         key = next(k for k in sorted({*found, *expected}) if found.get(k) != expected.get(k))
         what, found, expected = f'{what} {key}', found.get(key), expected.get(key)
-      raise ValueError(f'{what}: {found} on host {host}, {expected} on host 0; all hosts must run the same')
+      raise shared(ValueError(f'{what}: {found} on host {host}, {expected} on host 0; all hosts must run the same'))

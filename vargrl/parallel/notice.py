@@ -22,12 +22,16 @@ class Stop(Exception):
 @contextlib.contextmanager
 def listening(say):
   """Yields (check, saving). check() raises Stop once a host has had a SIGTERM, or this process a first Ctrl-C; a
-  second one is a KeyboardInterrupt at once. saving(): from here on a further one is too late to help."""
-  heard, state = [], {'saving': False}
+  second one is a KeyboardInterrupt at once. saving(): from here on it takes one more. A first Ctrl-C after the last
+  check is a Stop at the end."""
+  heard, late = [], []
 
   def interrupt(number, frame):
+    if late:
+      late.append(number)
+      if len(late) > 2: raise KeyboardInterrupt
+      return say('saving; once more to leave the checkpoint unfinished')
     heard.append(number)
-    if state['saving'] and len(heard) < 3: return say('saving; once more to leave the checkpoint unfinished')
     if len(heard) > 1: raise KeyboardInterrupt
     say('interrupted: stops and saves when this phase is over; once more to stop at once')
     if jax.process_count() > 1: os.kill(os.getpid(), signal.SIGTERM)  # jax tells the others
@@ -37,9 +41,11 @@ def listening(say):
     if heard and jax.process_count() == 1: raise Stop('interrupted')
 
   def saving():
-    state['saving'] = True
+    late.append('saving')
   main = threading.current_thread() is threading.main_thread()
   before = signal.signal(signal.SIGINT, interrupt) if main else None
-  try: yield check, saving
+  try:
+    yield check, saving
+    if heard and jax.process_count() == 1: raise Stop('interrupted')
   finally:
     if main: signal.signal(signal.SIGINT, before)

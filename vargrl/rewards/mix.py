@@ -131,7 +131,8 @@ class Mix:
     if self.host:  # while the device works
       image_nyxc, at = multihost.own(pixels_Byxc)
       label_n = label_B[at] if hasattr(label_B, 'dtype') else [label_B[i] for i in at]
-      judged = lambda: pools.run(self.host.values(), image_nyxc, label_n, max_failed=self.max_failed)
+      allowed = min(1., self.max_failed * len(label_B) / max(len(at), 1))  # the share is of the rows of all hosts
+      judged = lambda: pools.run(self.host.values(), image_nyxc, label_n, max_failed=allowed)
       r = multihost.together(multihost.agreed(judged), at, len(label_B))
       each |= dict(zip(self.host, r, strict=True))
     each = {k: worker.finite(multihost.whole(each[k])) for k in self.names}
