@@ -65,8 +65,8 @@ def get_config(arg=''):
       scale=100.0)
 
   if arg == 'd30':
-    c.policy.size, c.init.policy, c.accum = 'd30', 'weights/var_d30.pth', 16
-    c.rollout.weights = 'sharded'  # gathered, they leave a v5e too little room for the cache
+    c.policy.size, c.init.policy = 'd30', 'weights/var_d30.pth'
+    c.data.prompts, c.accum = 8, 8  # a v5e has room for the cache of 8 images and the gathered weights
   elif arg == 'd36':
     c.pod, c.policy.size, c.tokenizer.size, c.init.policy = 'v5p:2x2x2', 'd36-512', 'var-512', 'weights/var_d36.pth'
     c.data.prompts, c.accum = 8, 16  # the cache of an image and its unguided twin is 1.5 GB

@@ -68,8 +68,8 @@ def get_config(arg=''):
       template='a painting of a {class}')
 
   if arg == 'd30':
-    c.policy.size, c.init.policy, c.accum = 'd30', 'weights/var_d30.pth', 16
-    c.rollout.weights = 'sharded'  # gathered, they leave a v5e too little room for the cache
+    c.policy.size, c.init.policy = 'd30', 'weights/var_d30.pth'
+    c.data.prompts, c.accum = 8, 8  # a v5e has room for the cache of 8 images and the gathered weights
   elif arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))
     c.policy.size = c.tokenizer.size = 'smoke'
