@@ -94,7 +94,7 @@ def test_what_only_one_process_can_do_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_one_process_told_twice_saves_once_and_goes_on_as_if_nothing_had_been(tmp_path):
-  argv = [*TINY, '--config.steps=300']
+  argv = [*TINY, '--config.steps=300', '--config.show_every=1000']
   hosts.finish(hosts.start(1, 1, tmp_path / 'whole', *argv, f'--workdir={tmp_path / "w"}'), tmp_path / 'whole')
   processes = hosts.start(1, 1, tmp_path / 'cut', *argv, f'--workdir={tmp_path / "c"}')
   wait_for(lambda: len(rows(tmp_path / 'c')) >= 20, processes)
