@@ -128,7 +128,8 @@ class Collect(NamedTuple):
   run: Callable       # (params, frozen, batch, rng, step, phase) -> Collected
   programs: Callable
 
-  def __call__(self, *args): return self.run(*args)
+  def __call__(self, params, frozen, batch, rng, step, phase=lambda name, x=None: None):
+    return self.run(params, frozen, batch, rng, step, phase)
 
 
 @dataclasses.dataclass(frozen=True)
