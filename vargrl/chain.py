@@ -52,10 +52,11 @@ def train(flags):
     if any((root / name / 'metrics.jsonl').exists() for name in put): write_report(root, config)
     if not isinstance(e, notice.Stop): raise
     if multihost.first(): print(f'{e}; the same command goes on')
-    return
+    return notice.over()
   finally:
     for run in put.values(): run.close()
   path = write_report(root, config)
+  notice.over()
   if not multihost.first(): return
   for row in before_after(root, config):
     print(f'{row["name"]:20} before {row["before"]:.4g}   after {row["after"]:.4g}')
