@@ -48,15 +48,15 @@ def train(flags):
     multihost.same(facts(put, root))
     for name, run in put.items():
       training.train(run.config, root / name, root=root, run=run, saved=saved)
+    notice.over()
   except BaseException as e:
     if any((root / name / 'metrics.jsonl').exists() for name in put): write_report(root, config)
     if not isinstance(e, notice.Stop): raise
     if multihost.first(): print(f'{e}; the same command goes on')
-    return notice.over()
+    return
   finally:
     for run in put.values(): run.close()
   path = write_report(root, config)
-  notice.over()
   if not multihost.first(): return
   for row in before_after(root, config):
     print(f'{row["name"]:20} before {row["before"]:.4g}   after {row["after"]:.4g}')
