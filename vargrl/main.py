@@ -166,7 +166,8 @@ def start(mode, flags):
   if mode == 'compile': return  # for devices that are not there
   # Who does not ask whether a notice has come must not keep SIGTERM from ending the process.
   if mode != 'train': jax.config.update('jax_enable_preemption_service', False)
-  if note := multihost.start(heartbeat=flags.heartbeat): print(note, file=sys.stderr)
+  note = multihost.start(heartbeat=flags.heartbeat)
+  if note and mode == 'train': print(note, file=sys.stderr)
   if jax.process_count() > 1 and mode not in SHARED:
     raise multihost.shared(ValueError(f'{mode}: {jax.process_count()} processes found, one expected; only '
                                       f'{", ".join(SHARED)} can be shared by several'))
