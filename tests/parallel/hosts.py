@@ -32,7 +32,7 @@ def start(count, devices, log, *argv, only=None, **env):
            *(only or {}).get(i, [])], cwd=ROOT, stdout=out, stderr=out, start_new_session=True,
           # NPROC: threads of the CPU client. With as few as there are devices, two programs wait for each other.
           env=os.environ | {'NPROC': '16', 'JAX_SHARE_BINARY_BETWEEN_HOSTS': '1', 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1',
-                            'PYTHONPATH': str(ROOT)} | (who if count > 1 else {}) | env))
+                            'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests" / "parallel"}'} | (who if count > 1 else {}) | env))
   return found
 
 

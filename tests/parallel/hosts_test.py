@@ -54,7 +54,7 @@ def test_a_notice_to_one_of_two_hosts_and_a_new_start_on_one_are_the_run_on_one(
                tmp_path / 'eight')
   hosts.finish(hosts.start(1, 1, tmp_path / 'one', *TINY, f'--workdir={whole}', f'--config.steps={steps}'),
                tmp_path / 'one')
-  assert [row['rewards/jpeg'] for row in rows(cut)] == [row['rewards/jpeg'] for row in rows(whole)]
+  assert [row['rewards/brightness'] for row in rows(cut)] == [row['rewards/brightness'] for row in rows(whole)]
   pictures = sorted(path.relative_to(whole) for path in whole.glob('images/*/*.png'))
   assert len(pictures) == 2 * steps  # best and worst of each step: all sixteen images; another token, another picture
   for path in pictures:

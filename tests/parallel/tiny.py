@@ -14,6 +14,7 @@ def get_config(arg=''):
   c.mesh, c.replicated_at_most = (('data', 1), ('fsdp', -1), ('tensor', 1)), 0.1
   c.policy.dtype, c.policy.remat = 'float32', 'none'
   c.objective.collect.rollouts, c.objective.collect.old = 2, 'sampler'
+  c.objective.collect.rewards = dict(brightness=dict(name='hosts_reward.brightness', weight=1.0))
   c.rollout.guidance, c.rollout.record, c.reference, c.objective.loss.kl = 0., 'cond', False, 0.
   # A large eps keeps Adam from making a full step of a gradient that is rounding alone, as those of biases are.
   c.optim.peak, c.optim.eps = 1e-2, 1e-2

@@ -1,0 +1,7 @@
+"""A reward that workers import."""
+import numpy as np
+
+
+def brightness(images, prompts):
+  """In whole grey levels: pixels on the edge between two levels do not decide what is learned."""
+  return np.round(images.mean((1, 2, 3)))
