@@ -28,7 +28,8 @@ def get_config(arg=''):
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 
-  c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks', lora_rank=0, lora_alpha=0.0)
+  c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks', attention='dense', lora_rank=0,
+                  lora_alpha=0.0)
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held still.
   c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96,
@@ -70,6 +71,7 @@ def get_config(arg=''):
   elif arg == 'd36':
     c.pod, c.policy.size, c.tokenizer.size, c.init.policy = 'v5p:2x2x2', 'd36-512', 'var-512', 'weights/var_d36.pth'
     c.data.prompts, c.accum = 8, 16  # the cache of an image and its unguided twin is 1.5 GB
+    c.policy.attention = 'splash'    # without the 2240 x 2240 logits of every head
     c.evals.fid.update(npz='weights/VIRTUAL_imagenet512.npz', pixels=512)
   elif arg == 'lora':
     # StyleVAR (https://arxiv.org/abs/2604.21052) saw 1e-5 last, and 5e-5 explode within a hundred steps, at rank 256.

@@ -70,7 +70,7 @@ def test_interrupted_twice_and_continued_is_uninterrupted(tmp_path):
 
 
 def test_a_second_ctrl_c_ends_at_once_and_breaks_nothing(tmp_path):
-  def look(params, frozen):
+  def look(params, frozen, poll):
     for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
     yield 'never', 1.
   run = Run(config(5), tmp_path)
@@ -115,7 +115,7 @@ def test_time_is_told_by_phase_and_chosen_steps_are_profiled(tmp_path):
 def test_evaluators_that_were_cut_after_the_last_step_are_run_by_the_next_call(tmp_path):
   calls = []
 
-  def look(params, frozen):
+  def look(params, frozen, poll):
     calls.append(len(calls))
     if calls == [0, 1]: os.kill(os.getpid(), signal.SIGINT)
     yield 'calls', 1.
@@ -128,3 +128,23 @@ def test_evaluators_that_were_cut_after_the_last_step_are_run_by_the_next_call(t
     except notice.Stop: assert expected == [0, 1]
     assert calls == expected and latest(tmp_path) == 3
   assert [row['step'] for row in rows(tmp_path) if 'look/calls' in row] == [0, 3]
+
+
+def test_an_evaluator_is_cut_between_two_of_its_calls(tmp_path):
+  calls = []
+
+  def cut(poll):
+    calls.append(len(calls))
+    if len(calls) == 2: os.kill(os.getpid(), signal.SIGINT)
+    poll()
+  for total in (2, 2 + 2 * 6):  # of 360 images in 64s, before the first step and after the last
+    c = config(3)
+    c.evals = quickstart.get_config('smoke').classifier.copy_and_resolve_references().evals
+    run = Run(c, tmp_path)
+    (name, evaluate, every), = run.evals
+    run.evals[:] = [(name, lambda params, frozen, poll, e=evaluate: e(params, frozen, lambda: cut(poll)), every)]
+    try:
+      train.train(run.config, tmp_path, run=run)
+      assert len(calls) > 2
+    except notice.Stop: assert latest(tmp_path) == 0
+    assert len(calls) == total

@@ -80,7 +80,7 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
 
     def evaluate(step, state):
       for name, evaluator in due(step):
-        record(writer, step, name, evaluator(state.params, frozen))
+        record(writer, step, name, evaluator(state.params, frozen, partial(watch.phase, 'eval')))
         watch.phase('eval')
       if step == config.steps and multihost.first(): pictures.save_bytes(workdir / SEEN, str(step).encode())
 

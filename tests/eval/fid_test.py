@@ -9,6 +9,7 @@ import striped
 
 from vargrl.eval import fid, inception, reference, samples
 from vargrl.parallel import mesh as meshes
+from vargrl.parallel import rows
 
 EACH, WIDTH = 6, inception.width('smoke')
 
@@ -30,7 +31,9 @@ def real(tmp_path_factory):
 
 def test_equal_images_are_at_distance_0_others_are_not_and_a_mesh_changes_nothing(real):
   evaluate = make(npz=str(real))
-  found = dict(evaluate({'policy': {}}, {}))
+  polls = []
+  found = dict(evaluate({'policy': {}}, {}, lambda: polls.append(0)))
+  assert len(polls) == 2 * len(list(rows.calls(EACH * striped.CLASSES, 8)))  # real ones and drawn ones
   assert list(found) == ['fid', 'inception_score', 'precision', 'recall', 'real_images', 'images']
   assert found['fid'] < 1e-6 and found['precision'] == found['recall'] == 1.
   assert found['inception_score'] > 1 and found['images'] == found['real_images'] == EACH * striped.CLASSES

@@ -37,7 +37,12 @@ def judged(tmp_path_factory):
   )  # fmt: skip
   evaluate = judge.make(models, dataset='digits', size=8, samples_each=EACH, seed=0,
                         dir=str(tmp_path_factory.getbasetemp() / 'tfds'))  # fmt: skip
-  return lambda pixels: dict(evaluate({'policy': {}}, {'drawn': jnp.asarray(image.to_float(pixels))}))
+  def judged(pixels):
+    polls = []
+    found = dict(evaluate({'policy': {}}, {'drawn': jnp.asarray(image.to_float(pixels))}, lambda: polls.append(0)))
+    assert polls
+    return found
+  return judged
 
 
 def test_real_images_are_wrong_where_the_judge_errs_and_nowhere_else(judged, svc):

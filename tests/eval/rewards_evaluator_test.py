@@ -4,6 +4,7 @@ import pytest
 import striped
 
 from vargrl.eval import rewards, samples
+from vargrl.parallel import rows
 from vargrl.rewards import jpeg
 
 POOL = dict(max_failed=0.1, workers=1, timeout=60., retries=0, chunk=4)
@@ -18,7 +19,8 @@ def make(**changes):
 
 def test_mean_and_deviation_of_every_reward_over_the_images():
   evaluate = make(rewards=DEVICE | HOST)
-  try: found = dict(evaluate({'policy': {}}, {}))
+  polls = []
+  try: found = dict(evaluate({'policy': {}}, {}, lambda: polls.append(0)))
   finally: evaluate.close()
   image_Byxc, _ = samples.sampler(striped.MODELS)({'policy': {}}, {}, classes=(1, 3), each=5, seed=0)
   wanted = {'bright': image_Byxc.mean((1, 2, 3)) / 255,
@@ -27,6 +29,7 @@ def test_mean_and_deviation_of_every_reward_over_the_images():
     assert found[name] == pytest.approx(np.mean(r_B), rel=1e-5)
     assert found[f'{name}/std'] == pytest.approx(np.std(r_B), rel=1e-4)
   assert found['masked'] == 0 and len(found) == 5
+  assert len(polls) == len(list(rows.calls(10, 4)))
 
 
 @pytest.mark.parametrize('changes, message', [

@@ -28,11 +28,11 @@ def make(models, *, weights, size, images, seed, preset, batch, npz, dataset, sp
   else: real = reference.split(models, dataset=dataset, split=split, size=pixels, crop=crop, dir=dir, limit=limit)
   memory = {}
 
-  def known():
+  def known(poll):
     """The network's weights; the moments and the features of real images, or None."""
     if not memory:
       params, pool_ND, count = load(), None, 0
-      if real.batches: pool_ND, _ = inception.stacked(features, params, real.batches(batch))
+      if real.batches: pool_ND, _ = inception.stacked(features, params, real.batches(batch, poll))
       moments = real.moments() if real.moments else statistics.moments(pool_ND)
       if pool_ND is not None:  # evenly: a split may be sorted by class
         count = len(pool_ND)
@@ -40,16 +40,16 @@ def make(models, *, weights, size, images, seed, preset, batch, npz, dataset, sp
       memory.update(params=params, moments=moments, pool=pool_ND, count=count)
     return memory
 
-  def drawn(params, frozen):
+  def drawn(params, frozen, poll):
     each = images // models.classes
     label_B = np.repeat(np.arange(models.classes), each)
     keys_B = models.keys(jax.random.key(seed), models.classes, each).reshape(-1)
-    for row_B, counts_B in rows.calls(images, batch):
+    for row_B, counts_B in rows.calls(images, batch, poll):
       yield some(params, frozen, label_B[row_B], keys_B[row_B]), counts_B
 
-  def evaluate(params, frozen):
-    found = known()
-    pool_ND, logits_NV = inception.stacked(features, found['params'], drawn(params, frozen))
+  def evaluate(params, frozen, poll=None):
+    found = known(poll)
+    pool_ND, logits_NV = inception.stacked(features, found['params'], drawn(params, frozen, poll))
     order = np.random.default_rng(0).permutation(images)  # they are sorted by class
     yield 'fid', statistics.frechet(statistics.moments(pool_ND), found['moments'])
     yield 'inception_score', statistics.inception_score(logits_NV[order])

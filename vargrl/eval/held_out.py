@@ -26,9 +26,9 @@ def make(models, *, kind, dataset, split, size, crop, dir, limit):
   measure = jax.jit(lambda params, frozen, batch, weight_B: metrics(
       models, params, frozen, *rows.spread((batch, weight_B))))
 
-  def evaluate(params, frozen):
+  def evaluate(params, frozen, poll=None):
     images, found = read(), {}
-    for row_B, counts_B in rows.calls(len(images['image']), BATCH):
+    for row_B, counts_B in rows.calls(len(images['image']), BATCH, poll):
       batch = {name: x[row_B] for name, x in images.items()}
       for name, value in jax.tree.map(multihost.whole, measure(params, frozen, batch, counts_B)).items():
         found.setdefault(name, []).append(value)

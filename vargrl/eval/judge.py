@@ -24,9 +24,9 @@ def make(models, *, dataset, size, dir, samples_each, seed):
       memory['variance'] = variance(flat(test['image']), test['label'])
     return memory['svc'], memory['real'], memory['variance']
 
-  def evaluate(params, frozen):
+  def evaluate(params, frozen, poll=None):
     svc, real, real_variance = judge()
-    image_Byxc, label_B = draw(params, frozen, classes=models.classes, each=samples_each, seed=seed)
+    image_Byxc, label_B = draw(params, frozen, classes=models.classes, each=samples_each, seed=seed, poll=poll)
     flat = image_Byxc.reshape(len(image_Byxc), -1).astype(np.float32) / 255
     said_B = svc.predict(flat)
     yield 'wrong', float(np.mean(said_B != label_B))

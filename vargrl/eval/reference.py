@@ -1,4 +1,5 @@
 """What generated images are compared with: an .npz of the field, or a split of real images."""
+from functools import partial
 import math
 import pathlib
 from typing import Callable, NamedTuple
@@ -17,7 +18,7 @@ NAME = 'VIRTUAL_imagenet256_labeled.npz'
 
 class Reference(NamedTuple):
   """moments: () -> (mean [D], covariance [D, D]), or None: those of the images. images: how many there are.
-  batches: batch size -> (uint8 image_Byxc, counts_B)..., as rows.calls cuts them."""
+  batches: (batch size, poll) -> (uint8 image_Byxc, counts_B)..., as rows.calls cuts them."""
   moments: Callable | None
   images: int
   batches: Callable | None
@@ -50,7 +51,7 @@ def npz(path, *, features):
     with np.load(path, allow_pickle=False) as file: return file['mu'], file['sigma']
   return Reference(moments if wanted.keys() <= found.keys() else None,
                    found['arr_0'][0][0] if 'arr_0' in found else 0,
-                   (lambda batch: packed(path, batch)) if 'arr_0' in found else None)
+                   partial(packed, path) if 'arr_0' in found else None)
 
 
 def headers(path):
@@ -77,11 +78,11 @@ def read_header(array):
   return shape, dtype
 
 
-def packed(path, batch):
+def packed(path, batch, poll=None):
   """The images of arr_0: the 2 GB of 10,000 of them never exist at once."""
   with zipfile.ZipFile(path) as file, file.open('arr_0.npy') as array:
     (count, *shape), _ = read_header(array)
-    for row_B, counts_B in rows.calls(count, batch):
+    for row_B, counts_B in rows.calls(count, batch, poll):
       n, size = int(counts_B.sum()), math.prod(shape)
       data = array.read(n * size)
       if len(data) < n * size:
@@ -96,9 +97,9 @@ def split(models, *, dataset, split, size, crop, dir, limit):
   real.images(models, features=('image',), **options)  # says what is wrong
   have = source.count(dataset=dataset, split=split, dir=dir)
 
-  def batches(batch):
+  def batches(batch, poll=None):
     one = source.walk(**options)
-    for row_B, counts_B in rows.calls(min(limit or have, have), batch):
+    for row_B, counts_B in rows.calls(min(limit or have, have), batch, poll):
       whole = lambda x: np.rint((x + 1) * 127.5).astype(np.uint8)
       images = [whole(row['image'][0]) for _, row in zip(row_B[counts_B], one)]
       if not images: return

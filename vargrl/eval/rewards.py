@@ -29,11 +29,11 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
     if not memory: memory['rewards'] = mixed.load(jax.sharding.get_mesh())
     return memory
 
-  def evaluate(params, frozen):
+  def evaluate(params, frozen, poll=None):
     scored = frozen | weights() if hasattr(mixed, 'load') else frozen
     label_B, found, masked = np.repeat(label_P, each), {}, []
     keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
-    for row_B, counts_B in rows.calls(len(label_B), batch):
+    for row_B, counts_B in rows.calls(len(label_B), batch, poll):
       image_Byxc = some(params, frozen, label_B[row_B], keys_B[row_B]).astype(np.float32) / 127.5 - 1
       r_B, each_B, _ = mixed.score(scored, image_Byxc, label_B[row_B])
       masked.append(~np.isfinite(r_B[counts_B]))

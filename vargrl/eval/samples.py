@@ -18,8 +18,8 @@ def make(models, *, classes, each, seed, preset):
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() <= known:
     raise ValueError(f'classes: {classes} found, some of 0 .. {known - 1} ({known}: unconditional) expected')
 
-  def evaluate(params, frozen):
-    image_Byxc, _ = draw(params, frozen, classes=label_P, each=each, seed=seed)
+  def evaluate(params, frozen, poll=None):
+    image_Byxc, _ = draw(params, frozen, classes=label_P, each=each, seed=seed, poll=poll)
     yield 'grid', pictures.grid(image_Byxc, columns=each, cell=48)
   return evaluate
 
@@ -30,17 +30,17 @@ def labels(classes):
 
 
 def sampler(models, preset=''):
-  """draw(params, frozen, *, classes, each, seed, batch) -> (uint8 image_Byxc, label_B), by class.
+  """draw(params, frozen, *, classes, each, seed, batch, poll) -> (uint8 image_Byxc, label_B), by class.
 
-  Image r of the class at place p has its own key, and is the same whatever is drawn with it.
+  Image r of the class at place p has its own key, and is the same whatever is drawn with it. poll: see eval/run.py.
   """
   some = batch_sampler(models, preset)
 
-  def draw(params, frozen, *, classes, each, seed, batch=64):
+  def draw(params, frozen, *, classes, each, seed, batch=64, poll=None):
     label_P = labels(classes)
     label_B, images = np.repeat(label_P, each), []
     keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
-    for row_B, counts_B in rows.calls(len(label_B), batch):
+    for row_B, counts_B in rows.calls(len(label_B), batch, poll):
       images.append(multihost.whole(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B])
     return np.concatenate(images), label_B
   return draw

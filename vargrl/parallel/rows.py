@@ -14,14 +14,15 @@ def ways():
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in rules.ROWS)
 
 
-def calls(n, batch):
+def calls(n, batch, poll=None):
   """(row_B, counts_B) of each call: together they count every row 0 .. n - 1 once.
 
   All have one length, so that one program is compiled: at most `batch` rows on each device. The last
-  call is filled up with the last row, which does not count again.
+  call is filled up with the last row, which does not count again. poll() comes before each: it may end them all.
   """
   size = ways() * min(batch, -(-n // ways()))
   for start in range(0, n, size):
+    if poll: poll()
     row_B = np.arange(start, start + size)
     yield np.minimum(row_B, n - 1), row_B < n
 
