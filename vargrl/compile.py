@@ -100,7 +100,8 @@ class Compiler:
                         program.output_shardings)
 
   def tell(self, name, program, more, seconds):
-    memory, text = program.memory_analysis(), hlo.parse(program.as_text())
+    memory, source = program.memory_analysis(), program.as_text()
+    text = hlo.parse(source)
     own = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + memory.output_size_in_bytes \
         - memory.alias_size_in_bytes  # the state is donated: the new one takes its place
     need = sum(self.held.values()) + more + own
@@ -108,6 +109,7 @@ class Compiler:
     total, wanted = sum(counted.values()), work.flops(self.run, name) / self.run.mesh.size
     ratio = f'{total / wanted:.2f} of analytic' if wanted else ''
     again = f' ({counted["again"] / (wanted or total):.2f} made again)' if counted.get('again') else ''
+    if hlo.KERNEL in source: again += ', without those of its kernels'
     print(f'{name:18} {gib(need)} ({need / self.capacity:4.0%}), its own {own / 2 ** 30:.2f}   {total / 1e12:.3f} TFLOP '
           f'{ratio}{again}   compiled in {seconds:.1f} s', flush=True)
     sent = hlo.collectives(text)

@@ -88,6 +88,19 @@ def test_a_group_cut_over_the_mesh_samples_the_same_tokens(model):
   np.testing.assert_array_equal(out.tokens, on(model, None, sampled(model, 2, 8)).tokens)
 
 
+def test_images_of_a_group_cut_over_the_mesh_are_decoded_once(model):
+  def decoded(params, vq_params, label_P):
+    tokens_PRL = jax.lax.with_sharding_constraint(jnp.ones((2, 8, model.c.length), jnp.int32) + label_P[:2, None, None],
+                                                  PartitionSpec('data', 'fsdp'))
+    return next_scale.decode(model.vae, vq_params, tokens_PRL.reshape(16, -1))
+  devices = mesh.make([('data', 1), ('fsdp', 1), ('tensor', 1)], jax.devices()[:1])
+  with jax.set_mesh(devices):
+    one = hlo.parse(jax.jit(decoded).lower(model.params, model.vq_params, LABELS).compile().as_text())
+  image_Byxc, program = compiled(model, (1, 8, 1), decoded)
+  assert sum(hlo.flops(program).values()) == sum(hlo.flops(one).values()) / 8 > 0
+  np.testing.assert_array_equal(image_Byxc[:8], image_Byxc[:1].repeat(8, 0))
+
+
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
 def test_teacher_forcing_and_gradients_are_the_same_on_every_mesh(model, alone, sizes):
   out = on(model, sizes, trained(model, alone[1]))

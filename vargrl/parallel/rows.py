@@ -29,6 +29,6 @@ def calls(n, batch, poll=None):
 
 def spread(tree):
   """Arrays that lead with B, in a jitted function: each device computes its own rows. Without a
-  mesh, does nothing."""
-  if jax.sharding.get_abstract_mesh().empty: return tree
+  mesh, or where they do not divide over it, does nothing."""
+  if jax.sharding.get_abstract_mesh().empty or any(len(x) % ways() for x in jax.tree.leaves(tree)): return tree
   return jax.lax.with_sharding_constraint(tree, PartitionSpec(rules.ROWS))

@@ -15,7 +15,7 @@ import numpy as np
 from vargrl.models import cache as caches
 from vargrl.models import layers, var
 from vargrl.models.var import Model
-from vargrl.parallel import rules
+from vargrl.parallel import rows, rules
 from vargrl.parallel.rules import shard
 from vargrl.rollout import sample
 from vargrl.tokenizers import vq
@@ -151,7 +151,7 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
     return model.apply({'params': params}, label_B, inputs_1LC.repeat(n, 0), keep, still, method='forward')
 
   def logits_of(params, x_BLD, head_B2D, strength_L, still):
-    one = lambda params, rows: model.apply({'params': params}, x_BLD[rows], head_B2D[rows], method='logits')
+    one = lambda params, part: model.apply({'params': params}, x_BLD[part], head_B2D[part], method='logits')
     n = len(x_BLD) - still
     logits = [one(params, slice(n)), one(stop(params), slice(n, None))] if still else [one(params, slice(None))]
     return mix(jnp.concatenate(logits), strength_L[:, None]) / c.temperature
@@ -257,15 +257,16 @@ def logprobs(model, tokenizer, c, params, vq_params, label_P, tokens_PRL, keep_P
   """Scores of P x R rows of tokens under the policy of record, each field [P, R, L]."""
   p, r, _ = spread(*tokens_PRL.shape[:2])
   one = partial(score, model, tokenizer, c, params, vq_params, reference=reference)
-  rows = lambda label, tokens_RL, keep: jax.vmap(
+  group = lambda label, tokens_RL, keep: jax.vmap(
       lambda t, k: one(label, t, k), in_axes=(0, None if keep is None else 0), **r)(tokens_RL, keep)
-  return jax.vmap(rows, in_axes=(0, 0, None if keep_PRX2 is None else 0), **p)(
+  return jax.vmap(group, in_axes=(0, 0, None if keep_PRX2 is None else 0), **p)(
       label_P, tokens_PRL, keep_PRX2)
 
 
 def decode(tokenizer, vq_params, tokens_BL):
   """t_BL -> image_Byxc in [-1, 1]."""
-  return shard(tokenizer.apply({'params': vq_params}, tokens_BL, method='decode'), 'Byxc')
+  # P x R rows of which R is spread are, as B rows, in no order that the compiler knows: it would decode all everywhere.
+  return shard(tokenizer.apply({'params': vq_params}, rows.spread(tokens_BL), method='decode'), 'Byxc')
 
 
 def keys(rng, P, R, first=0):
