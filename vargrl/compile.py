@@ -8,6 +8,7 @@ import re
 import time
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
@@ -28,10 +29,18 @@ def main(flags):
   what cannot be compiled."""
   jax.config.update('jax_platforms', 'cpu')  # no TPU is asked for, there may be none
   found = chain.runs(flags.config) if not flags.run else [chain.chosen(flags.config, flags.run)]
-  fits = True
-  for name, config in found:
-    fits &= compiled(name, config, flags.topology or config.pod, flags.effort)
+  fits, before = True, jax.config.jax_enable_compilation_cache
+  caching(False)
+  try:
+    for name, config in found: fits &= compiled(name, config, flags.topology or config.pod, flags.effort)
+  finally: caching(before)
   if not fits: raise SystemExit(1)
+
+
+def caching(on):
+  """Of compiled programs on disk: where there is no TPU, those for one are written but cannot be read back."""
+  jax.config.update('jax_enable_compilation_cache', on)
+  compilation_cache.reset_cache()  # or what was decided at the first compilation stays
 
 
 def compiled(name, config, where, effort):
@@ -109,7 +118,7 @@ class Compiler:
     total, wanted = sum(counted.values()), work.flops(self.run, name) / self.run.mesh.size
     ratio = f'{total / wanted:.2f} of analytic' if wanted else ''
     again = f' ({counted["again"] / (wanted or total):.2f} made again)' if counted.get('again') else ''
-    if hlo.KERNEL in source: again += ', without those of its kernels'
+    if hlo.KERNEL in source: again += ', without those of the splash kernel'
     print(f'{name:18} {gib(need)} ({need / self.capacity:4.0%}), its own {own / 2 ** 30:.2f}   {total / 1e12:.3f} TFLOP '
           f'{ratio}{again}   compiled in {seconds:.1f} s', flush=True)
     sent = hlo.collectives(text)
