@@ -2,6 +2,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -148,3 +150,17 @@ def test_an_evaluator_is_cut_between_two_of_its_calls(tmp_path):
       assert len(calls) > 2
     except notice.Stop: assert latest(tmp_path) == 0
     assert len(calls) == total
+
+
+@pytest.mark.parametrize('mode, ends', [('sample', True), ('train', False)])
+def test_only_who_listens_for_a_notice_keeps_sigterm_from_ending_the_process(mode, ends):
+  code = ('import time, types\nfrom vargrl import main\n'
+          f'main.start({mode!r}, types.SimpleNamespace(heartbeat=100))\nprint("begun", flush=True)\ntime.sleep(100)')
+  with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as process:
+    try:
+      assert process.stdout.readline() == 'begun\n'
+      process.send_signal(signal.SIGTERM)
+      if ends: assert process.wait(30) == -signal.SIGTERM
+      else:
+        with pytest.raises(subprocess.TimeoutExpired): process.wait(2)
+    finally: process.kill()

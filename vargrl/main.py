@@ -2,6 +2,7 @@
 import difflib
 import os
 import pathlib
+import signal
 import sys
 import traceback
 
@@ -164,9 +165,9 @@ def start(mode, flags):
     # The small programs too: there are hundreds, and to read one takes half as long as to compile it.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
   if mode == 'compile': return  # for devices that are not there
-  # Who does not ask whether a notice has come must not keep SIGTERM from ending the process.
-  if mode != 'train': jax.config.update('jax_enable_preemption_service', False)
-  note = multihost.start(heartbeat=flags.heartbeat)
+  before, note = jax.distributed.is_initialized(), multihost.start(heartbeat=flags.heartbeat)
+  # Who does not ask whether a notice has come must not keep SIGTERM from ending the process, as jax now would.
+  if mode != 'train' and not before: signal.signal(signal.SIGTERM, signal.SIG_DFL)
   if note and mode == 'train': print(note, file=sys.stderr)
   if jax.process_count() > 1 and mode not in SHARED:
     raise multihost.shared(ValueError(f'{mode}: {jax.process_count()} processes found, one expected; only '
