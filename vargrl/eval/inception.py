@@ -9,6 +9,7 @@ import numpy as np
 
 from vargrl.checkpoint import torch
 from vargrl.models import inception
+from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, rows
 
 NAME = 'pt_inception-2015-12-05-6726825d.pth'
@@ -31,7 +32,7 @@ def network(*, weights, size):
   if weights: torch.check(path, layouts, shapes)
 
   def load():
-    mesh = jax.sharding.get_mesh()
+    mesh = meshes.current()
     here = (jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh.empty else
             jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))  # 95 MB: whole on every device
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)

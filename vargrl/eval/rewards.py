@@ -3,6 +3,7 @@ import jax
 import numpy as np
 
 from vargrl.eval import samples
+from vargrl.parallel import mesh as meshes
 from vargrl.parallel import rows
 from vargrl.rewards import mix
 
@@ -26,7 +27,7 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
 
   def weights():
     """{'rewards': weights} of the rewards that have some, read at the first use."""
-    if not memory: memory['rewards'] = mixed.load(jax.sharding.get_mesh())
+    if not memory: memory['rewards'] = mixed.load(meshes.current())
     return memory
 
   def evaluate(params, frozen, poll=None):

@@ -3,7 +3,7 @@ import math
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 import numpy as np
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -31,6 +31,12 @@ def make(axes, devices=None):
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
   # Auto, said aloud: newer versions of jax.make_mesh default to Explicit, which refuses our constraints.
   return Mesh(placed(devices, sizes), names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def current():
+  """The mesh that is set, with its devices; an empty one if none is. (jax 0.7.2 has no jax.sharding.get_mesh.)"""
+  if jax.sharding.get_abstract_mesh().empty: return Mesh(np.empty((), object), ())
+  return jax.jit(lambda: 0., out_shardings=PartitionSpec())().sharding.mesh
 
 
 def placed(devices, sizes):
