@@ -49,7 +49,7 @@ def test_booleans_integers_and_object_arrays_are_scores():
   [
     ('judges.NOT_A_FUNCTION', {}, 'found a int, expected a function'),
     ('judges.prompt', {'scal': 2}, "unknown option 'scal'; did you mean 'scale'"),
-    ('judges.always', {}, "missing a required argument: 'how'"),
+    ('judges.always', {}, "missing a required (keyword-only )?argument: 'how'"),
     ('sharpness.reward', {}, 'missing a required argument'),  # a device reward, called as host's
     ('broken.f', {}, r'importing broken: Traceback[\s\S]*OSError: weights not found'),
     ('vargrl.rewards.jpg', {}, "vargrl.rewards has no 'jpg'; did you mean 'jpeg'"),
