@@ -15,8 +15,11 @@ COVERED = .45  # share of a pixel from which it belongs to an object
 GRID, REACH = 24, 1.35  # points along a side of a canonical shape, and how far they reach, in roots of its area
 BLURS = (.04, .08, .12, .16, .2, .25)  # standard deviations, in the same unit
 ALIKE = .2  # the largest share of a shape's energy by which a picture of it may be off
+PALE, BEYOND = .02, .6  # how much worse a fit counts that takes a colour to be pale; for a size beyond the world's
 DUST = .35  # of the least object's area: what is smaller is no object
 NEAR = 3  # pixels around an object that its blur may reach
+# Luminance, and what is left of blue and red without it, at half weight.
+LUMA = np.array([[.299, .587, .114], [-.084, -.166, .25], [.25, -.209, -.041]])
 
 
 def read(image_yxc, world):
@@ -31,24 +34,21 @@ def read(image_yxc, world):
   if y != x or y < world.pixels:
     raise ValueError(f'image: {y} x {x} pixels found, a square of at least {world.pixels} expected')
   factor = max(1, y // LONGEST)
-  image_yxc = averaged(image_yxc.astype(np.float64), factor)
+  image_yxc = averaged(image_yxc.astype(np.float32), factor)
   unit = worlds.UNIT * factor / y
   away_yxc = ground(image_yxc) - image_yxc
-  kind_yx, share_yxk = mixtures(image_yxc, away_yxc, world)
+  ways_kc = (image_yxc + away_yxc).mean((0, 1)) - np.array([*(worlds.COLOURS[k] for k in world.colours), worlds.INK])
+  kind_yx, share_yxk = mixtures(away_yxc, ways_kc)
   objects, ink = [], len(world.colours)
   written_yx = np.zeros(kind_yx.shape, bool)
-  least = DUST * min(ratio for ratio, _ in forms(world.shapes)[1]) * (world.small[0] / unit) ** 2
-  for at, body_yx, mine_yx in bodies(covered(kind_yx, share_yxk)):
-    kinds = np.bincount(kind_yx[at][body_yx], minlength=ink + 1)
-    if kinds[ink] * 2 > kinds.sum():
-      written_yx[at] |= mine_yx
-      continue
-    large = [k for k in range(ink) if kinds[k] >= least] or [int(kinds[:ink].argmax())]
-    for k in large:
-      part_yx = mine_yx & (kind_yx[at] == k) if len(large) > 1 else mine_yx
+  least = DUST * min(area for area, _ in forms(world.shapes)[1]) * (world.small[0] / unit) ** 2
+  covered_yx = np.take_along_axis(share_yxk, kind_yx[..., None], -1)[..., 0] > COVERED
+  for at, body_yx, mine_yx in bodies(covered_yx):
+    for k, part_yx in parts(kind_yx[at], body_yx, mine_yx, away_yxc[at], ways_kc, least):
       share_yx = share_yxk[at][..., k] * part_yx
-      if share_yx.sum() < least: continue
-      shape, size, x, y = form(share_yx, world.shapes)
+      if k == ink: written_yx[at] |= part_yx
+      if k == ink or share_yx.sum() < least: continue
+      shape, size, x, y = form(share_yx, world, unit)
       x, y = x + at[1].start, y + at[0].start
       objects.append(worlds.Object(shape, world.colours[k], *(round(float(z * unit)) for z in (size, x, y))))
   return objects, reading.word(share_yxk[..., ink] * written_yx, world.cell / unit)
@@ -62,29 +62,41 @@ def averaged(image_yxc, factor):
 
 def ground(image_yxc):
   """The light ground under everything: a plane through the pixels that are light in every channel."""
-  least_yx = image_yxc.min(-1)
+  basis_yxb = np.stack([np.ones(image_yxc.shape[:2]), *np.indices(image_yxc.shape[:2]) / len(image_yxc)], -1)
+  step = max(1, len(image_yxc) // 48)  # so many rows are enough
+  some_yxb, some_yxc = basis_yxb[::step, ::step], image_yxc[::step, ::step]
+  least_yx = some_yxc.min(-1)
   light_yx = least_yx > np.percentile(least_yx, 98) - 40
-  at_yx = np.indices(light_yx.shape) / len(light_yx)
-  basis_yxb = np.stack([np.ones(light_yx.shape), *at_yx], -1)
   for _ in range(2):
-    plane_bc = np.linalg.lstsq(basis_yxb[light_yx], image_yxc[light_yx], rcond=None)[0]
-    ground_yxc = basis_yxb @ plane_bc
-    close_yx = abs(image_yxc - ground_yxc).max(-1) < 24
+    plane_bc = np.linalg.lstsq(some_yxb[light_yx], some_yxc[light_yx], rcond=None)[0]
+    close_yx = abs(some_yxc - some_yxb @ plane_bc).max(-1) < 24
     light_yx = close_yx if close_yx.sum() > 16 else light_yx
-  return ground_yxc
+  return (basis_yxb @ plane_bc).astype(np.float32)
 
 
-def mixtures(image_yxc, away_yxc, world):
-  """(the colour of the world, or ink after the last, of which a pixel is a mixture with the ground; its share of each)."""
-  colours_kc = np.array([*(worlds.COLOURS[name] for name in world.colours), worlds.INK], float)
-  way_kc = (image_yxc + away_yxc).mean((0, 1)) - colours_kc
-  share_yxk = away_yxc @ (way_kc / (way_kc ** 2).sum(-1, keepdims=True)).T
-  rest_yxkc = away_yxc[..., None, :] - np.clip(share_yxk, 0, 1.2)[..., None] * way_kc
-  return (rest_yxkc ** 2).sum(-1).argmin(-1), np.minimum(share_yxk, 1.05)
+def mixtures(away_yxc, ways_kc):
+  """(which of the ways a pixel has gone from the ground [y, x], what share of each way [y, x, k]).
+
+  Shares are measured in luminance more than in chroma, which JPEG and tokenizers blur.
+  """
+  metric_cc = LUMA.T @ LUMA
+  share_yxk = away_yxc @ (metric_cc @ ways_kc.T / ((ways_kc @ metric_cc) * ways_kc).sum(-1)).astype(np.float32)
+  clipped_yxk = np.clip(share_yxk, 0, 1.2)
+  along_yxk = away_yxc @ ways_kc.T.astype(np.float32)
+  rest_yxk = clipped_yxk * (clipped_yxk * (ways_kc ** 2).sum(-1).astype(np.float32) - 2 * along_yxk)
+  return rest_yxk.argmin(-1), np.minimum(share_yxk, 1.05)
 
 
-def covered(kind_yx, share_yxk):
-  return np.take_along_axis(share_yxk, kind_yx[..., None], -1)[..., 0] > COVERED
+def parts(kind_yx, body_yx, mine_yx, away_yxc, ways_kc, least):
+  """(kind, its pixels) of a body: one, or several where bodies of different colours touch."""
+  inner = [ndimage.binary_erosion(body_yx & (kind_yx == k)).sum() for k in range(len(ways_kc))]
+  # The rim of a body may pass for another colour; two bodies that touch have an inside each.
+  solid = [k for k, n in enumerate(inner) if n > .2 * least]
+  if len(solid) > 1: return [(k, mine_yx & (kind_yx == k)) for k in solid]
+  # The sum over a body and its surroundings is what blur leaves as it is.
+  total_c = away_yxc[mine_yx].sum(0)
+  alike_k = ways_kc @ total_c / np.linalg.norm(ways_kc, axis=-1)
+  return [(int(alike_k.argmax()), mine_yx)]
 
 
 def bodies(covered_yx):
@@ -129,14 +141,21 @@ def canonical(share_yx, area, x, y):
   return ndimage.map_coordinates(share_yx, points, order=1).reshape(-1)
 
 
-def form(share_yx, shapes):
-  """(shape or '', size, x, y of the centre of its box, in pixels) of one body."""
-  inner = np.sort(share_yx, None)[-max(4, share_yx.size // 50):].mean()
-  area, x, y = moments(share_yx / np.clip(inner, .8, 1.1))
-  picture = canonical(share_yx / np.clip(inner, .8, 1.1), area, x, y)
-  pictures, measures = forms(shapes)
-  off = ((pictures - picture) ** 2).sum(-1) / (pictures ** 2).sum(-1)
-  i = off.min(1).argmin()
-  unit_area, (dx, dy) = measures[i]
-  size = (area / unit_area) ** .5
-  return shapes[i] if off[i].min() < ALIKE else '', size, x + dx * size, y + dy * size
+def form(share_yx, world, unit):
+  """(shape or '', size, x, y of the centre of its box, in pixels of so many units) of one body."""
+  pictures, measures = forms(world.shapes)
+  areas, fits = np.array([area for area, _ in measures]), []
+  # A share below one is a paler colour, or blur; the better fit tells.
+  inner = float(np.sort(share_yx, None)[-max(4, share_yx.size // 50):].mean())
+  for full, doubt in ((1., 0.), (float(np.clip(inner, .6, 1.)), PALE)):
+    area, x, y = moments(share_yx / full)
+    picture = canonical(share_yx / full, area, x, y)
+    off_s = (((pictures - picture) ** 2).sum(-1) / (pictures ** 2).sum(-1)).min(1)
+    # Blurred to a spot, a star could be a disc that is smaller than any of this world.
+    size_s = (area / areas) ** .5 * unit
+    beyond_s = np.maximum(world.small[0] / size_s, size_s / world.large[1])
+    i = int((off_s + BEYOND * np.maximum(beyond_s - 1.05, 0)).argmin())
+    fits.append((off_s[i] + doubt, i, area, x, y))
+  off, i, area, x, y = min(fits)
+  (dx, dy), size = measures[i][1], (area / areas[i]) ** .5
+  return world.shapes[i] if off < ALIKE else '', size, x + dx * size, y + dy * size

@@ -33,7 +33,7 @@ INSIDE = {
     'circle': lambda u, v: u * u + v * v <= 1,
     'square': lambda u, v: (abs(u) <= 1) & (abs(v) <= 1),
     'triangle': lambda u, v: (2 * abs(u) <= v + 1) & (v <= 1),
-    'cross': lambda u, v: ((abs(u) <= .35) | (abs(v) <= .35)) & (abs(u) <= 1) & (abs(v) <= 1),
+    'cross': lambda u, v: ((abs(u) <= .3) | (abs(v) <= .3)) & (abs(u) <= 1) & (abs(v) <= 1),
     'diamond': lambda u, v: abs(u) + abs(v) <= 1,
     'star': star, 'heart': heart, 'ring': ring,
 }

@@ -17,8 +17,8 @@ SIZES = ('small', 'large')
 # Relation: (axis, sign) of the way from the other object to this one.
 RELATIONS = {'left of': ('x', -1), 'right of': ('x', 1), 'above': ('y', -1), 'below': ('y', 1)}
 SHAPES = ('circle', 'square', 'triangle', 'cross', 'diamond', 'star', 'heart', 'ring')
-COLOURS = {'red': (215, 25, 50), 'yellow': (250, 225, 40), 'green': (40, 160, 60), 'blue': (40, 80, 220),
-           'purple': (140, 50, 180), 'pink': (250, 130, 190), 'orange': (245, 120, 10), 'cyan': (50, 195, 215)}
+COLOURS = {'red': (215, 25, 50), 'yellow': (230, 200, 20), 'green': (40, 160, 60), 'blue': (40, 80, 220),
+           'purple': (140, 50, 180), 'pink': (240, 100, 200), 'orange': (240, 110, 10), 'cyan': (30, 180, 205)}
 INK = (25, 25, 30)  # of text, and of nothing else
 TONE = 10  # levels by which the colour of one object may be off, in each channel
 CONSONANTS, VOWELS = 'BCDFGHJKLMNPRSTVWXYZ', 'AEIOU'
