@@ -113,7 +113,7 @@ def parse(caption):
   return Meaning(tuple(things), relation, word)
 
 
-def describe(world, scene):
+def describe(scene):
   """{category: Meaning}: what may be said of the whole scene in the categories that have words for it."""
   objects = scene.objects
   full = tuple(Thing(o.shape, o.colour) for o in objects)

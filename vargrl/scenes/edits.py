@@ -1,5 +1,6 @@
 """Edits of a scene: an instruction and the scene that results. What is not named stays as it is."""
 import dataclasses
+import json
 from typing import NamedTuple
 
 from vargrl.scenes import captions, questions, world as worlds
@@ -10,12 +11,24 @@ CORNERS = {'top left': (0, 0), 'top right': (1, 0), 'bottom left': (0, 1), 'bott
 
 
 class Edit(NamedTuple):
-  """place: of the object of `result` whose place is not prescribed, or None; corner: where it has to lie, or ''."""
+  """changed: which object of `result` is another than before, None if none; corner: where it has to lie, or ''.
+
+  The scene is an example of a result: what is added or moved may lie elsewhere.
+  """
   kind: str
   instruction: str
   result: worlds.Scene
-  place: int | None = None
+  changed: int | None = None
   corner: str = ''
+
+  def json(self):
+    return json.dumps(self._asdict() | {'result': worlds.plain(self.result)}, sort_keys=True)
+
+
+def from_json(text):
+  """The Edit of `Edit.json`."""
+  found = json.loads(text)
+  return Edit(**found | {'result': worlds.scene_of(found['result'])})
 
 
 def within(corner, margin):
@@ -31,9 +44,11 @@ def inside(o, box):
 
 def edit(world, scene, split, rng):
   """An Edit whose result may be seen in this split, of a kind as random as the scene allows; None if there is none."""
-  for kind in rng.permutation(KINDS):
+  kinds = [str(kind) for kind in rng.permutation(KINDS)]
+  if scene.text and rng.randint(2): kinds.sort(key=lambda kind: kind != 'write')  # few scenes have room for a word
+  for kind in kinds:
     for _ in range(20):
-      found = EDIT[str(kind)](world, scene, rng)
+      found = EDIT[kind](world, scene, rng)
       if found is None: continue
       contents = worlds.pairs(found.result.objects), found.result.word
       if worlds.split_of(world, *contents) == split: return found
@@ -77,7 +92,7 @@ def recolor(world, scene, rng):
   if i is None or (scene.objects[i].shape, colour) in worlds.pairs(scene.objects): return None
   way = say(world, rng, 'make the {} {}', 'change the color of the {} to {}', 'turn the {} {}')
   result = put(scene, i, dataclasses.replace(scene.objects[i], colour=colour))
-  return Edit('recolor', way.format(name, colour), result)
+  return Edit('recolor', way.format(name, colour), result, i)
 
 
 def remove(world, scene, rng):
@@ -116,7 +131,7 @@ def resize(world, scene, rng):
   new = dataclasses.replace(old, size=int(rng.randint(low, high + 1)))
   result = put(scene, i, new)
   if not worlds.legal(world, result): return None
-  return Edit('resize', say(world, rng, 'make the {} {}', 'change the size of the {} to {}').format(name, size), result)
+  return Edit('resize', say(world, rng, 'make the {} {}', 'change the size of the {} to {}').format(name, size), result, i)
 
 
 def replace(world, scene, rng):
@@ -125,12 +140,14 @@ def replace(world, scene, rng):
   if i is None or not found: return None
   way = say(world, rng, 'replace the {} with {}', 'exchange the {} for {}')
   new = dataclasses.replace(scene.objects[i], shape=found[0], colour=found[1])
-  return Edit('replace', way.format(name, captions.phrase(captions.Thing(*found))), put(scene, i, new))
+  return Edit('replace', way.format(name, captions.phrase(captions.Thing(*found))), put(scene, i, new), i)
 
 
 def write(world, scene, rng):
   word = worlds.draw_word(world, rng)
-  new = worlds.free_text(world, rng, word, [worlds.box(o) for o in scene.objects])
+  new = dataclasses.replace(scene.text, word=word) if scene.text else None
+  if not new or not worlds.legal(world, dataclasses.replace(scene, text=new)):
+    new = worlds.free_text(world, rng, word, [worlds.box(o) for o in scene.objects])
   if not new or word == scene.word: return None
   ways = ('change the word to "{}"', 'write "{}" instead') if scene.text else ('write the word "{}"', 'add the text "{}"')
   return Edit('write', say(world, rng, *ways).format(word), dataclasses.replace(scene, text=new))

@@ -70,15 +70,15 @@ def shape(world, scene, split, rng):
   some = [o for o in scene.objects if by_colour[o.colour] == 1]
   if not some: return None
   o = pick(rng, some)
-  return f'what shape is the {o.colour} object?', o.shape
+  return f'which shape is {o.colour}?', o.shape
 
 
 def count(world, scene, split, rng):
   """The answer is chosen first, so that it is not one nearly always."""
   objects = scene.objects
-  asked = {'objects': len(objects)}
+  asked = {'shapes': len(objects)}
   asked |= {captions.plural(s): sum(o.shape == s for o in objects) for s in world.shapes}
-  asked |= {f'{c} objects': sum(o.colour == c for o in objects) for c in world.colours}
+  asked |= {f'{c} shapes': sum(o.colour == c for o in objects) for c in world.colours}
   # Zero is always among the answers: as often as any other it would be half of all.
   answers = sorted(set(asked.values()) - {0}) or [0]
   answer = 0 if not rng.randint(5) else pick(rng, answers)
@@ -119,8 +119,8 @@ def comparison(world, scene, split, rng):
 
 
 def text(world, scene, split, rng):
-  """What is written; or whether anything is."""
-  if not scene.word: return ('is anything written?', 'no') if not rng.randint(8) else None
+  """What is written; or whether anything is, yes as often as no: one scene in seven has a text."""
+  if not scene.word: return ('is anything written?', 'no') if not rng.randint(24) else None
   return ('what is written?', scene.word) if rng.randint(4) else ('is anything written?', 'yes')
 
 
