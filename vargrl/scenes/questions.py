@@ -79,9 +79,9 @@ def count(world, scene, split, rng):
   asked = {'shapes': len(objects)}
   asked |= {captions.plural(s): sum(o.shape == s for o in objects) for s in world.shapes}
   asked |= {f'{c} shapes': sum(o.colour == c for o in objects) for c in world.colours}
-  # Zero is always among the answers: as often as any other it would be half of all.
-  answers = sorted(set(asked.values()) - {0}) or [0]
-  answer = 0 if not rng.randint(5) else pick(rng, answers)
+  answers = sorted(set(asked.values()) - {0})
+  # Zero could always be asked for; one object alone gives one, and zero one time in three.
+  answer = 0 if not answers or not rng.randint(len(answers) + 2) else pick(rng, answers)
   name = pick(rng, [name for name, n in asked.items() if n == answer])
   return f'how many {name} are there?', captions.NUMBERS[answer]
 
