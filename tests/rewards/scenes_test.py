@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from vargrl.rewards import mix, scenes, worker
-from vargrl.scenes import draw, records, world as worlds
+from vargrl.scenes import draw, records
+from vargrl.scenes import world as worlds
 
 SMALL = worlds.find('small')
 

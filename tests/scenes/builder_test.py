@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vargrl.data import source
-from vargrl.scenes import builder, captions, draw, edits, records, world as worlds
+from vargrl.scenes import builder, captions, draw, edits, records
+from vargrl.scenes import world as worlds
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,8 @@ import itertools
 
 import pytest
 
-from vargrl.scenes import captions, score, world as worlds
+from vargrl.scenes import captions, score
+from vargrl.scenes import world as worlds
 from vargrl.scenes.captions import Meaning, Thing
 
 ALL = 2 * len(captions.FRAMES)
@@ -58,7 +59,7 @@ def test_the_category_follows_from_the_text(text, category):
   assert captions.parse(text).category == category
 
 
-@pytest.mark.parametrize('text', ['', 'circle', 'a circles', 'three circle', 'a blue', 'an circle', 'a circle left a ring',
+@pytest.mark.parametrize('text', ['', 'circle', 'three circle', 'a blue', 'an circle', 'a circle left a ring',
                                   'a red large circle', 'seven circles', 'a circle and', 'the word "cat"', 'a dog'])
 def test_what_is_no_caption_is_refused(text):
   with pytest.raises(ValueError, match='caption: .* found, a sentence of vargrl.scenes.captions expected'):

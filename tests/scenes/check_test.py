@@ -8,7 +8,8 @@ from scipy import ndimage
 
 from vargrl.data import image
 from vargrl.rewards import jpeg
-from vargrl.scenes import check, draw, score, world as worlds
+from vargrl.scenes import check, draw, score
+from vargrl.scenes import world as worlds
 
 SIZES = (('small', 32), ('full', 64), ('full', 128), ('full', 256))
 NUMBER = 63  # nine of each category, about 120 objects

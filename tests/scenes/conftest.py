@@ -3,7 +3,8 @@ import functools
 
 import pytest
 
-from vargrl.scenes import records, world as worlds
+from vargrl.scenes import records
+from vargrl.scenes import world as worlds
 
 
 @functools.cache

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from vargrl.scenes import draw, font, world as worlds
+from vargrl.scenes import draw, font
+from vargrl.scenes import world as worlds
 
 AREAS = {'circle': math.pi / 4, 'square': 1, 'triangle': .5, 'cross': 1 - .7 ** 2, 'diamond': .5,
          'ring': math.pi / 4 * .75}

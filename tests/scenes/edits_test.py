@@ -3,7 +3,8 @@ import collections
 import numpy as np
 import pytest
 
-from vargrl.scenes import edits, score, world as worlds
+from vargrl.scenes import edits, score
+from vargrl.scenes import world as worlds
 
 
 @pytest.mark.parametrize('name', worlds.WORLDS)

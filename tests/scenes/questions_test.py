@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from vargrl.scenes import questions, score, world as worlds
+from vargrl.scenes import questions, score
+from vargrl.scenes import world as worlds
 
 NUMBERS = ['zero', 'one', 'two', 'three', 'four', 'five', 'six']
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from vargrl.scenes import captions, draw, questions, score, world as worlds
+from vargrl.scenes import captions, draw, questions, score
+from vargrl.scenes import world as worlds
 
 FULL = worlds.find('full')
 

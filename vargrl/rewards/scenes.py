@@ -1,7 +1,8 @@
 """Whether a picture of the world `scenes` shows what its caption says, as its checker reads it."""
 import numpy as np
 
-from vargrl.scenes import score, world as worlds
+from vargrl.scenes import score
+from vargrl.scenes import world as worlds
 
 HOST = True
 

@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vargrl.data import digits, image
-from vargrl.scenes import captions, draw, records, world as worlds
+from vargrl.scenes import captions, draw, records
+from vargrl.scenes import world as worlds
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,7 +22,8 @@ class Config(tfds.core.BuilderConfig):
 
 def config(pixels):
   name = 'small' if pixels < worlds.WORLDS['full'].pixels else 'full'
-  return Config(name=str(pixels), description=f'{pixels} x {pixels} pixels, the {name} world', world=name, pixels=pixels)
+  about = f'{pixels} x {pixels} pixels, the {name} world'
+  return Config(name=str(pixels), description=about, world=name, pixels=pixels)
 
 
 def features(pixels):
@@ -35,7 +37,7 @@ def features(pixels):
       'instruction': text, 'edited': picture,
       'edit': tfds.features.Text(doc='JSON, scenes.edits.from_json reads it'),
       'scene': tfds.features.Text(doc='JSON, scenes.world.scene_of reads it'),
-      'novel': tfds.features.Scalar(np.bool_, doc='shows a pair of shape and color, or a word, that training never does')})
+      'novel': tfds.features.Scalar(np.bool_, doc='shows a shape in a color, or a word, that training never does')})
 
 
 def example(record, pixels):

@@ -8,7 +8,8 @@ import functools
 import numpy as np
 from scipy import ndimage
 
-from vargrl.scenes import draw, reading, world as worlds
+from vargrl.scenes import draw, reading
+from vargrl.scenes import world as worlds
 
 LONGEST = 128  # pixels; a larger picture is averaged down to it
 COVERED = .45  # share of a pixel from which it belongs to an object
@@ -111,7 +112,7 @@ def bodies(covered_yx):
 
 @functools.cache
 def forms(shapes):
-  """(canonical pictures of the shapes [shape, blur, points], [(area, way from the centroid to the centre)] of size 1)."""
+  """(canonical pictures of the shapes [shape, blur, points]; of size 1, [(area, way from centroid to centre)])."""
   pixels, blurred, measures = 192, [], []
   for shape in shapes:
     size, centre = worlds.UNIT, worlds.UNIT / 2

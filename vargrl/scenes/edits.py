@@ -3,7 +3,8 @@ import dataclasses
 import json
 from typing import NamedTuple
 
-from vargrl.scenes import captions, questions, world as worlds
+from vargrl.scenes import captions, questions
+from vargrl.scenes import world as worlds
 
 KINDS = ('recolor', 'remove', 'add', 'move', 'resize', 'replace', 'write')
 HALF, MARGIN = worlds.UNIT // 2, 16
@@ -131,7 +132,8 @@ def resize(world, scene, rng):
   new = dataclasses.replace(old, size=int(rng.randint(low, high + 1)))
   result = put(scene, i, new)
   if not worlds.legal(world, result): return None
-  return Edit('resize', say(world, rng, 'make the {} {}', 'change the size of the {} to {}').format(name, size), result, i)
+  way = say(world, rng, 'make the {} {}', 'change the size of the {} to {}')
+  return Edit('resize', way.format(name, size), result, i)
 
 
 def replace(world, scene, rng):
@@ -149,7 +151,8 @@ def write(world, scene, rng):
   if not new or not worlds.legal(world, dataclasses.replace(scene, text=new)):
     new = worlds.free_text(world, rng, word, [worlds.box(o) for o in scene.objects])
   if not new or word == scene.word: return None
-  ways = ('change the word to "{}"', 'write "{}" instead') if scene.text else ('write the word "{}"', 'add the text "{}"')
+  ways = ('write the word "{}"', 'add the text "{}"')
+  if scene.text: ways = 'change the word to "{}"', 'write "{}" instead'
   return Edit('write', say(world, rng, *ways).format(word), dataclasses.replace(scene, text=new))
 
 

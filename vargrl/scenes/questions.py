@@ -7,7 +7,8 @@ import collections
 import itertools
 from typing import NamedTuple
 
-from vargrl.scenes import captions, world as worlds
+from vargrl.scenes import captions
+from vargrl.scenes import world as worlds
 
 KINDS = ('existence', 'color', 'shape', 'count', 'position', 'size', 'comparison', 'text')
 PLACES = {'left of': 'left', 'right of': 'right', 'above': 'above', 'below': 'below'}

@@ -6,8 +6,8 @@ from scipy import ndimage
 
 from vargrl.scenes import font
 
-STEPS = np.linspace(-.5, .5, 9)  # of a cell, by which the grid's corner may be off
-SCALES = (.93, 1., 1.07)
+STEPS = np.linspace(-.5, .5, 5)  # of a cell, by which the grid's corner may be off
+SCALES = (.94, 1., 1.06)
 BLURS = (0., .1, .2)  # share of a cell's ink that each neighbour has got
 FEW = 9  # grids that are read for all blurs
 DAMPING = .05
@@ -121,6 +121,6 @@ def cost(cells_Myx, blank_Mx, bits):
 
 @functools.cache
 def unblurred(n, share):
-  """[n, n]: undoes that each of n cells in a row has given that share to each neighbour; damped, as ink is not exact."""
+  """[n, n]: undoes that each of n cells in a row has given that share to each neighbour; damped, ink is not exact."""
   given = (1 - 2 * share) * np.eye(n) + share * (np.eye(n, k=1) + np.eye(n, k=-1))
   return np.linalg.solve(given.T @ given + DAMPING * share * np.eye(n), given.T)

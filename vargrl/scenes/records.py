@@ -3,7 +3,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vargrl.scenes import captions, edits, questions, world as worlds
+from vargrl.scenes import captions, edits, questions
+from vargrl.scenes import world as worlds
 from vargrl.scenes.captions import Meaning, Thing
 
 QUESTIONS = 4

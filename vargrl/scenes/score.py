@@ -7,7 +7,8 @@ import string
 
 import numpy as np
 
-from vargrl.scenes import captions, check, edits, questions, world as worlds
+from vargrl.scenes import captions, check, edits, questions
+from vargrl.scenes import world as worlds
 
 NEAR = 20  # units by which what should stay may have moved
 IDLE = {'a', 'an', 'the', 'it', 'is', 'are', 'there', 'to', 'of'}  # words of an answer that say nothing
