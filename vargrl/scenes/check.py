@@ -81,7 +81,8 @@ def mixtures(away_yxc, ways_kc):
   Shares are measured in luminance more than in chroma, which JPEG and tokenizers blur.
   """
   metric_cc = LUMA.T @ LUMA
-  share_yxk = away_yxc @ (metric_cc @ ways_kc.T / ((ways_kc @ metric_cc) * ways_kc).sum(-1)).astype(np.float32)
+  long_k = np.maximum(((ways_kc @ metric_cc) * ways_kc).sum(-1), 1)  # nothing goes from a red ground to red
+  share_yxk = away_yxc @ (metric_cc @ ways_kc.T / long_k).astype(np.float32)
   clipped_yxk = np.clip(share_yxk, 0, 1.2)
   along_yxk = away_yxc @ ways_kc.T.astype(np.float32)
   rest_yxk = clipped_yxk * (clipped_yxk * (ways_kc ** 2).sum(-1).astype(np.float32) - 2 * along_yxk)
@@ -90,13 +91,13 @@ def mixtures(away_yxc, ways_kc):
 
 def parts(kind_yx, body_yx, mine_yx, away_yxc, ways_kc, least):
   """(kind, its pixels) of a body: one, or several where bodies of different colours touch."""
-  inner = [ndimage.binary_erosion(body_yx & (kind_yx == k)).sum() for k in range(len(ways_kc))]
   # The rim of a body may pass for another colour; two bodies that touch have an inside each.
-  solid = [k for k, n in enumerate(inner) if n > .2 * least]
+  some = np.flatnonzero(np.bincount(kind_yx[body_yx]) > .2 * least).tolist()
+  solid = [k for k in some if ndimage.binary_erosion(body_yx & (kind_yx == k)).sum() > .2 * least]
   if len(solid) > 1: return [(k, mine_yx & (kind_yx == k)) for k in solid]
   # The sum over a body and its surroundings is what blur leaves as it is.
   total_c = away_yxc[mine_yx].sum(0)
-  alike_k = ways_kc @ total_c / np.linalg.norm(ways_kc, axis=-1)
+  alike_k = ways_kc @ total_c / np.maximum(np.linalg.norm(ways_kc, axis=-1), 1)
   return [(int(alike_k.argmax()), mine_yx)]
 
 

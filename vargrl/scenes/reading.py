@@ -12,7 +12,7 @@ BLURS = (0., .1, .2)  # share of a cell's ink that each neighbour has got
 FEW = 9  # grids that are read for all blurs
 DAMPING = .05
 DARK = .45  # share of ink from which a pixel belongs to a letter
-UNLIKE = .2  # mean square of a letter's cells from which it is none: '?'
+UNLIKE = .1  # mean square, of a letter's cells and the gap's after it, from which it is none: '?'
 
 
 def word(ink_yx, cell):
@@ -54,7 +54,7 @@ def explained(cells_yx, start, letters, blur):
   said, at = '', start + 1
   for name in letters:
     width = font.letter(name).shape[1]
-    said += name if rest_x[at:at + width].sum() < UNLIKE * width * font.HEIGHT else '?'
+    said += name if rest_x[at:at + width + 1].mean() < UNLIKE * font.HEIGHT else '?'
     at += width + 1
   return rest_x.sum(), said
 
