@@ -21,16 +21,18 @@ MAY = {
   'tokenizers': BASE | {'models'},
   'checkpoint': BASE,
   'rollout': BASE | {'models', 'tokenizers'},
-  'rewards': BASE | {'checkpoint', 'data', 'models'},
+  'rewards': BASE | {'checkpoint', 'data', 'models', 'scenes'},
   'objectives': BASE | {'metrics'},
-  'data': set(),
-  'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures'},
+  'data': {'scenes'},  # its builder, which `source` knows by name
+  'scenes': {'data'},
+  'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures',
+                  'scenes'},
   'report': {'pictures'},
   **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'export', 'pairs', 'bench', 'compile',
                   'work', 'speed', 'notebook'), ANY),
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
-NEVER = {'data': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}
+NEVER = {'data': ('jax', 'flax'), 'scenes': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}
 
 
 def imports(path):
@@ -91,4 +93,4 @@ def test_a_data_worker_loads_data_alone():
   assert run.returncode == 0, run.stderr
   loaded = {name for name in run.stdout.split() if within(name, ('vargrl',))}
   assert 'vargrl.data.source' in loaded
-  assert all(name == 'vargrl' or within(name, ('vargrl.data',)) for name in loaded), loaded
+  assert all(name == 'vargrl' or within(name, ('vargrl.data', 'vargrl.scenes')) for name in loaded), loaded

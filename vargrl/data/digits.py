@@ -1,10 +1,9 @@
 """Real pictures without a download: scikit-learn's handwritten digits, as two TFDS datasets."""
 
-import io
-
 import numpy as np
-from PIL import Image
 import tensorflow_datasets as tfds
+
+from vargrl.data import image as pictures
 
 SPLITS = ('train', 'test')
 # TFDS looks for a file of checksums otherwise, by importlib_resources, which it does not declare.
@@ -40,12 +39,6 @@ def pairs(split: str) -> tuple[np.ndarray, np.ndarray]:
   return np.arange(len(label)), np.array(rejected)
 
 
-def _png(image: np.ndarray) -> bytes:
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, 'PNG')
-  return file.getvalue()  # Bytes, because TFDS encodes arrays with TensorFlow.
-
-
 def _info(builder, **images: str) -> tfds.core.DatasetInfo:
   image = {name: tfds.features.Image(shape=(8, 8, 3), doc=doc) for name, doc in images.items()}
   label = tfds.features.ClassLabel(num_classes=10)
@@ -69,7 +62,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, split):
     for i, (image, label) in enumerate(zip(*arrays(split), strict=True)):
-      yield i, {'image': _png(image), 'label': int(label)}
+      yield i, {'image': pictures.png(image), 'label': int(label)}
 
 
 class DigitPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -86,5 +79,5 @@ class DigitPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, split):
     image, label = arrays(split)
     for i, (chosen, rejected) in enumerate(zip(*pairs(split), strict=True)):
-      yield i, {'chosen': _png(image[chosen]), 'rejected': _png(image[rejected]),
+      yield i, {'chosen': pictures.png(image[chosen]), 'rejected': pictures.png(image[rejected]),
                 'label': int(label[chosen])}

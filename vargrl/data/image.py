@@ -31,6 +31,13 @@ def decode(data) -> np.ndarray:
     raise Unreadable(f'picture of {len(data)} bytes: {type(e).__name__}: {e}') from e
 
 
+def png(image: np.ndarray) -> bytes:
+  """The file of uint8 [y, x, 3]."""
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, 'PNG')
+  return file.getvalue()
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
   if picture.mode == 'F':
     raise ValueError('floating-point pixels have no fixed range; 8 or 16 bits expected')

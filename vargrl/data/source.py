@@ -14,9 +14,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from vargrl.data import digits, image
+from vargrl.scenes import builder as scenes
 
 TRIES = 100  # Random records tried in place of an unreadable one before giving up.
-OURS = {'digits': digits.Digits, 'digit_pairs': digits.DigitPairs}
+OURS = {'digits': digits.Digits, 'digit_pairs': digits.DigitPairs, 'scenes': scenes.Scenes}
 
 
 class Stream:
@@ -121,7 +122,7 @@ def make(*, dataset: str, split: str, batch: int, size: int, crop: str, flip: bo
 
   A record with an unreadable image is skipped and counted, and a random other record takes its
   place: were the rows after it to move up instead, hosts would drift apart. `dir` '' is TFDS's
-  own; `digits` and `digit_pairs` are built there if missing. ValueErrors name what does not fit.
+  own; `digits`, `digit_pairs` and `scenes/32` to `scenes/256` are built there if missing. ValueErrors name what does not fit.
   """
   check_rows(batch, rows)
   if crop not in image.CROPS:
@@ -316,8 +317,12 @@ def _missing(dataset: str, dir: str, cause: Exception) -> str:
 
 def _builder(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
   data_dir = dir or None
-  if dataset in OURS:
-    return OURS[dataset](data_dir=data_dir)
+  ours, _, config = dataset.partition('/')
+  if ours in OURS:
+    if config and config not in OURS[ours].builder_configs:
+      known = [f'{ours}/{name}' for name in OURS[ours].builder_configs] or [ours]
+      raise ValueError(f'dataset: {dataset!r} found, one of {known} expected')
+    return OURS[ours](data_dir=data_dir, config=config or None)
   name = dataset.split('/')[0].split(':')[0]
   # Files first: what is on disk needs none of the code that made it, which may need TensorFlow.
   try:

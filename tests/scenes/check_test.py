@@ -1,0 +1,134 @@
+"""The checker against pictures of which all is known: sharp, blurred, compressed, noisy, through a bottleneck."""
+import functools
+
+import numpy as np
+from PIL import Image
+import pytest
+from scipy import ndimage
+
+from vargrl.data import image
+from vargrl.rewards import jpeg
+from vargrl.scenes import check, draw, score
+from vargrl.scenes import world as worlds
+
+SIZES = (('small', 32), ('full', 64), ('full', 128), ('full', 256))
+NUMBER = 63  # nine of each category, about 120 objects
+
+
+def blurred(x_yxc, rng):
+  """By half a pixel of 32, one of 128."""
+  sigma = {32: .5, 64: .7}.get(len(x_yxc), len(x_yxc) / 128)
+  return np.round(ndimage.gaussian_filter(x_yxc.astype(float), (sigma, sigma, 0))).astype(np.uint8)
+
+
+def compressed(x_yxc, rng):
+  return image.decode(jpeg.encode(x_yxc, 75))
+
+
+def noisy(x_yxc, rng):
+  return np.clip(np.round(x_yxc + rng.normal(0, 8, x_yxc.shape)), 0, 255).astype(np.uint8)
+
+
+def halved(x_yxc, rng):
+  """Down to half the size and up again."""
+  n, picture = len(x_yxc), Image.fromarray(x_yxc)
+  for size in (n // 2, n): picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+  return np.asarray(picture)
+
+
+def tinted(x_yxc, rng):
+  return np.clip(x_yxc.astype(int) + rng.randint(-10, 11, 3), 0, 255).astype(np.uint8)
+
+
+WAYS = {'sharp': lambda x_yxc, rng: x_yxc, 'blurred': blurred, 'compressed': compressed, 'noisy': noisy,
+        'halved': halved, 'tinted': tinted}
+
+
+@functools.cache
+def pictures(some, name, pixels):
+  return [draw.image(r.scene, pixels) for r in some(name, 'test', NUMBER)]
+
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('name, pixels', SIZES)
+def test_every_attribute_is_read_right_99_times_of_100(some, name, pixels, way):
+  world, rng, right, read = worlds.find(name), np.random.RandomState(0), {}, []
+  tell = lambda what, ok: right.setdefault(what, []).append(ok)
+  for r, picture in zip(some(name, 'test', NUMBER), pictures(some, name, pixels), strict=True):
+    objects, word = check.read(WAYS[way](picture, rng), world)
+    read.append((objects, word))
+    tell('count', len(objects) == len(r.scene.objects))
+    tell('word', word == r.scene.word)
+    for o in r.scene.objects:
+      seen = min(objects, key=lambda x: score.away(x, o), default=worlds.Object('', '', 0, -99, -99))
+      tell('shape', seen.shape == o.shape)
+      tell('colour', seen.colour == o.colour)
+      tell('size', world.size(seen.size) == world.size(o.size) and abs(seen.size - o.size) <= .15 * o.size)
+      tell('place', score.away(seen, o) <= 6)
+    tell('caption', all(score.met(r.meaning, objects, word, world, strict=True)))
+  shares = {what: np.mean(oks) for what, oks in right.items()}
+  assert min(shares.values()) > (.98 if way == 'halved' and pixels == 32 else .985), shares  # 1 of 63 may be wrong
+
+
+@pytest.mark.parametrize('name, pixels', SIZES[:2])
+def test_what_is_wrong_is_said_to_be_wrong(some, name, pixels):
+  """Every caption against every picture: the checker agrees with the scene, strictly and as GenEval counts."""
+  world, found = worlds.find(name), some(name, 'test', NUMBER)
+  read = [check.read(compressed(x, None), world) for x in pictures(some, name, pixels)]
+  for strict in (True, False):
+    told = np.array([[all(score.met(r.meaning, *seen, world, strict=strict)) for seen in read] for r in found])
+    truth = np.array([[all(score.met(r.meaning, s.scene.objects, s.scene.word, world, strict=strict)) for s in found]
+                      for r in found])
+    assert NUMBER <= truth.sum() < .5 * truth.size
+    assert (told & ~truth).sum() <= .01 * (~truth).sum() and (~told & truth).sum() <= .02 * truth.sum()
+
+
+@pytest.mark.parametrize('name, pixels', SIZES[:2])
+def test_edits_are_seen_and_doing_nothing_is_not_taken_for_one(some, name, pixels):
+  world, found = worlds.find(name), some(name, 'test', NUMBER)
+  done = score.editing([draw.image(r.edit.result, pixels) for r in found], [r.edit for r in found], world)
+  idle = score.editing(pictures(some, name, pixels), [r.edit for r in found], world)
+  assert done['overall'] > .98 and idle['overall'] == 0
+
+
+def test_what_is_no_shape_of_the_world_has_no_name():
+  world = worlds.find('small')
+  heart = worlds.Object('heart', 'blue', 100, 70, 70)
+  bar = worlds.Object('square', 'red', 90, 180, 180)
+  x_yxc = draw.image(worlds.Scene((heart, bar), None, (245, 245, 245, 0, 0)), 128)
+  x_yxc[80:] = x_yxc[0, 0]  # what is left of the square is long and flat
+  objects, _ = check.read(x_yxc, world)
+  assert [o.colour for o in objects] == ['blue', 'red'] and objects[1].shape == ''
+
+
+def test_objects_that_touch_are_two_and_a_speck_is_none():
+  world = worlds.find('full')
+  a, b = worlds.Object('square', 'red', 70, 90, 128), worlds.Object('square', 'blue', 70, 160, 128)
+  x_yxc = draw.image(worlds.Scene((a, b), None, (245, 245, 245, 0, 0)), 128)
+  x_yxc[4:7, 4:7] = worlds.COLOURS['green']
+  objects, word = check.read(x_yxc, world)
+  assert [(o.shape, o.colour) for o in sorted(objects, key=lambda o: o.x)] == [('square', 'red'), ('square', 'blue')]
+  assert word == ''
+
+
+@pytest.mark.parametrize('what', ['empty', 'black', 'red', 'noise', 'grey ramp', 'stripes'])
+def test_pictures_of_nothing_are_read_and_are_right_for_no_caption(some, what):
+  rng, n = np.random.RandomState(0), 32
+  x_yxc = {'empty': np.full((n, n, 3), 240), 'black': np.zeros((n, n, 3)),
+           'red': np.zeros((n, n, 3)) + worlds.COLOURS['red'], 'noise': rng.randint(0, 256, (n, n, 3)),
+           'grey ramp': np.broadcast_to(np.linspace(0, 255, n)[:, None], (n, n, 3)) + np.zeros((n, n, 3)),
+           'stripes': np.repeat(rng.randint(0, 256, (8, 1, 3)), 4, 0) + np.zeros((n, n, 3), int)}[what].astype(np.uint8)
+  world = worlds.find('small')
+  with np.errstate(all='raise'): seen = check.read(x_yxc, world)
+  for r in some('small', 'test', NUMBER):
+    assert not all(score.met(r.meaning, *seen, world, strict=True))
+
+
+@pytest.mark.parametrize('x_yxc, found', [
+    (np.zeros((32, 32, 3), np.float32), r'float32 \[32, 32, 3\] found, uint8'),
+    (np.zeros((32, 32), np.uint8), r'uint8 \[32, 32\] found, uint8 \[y, x, 3\]'),
+    (np.zeros((32, 64, 3), np.uint8), '32 x 64 pixels found, a square of at least 32'),
+    (np.zeros((16, 16, 3), np.uint8), '16 x 16 pixels found, a square of at least 32')])
+def test_what_is_no_picture_of_this_world_is_an_error(x_yxc, found):
+  with pytest.raises(ValueError, match=f'image: {found}'):
+    check.read(x_yxc, worlds.find('small'))
