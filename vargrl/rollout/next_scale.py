@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import cache as caches
-from vargrl.models import layers, var
+from vargrl.models import decoder, layers, var
 from vargrl.models.var import Model
 from vargrl.parallel import rules
 from vargrl.parallel.rules import shard
@@ -137,7 +137,7 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   and reference, never exist at once. reference: parameters of the same model, or None.
   """
   stop = jax.lax.stop_gradient
-  params = var.with_head(model.c, params)
+  params = decoder.with_head(model.c, params)
   # Where the rows are computed: a part of a batch lies as the batch did, and the compiler would move logits to it.
   label, tokens_L = shard(label, ''), shard(tokens_L, 'L')
   inputs_1LC = stop(tokenizer.apply({'params': vq_params}, tokens_L[None], method='embed'))
@@ -158,7 +158,7 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
 
   ours, theirs = hidden(params, keep_X2, still), None
   if reference is not None:
-    reference = stop(var.with_head(model.c, reference))
+    reference = stop(decoder.with_head(model.c, reference))
     theirs = stop(hidden(reference, None, 0))
 
   def scores_of(x, t_L, strength_L):
