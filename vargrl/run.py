@@ -97,7 +97,7 @@ class Run:
   def check_data(self):
     """The data's features, labels and image size must fit objective and models."""
     data, config, name = self.data, self.config, self.config.objective.name
-    missing = [f for f in self.objective.FEATURES if f not in data.features]
+    missing = [f for f in (*self.objective.FEATURES, *self.models.given) if f not in data.features]
     if missing:
       raise ValueError(f'data: features {sorted(data.features)} in the data set, {name} needs {missing[0]!r}')
     wanted = self.models.classes or getattr(self.models.config, 'classes', 0)

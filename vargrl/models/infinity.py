@@ -161,8 +161,9 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-  """A prompt is {'text': features [B, S, d] of which the first 'length' [B] count, 'null' [B]: 1 where they stand for
-  no text}. forward: teacher forcing. prefill + extend: the same numbers, scale by scale, with a cache."""
+  """A prompt is {'text': features [B, S, d], 'length' [B]: so many of them count; negative, so many learned ones do in
+  their place, which stand for no text}. forward: teacher forcing. prefill + extend: the same numbers, scale by scale,
+  with a cache."""
   c: Config
 
   def setup(self):
@@ -192,16 +193,16 @@ class Model(nn.Module):
 
   def unconditional(self, prompt):
     """The prompt that stands for none: of the same length, as the learned features are cut to it."""
-    return prompt | {'null': jnp.ones_like(prompt['null'])}
+    return prompt | {'length': -abs(prompt['length'])}
 
   def read(self, prompt):
     """(cond_BD, memory_BSD, mask_BS) of a prompt."""
     S = prompt['text'].shape[1]
     if S > self.c.text_length:
       raise ValueError(f'prompt: {S} text features, at most {self.c.text_length} (policy.text_length) expected')
-    null_B11 = prompt['null'][:, None, None] > 0
-    text_BSD = jnp.where(null_B11, gather(self.uncond, 'sD', 'sD')[None, :S], prompt['text'])
-    mask_BS = jnp.arange(S)[None] < prompt['length'][:, None]
+    length_B1 = prompt['length'][:, None]
+    text_BSD = jnp.where(length_B1[..., None] < 0, gather(self.uncond, 'sD', 'sD')[None, :S], prompt['text'])
+    mask_BS = jnp.arange(S)[None] < abs(length_B1)
     return self.vector(text_BSD, mask_BS), self.memory(text_BSD), mask_BS
 
   def normal(self, text_BSD):
@@ -284,13 +285,8 @@ class Model(nn.Module):
     return logits_BLV.reshape(*logits_BLV.shape[:2], self.c.bits, 2)
 
 
-def prompt(text_BSD, length_B):
-  """The prompts of given text features."""
-  return {'text': text_BSD, 'length': length_B, 'null': jnp.zeros_like(length_B)}
-
-
 def given(c):
-  """{feature: (shape of a row, dtype)} of what a prompt is made of."""
+  """{feature of the data: (shape of a row, dtype)}: what a prompt is made of."""
   return {'text': ((c.text_length, c.text), 'float32'), 'length': ((), 'int32')}
 
 
@@ -298,7 +294,7 @@ def init(model, key):
   """Boxed parameters (each knows its letters). With adapters, the others are those that the key gives without."""
   c, one = model.c, jnp.ones(1, jnp.int32)
   inputs_BLC = jnp.zeros((1, offsets(c.scales[:2])[-1] - 1, c.bits))  # of two scales: weights do not know how many
-  return decoder.drawn(model, key, prompt(jnp.zeros((1, 1, c.text)), one), inputs_BLC)
+  return decoder.drawn(model, key, {'text': jnp.zeros((1, 1, c.text)), 'length': one}, inputs_BLC)
 
 
 def torch_layouts(c):
