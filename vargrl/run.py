@@ -14,7 +14,7 @@ from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, place, rules
 from vargrl.rewards import mix
-from vargrl.types import State, lookup
+from vargrl.types import State, lookup, sides
 
 
 class Run:
@@ -106,7 +106,7 @@ class Run:
     size = config.data.size if 'size' in config.data else None
     part = building.module(config.tokenizer, 'tokenizer')[1].c if 'tokenizer' in config \
         else self.models.config
-    if size and getattr(part, 'image_size', size) != size:
+    if size and sides(getattr(part, 'image_size', size)) != sides(size):
       raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
 
   def frozen(self, say=print, only=None):

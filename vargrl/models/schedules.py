@@ -1,4 +1,6 @@
 """Infinity's dynamic schedules (https://arxiv.org/abs/2412.04431): scales (h, w) for each aspect ratio and size."""
+import re
+
 import numpy as np
 
 from vargrl.types import sides
@@ -19,9 +21,12 @@ SIZES = {'0.06M': 7, '0.25M': 10, '0.60M': 12, '1M': 13}  # how many of the scal
 
 def table():
   """{height / width: all its scales}, of the fifteen ratios, rising."""
-  tall = {ratio: tuple(tuple(map(int, scale.split('x'))) for scale in text.split()) for ratio, text in TALL.items()}
+  tall = {ratio: parsed(text) for ratio, text in TALL.items()}
   wide = {int(1000 / ratio) / 1000: tuple((w, h) for h, w in scales) for ratio, scales in tall.items() if ratio > 1}
   return dict(sorted((tall | wide).items()))
+
+
+def parsed(text): return tuple(tuple(map(int, scale.split('x'))) for scale in text.split())
 
 
 TABLE = table()
@@ -34,11 +39,12 @@ def nearest(ratio):
 
 
 def scales(what):
-  """'0.25M' (squares), '0.25M 1.333' (height / width), or scales as they are -> a tuple of (h, w) and sides."""
-  if not isinstance(what, str):
-    given = tuple(s if isinstance(s, int) else tuple(s) for s in what)
-    if not given or any(min(sides(s)) < 1 or len(sides(s)) != 2 for s in given):
-      raise ValueError(f'scales: {what} found, sides or pairs (height, width) of at least 1 expected')
+  """'0.25M' (squares), '0.25M 1.333' (height / width), '1x1 2x2 4x3', or scales as they are -> a tuple of (h, w) and
+  sides."""
+  if not isinstance(what, str) or re.fullmatch(r'\d+x\d+( \d+x\d+)*', what):
+    given = parsed(what) if isinstance(what, str) else tuple(s if isinstance(s, int) else tuple(s) for s in what)
+    if not given or any(len(sides(s)) != 2 or min(sides(s)) < 1 for s in given):
+      raise ValueError(f'scales: {what!r} found, sides or pairs (height, width) of at least 1 expected')
     return given
   size, _, ratio = what.partition(' ')
   if size not in SIZES: raise ValueError(f'scales: {what!r} found, its size one of {", ".join(SIZES)} expected')
