@@ -2,10 +2,10 @@ r"""GRPO on Infinity-2B with HPSv2.1 as the reward, text features as prompts, at
 
   python -m vargrl.main train --config experiments/grpo_infinity_2b.py --workdir runs/grpo_infinity_2b
 
-v5p:4x4x4. Needs in weights/ below the current folder infinity_2b_reg.pth, infinity_vae_d32reg.pth, HPS_v2.1_compressed.pt
-and its tokenizer, bpe_simple_vocab_16e6.txt.gz; in data/ prompts.txt, one prompt a line, and prompts.npz: text
-[n, 512, 2048], the last hidden states of the Flan-T5-XL encoder for the same lines, and length [n]. Expect the reward to
-rise while kl stays small.
+v5p:4x4x4. Needs in weights/ below the current folder infinity_2b_reg.pth, infinity_vae_d32reg.pth,
+HPS_v2.1_compressed.pt and its tokenizer, bpe_simple_vocab_16e6.txt.gz; in data/ prompts.txt, one prompt a line, and
+prompts.npz: text [n, 512, 2048], the last hidden states of the Flan-T5-XL encoder for the same lines, and length [n].
+Expect the reward to rise while kl stays small.
 
   --config experiments/grpo_infinity_2b.py:smoke     tiny sizes and random weights on noise, two steps
 """
@@ -41,7 +41,7 @@ def get_config(arg=''):
   c.minibatches, c.accum, c.epochs = 1, 4, 1
 
   c.data = dict(name='data.features', dataset='data/prompts.npz', split='', dir='', prompts=16, tokens=512, width=2048,
-                size=(), shuffle=True)
+                images=(), size=(512, 512), shuffle=True)
   c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-6, warmup=10, schedule='constant', end=1.0)
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
   c.evals = dict(prompts=dict(name='eval.prompts', every=50, path='data/prompts.npz', prompts=8, each=4, seed=0,
@@ -52,7 +52,7 @@ def get_config(arg=''):
     c.policy.update(size='smoke', scales='1x1 2x2 4x2', attention='dense')
     c.tokenizer.update(size='smoke', scales='1x1 2x2 4x2')
     c.init, c.accum, c.optim.warmup = dict(policy='', tokenizer=''), 1, 1
-    c.data.update(dataset='random', prompts=8, tokens=8, width=16)
+    c.data.update(dataset='random', prompts=8, tokens=8, width=16, size=(8, 4))
     collect.rollouts, c.objective.loss.last = 4, 2
     collect.rewards.hps.update(size='smoke', file='', tokenizer='', names='digits')
     c.evals.prompts.update(path='random', prompts=2, each=2)

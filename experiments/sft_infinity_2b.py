@@ -4,8 +4,8 @@ r"""Tuning Infinity-2B on pictures with text features, with bitwise self-correct
 
 v5p:4x4x4. Needs in weights/ below the current folder infinity_2b_reg.pth and infinity_vae_d32reg.pth (the two belong
 together), and in data/ a file text_images.npz: text [n, 512, 2048], the last hidden states of the Flan-T5-XL encoder,
-length [n], image [n, y, x, 3] uint8; or a TFDS data set of the same, see vargrl/data/features.py. Expect, as the authors
-say of fine-tuning, a loss of about 0.43 nats a bit and 80 % of the bits right.
+length [n], image [n, y, x, 3] uint8; or a TFDS data set of the same, see vargrl/data/features.py. Expect, as the
+authors say of fine-tuning, a loss of about 0.43 nats a bit and 80 % of the bits right.
 
   --config experiments/sft_infinity_2b.py:smoke     tiny sizes and random weights on noise, two steps
 """
@@ -32,9 +32,10 @@ def get_config(arg=''):
   c.minibatches, c.accum, c.epochs = 1, 1, 1
 
   c.data = dict(name='data.features', dataset='data/text_images.npz', split='', dir='', prompts=256, tokens=512,
-                width=2048, size=(512, 512), shuffle=True)
+                width=2048, images=('image',), size=(512, 512), shuffle=True)
   # 6e-5 is the authors' for pretraining, at batch 4096.
-  c.optim = dict(name='adamw', b1=0.9, b2=0.97, eps=1e-8, clip=5.0, peak=1.5e-5, warmup=100, schedule='constant', end=1.0)
+  c.optim = dict(name='adamw', b1=0.9, b2=0.97, eps=1e-8, clip=5.0, peak=1.5e-5, warmup=100, schedule='constant',
+                 end=1.0)
   c.optim.scale = (('.*', 1.0),)
   c.optim.decay = (('/(b|bias|scale|temperature|start|levels|ada|uncond|text_norm|pool_q)$', 0.0), ('.*', 0.005))
   c.evals = dict(prompts=dict(name='eval.prompts', every=500, path='data/text_images.npz', prompts=8, each=4, seed=0,

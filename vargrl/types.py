@@ -6,10 +6,10 @@
   y x c pixels and colour   t denoising steps   e bits of a code   d a second model width
   r rank of an adapter
 
-Upper case may be sharded, lower case never is. Multi-scale tokens are concatenated coarse to fine:
-L = sum of h*w over the scales, each a pair (h, w) or the side of a square. A token is the index of a code,
-int32 [.., L], or its e bits, int32 0 or 1 [.., L, e]. Rows come as P x R everywhere, R rows sharing one prompt: supervised
-data has R = 1, a preference pair R = 2 (chosen, rejected), a GRPO group R = its size.
+Upper case may be sharded, lower case never is. Multi-scale tokens are concatenated coarse to fine: L = sum of h*w over
+the scales, each a pair (h, w) or the side of a square. A token is the index of a code, int32 [.., L], or its e bits,
+int32 0 or 1 [.., L, e]. Rows come as P x R everywhere, R rows sharing one prompt: supervised data has R = 1, a
+preference pair R = 2 (chosen, rejected), a GRPO group R = its size.
 """
 import dataclasses
 import difflib
@@ -62,11 +62,11 @@ class Experience:
   """What an update learns from; every array leads with P, R or both, so that it can be cut in parts.
 
   label [P] int32, or whatever else a prompt is, a pytree that leads with P. tokens [P, R, L], of bits [P, R, L, e];
-  shown, alike: what the model is shown in their place, None: the tokens themselves. old: log-probabilities [P, R, L] of the policy that
-  sampled; None means "the present one". reference: those of the reference. advantage, weight [P, R]:
-  a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is given to,
-  0 for the others; held [P, R, L]: the same of the KL; None means all. keep: drop-path factors [P, R, X, 2], or those of
-  a tokenizer's scales [P, scales]. image [P, y, x, c].
+  shown, alike: what the model is shown in their place, None: the tokens themselves. old: log-probabilities [P, R, L]
+  of the policy that sampled; None means "the present one". reference: those of the reference. advantage, weight [P,
+  R]: a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is given to, 0 for the
+  others; held [P, R, L]: the same of the KL; None means all. keep: drop-path factors [P, R, X, 2], or those of a
+  tokenizer's scales [P, scales]. image [P, y, x, c].
 
   tokens may be those of the first few scales alone; L of all fields is then their number.
   """

@@ -10,6 +10,8 @@ from vargrl.models import lora
 from vargrl.parallel import hlo
 from vargrl.types import lookup
 
+COUNTED = ('objectives.grpo', 'objectives.sft', 'objectives.sft_bits')
+
 
 def passes(config, all_trained):
   """(forward passes of a rollout, of an update), per image; a backward pass counts as two, as one if the
@@ -30,8 +32,7 @@ def flops(run, name):
   """Of one program of a run, all devices together: block-causal attention counted, recomputation not; 0 if it is
   not counted here."""
   config = run.config
-  if config.objective.name not in ('objectives.grpo', 'objectives.sft', 'objectives.sft_bits') or 'rollout' not in config:
-    return 0
+  if config.objective.name not in COUNTED or 'rollout' not in config: return 0
   rows = config.data.prompts if 'prompts' in config.data else config.data.batch
   if 'rollouts' in config.objective.collect: rows *= config.objective.collect.rollouts
   rollout, update = passes(config, whole(run))

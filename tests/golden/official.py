@@ -60,8 +60,8 @@ def kind(name, which):
 def constant(what, shape, scales):
   """A buffer of the official module, from its description."""
   if what.startswith('powers of two'): return 2 ** np.arange(shape[0])[::-1]
-  level_L = np.repeat(np.arange(len(scales)), np.square(scales))
   if what == 'zeros': return np.zeros(shape, np.float32)
+  level_L = np.repeat(np.arange(len(scales)), np.square(scales))
   if what.startswith('number of the scale'): return level_L[None].astype(np.int64)
   assert what == '0 where the query scale is not below the key scale, -inf elsewhere', what
   return np.where(level_L[:, None] >= level_L, 0, -np.inf).astype(np.float32)[None, None]

@@ -59,7 +59,8 @@ def test_greedy_sampling_draws_the_official_bits_and_picture(both):
   assert (out.sampler == 0).all()  # the only value that top_p leaves has probability one
   gap = official.stored(NAME)[1]['greedy_gap']  # log p of the drawn bits is -log(1 + exp(-|gap|))
   expected = -np.log1p(np.exp(-abs(gap))).sum(-1)
-  np.testing.assert_allclose(out.logp[:, 0, ::4], expected, atol=16 * official.stored(NAME)[0]['tolerances']['greedy_gap'])
+  tolerance = 16 * official.stored(NAME)[0]['tolerances']['greedy_gap']
+  np.testing.assert_allclose(out.logp[:, 0, ::4], expected, atol=tolerance)
   levels = ((np.asarray(image_Byxc) + 1) / 2 * 255).astype(np.uint8)[:, ::4, ::4, ::-1].astype(int)
   assert abs(levels - official.stored(NAME)[1]['greedy_image']).max() <= 2
 
@@ -77,7 +78,8 @@ def test_every_form_of_the_file_is_read(both, change, tmp_path):
   m, _ = both
   state = dict(safetensors.numpy.load_file(m.path))
   known = state['cfg_uncond']
-  if change == 'unchunked': state = {k.replace('block_chunks.', 'blocks.').replace('.module.0', ''): x for k, x in state.items()}
+  if change == 'unchunked':
+    state = {k.replace('block_chunks.', 'blocks.').replace('.module.0', ''): x for k, x in state.items()}
   if change == 'temperatures':
     state = {k: x.reshape(1, 1, 3, 1) if 'scale_mul' in k else x for k, x in state.items()}
   if change == 'longer': state['cfg_uncond'] = np.concatenate([known, known])

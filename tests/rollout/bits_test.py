@@ -43,9 +43,8 @@ def test_logp_of_cached_sampling_is_logp_of_teacher_forcing(bits, said, c):
 
 
 def test_a_row_depends_on_its_own_prompt_and_key_alone(bits, said):
-  c, draw = config('guided'), jax.jit(lambda prompt_P, keys_PR: rollout.generate(
+  draw = jax.jit(lambda prompt_P, keys_PR: rollout.generate(
       bits.model, bits.vae, config('guided'), bits.params, bits.vq_params, prompt_P, keys_PR).tokens)
-  del c
   wide = draw(said[0], rollout.keys(jax.random.key(3), 2, 4))
   one = draw(jax.tree.map(lambda x: x[:1], said[0]), rollout.keys(jax.random.key(3), 1, 4))
   np.testing.assert_array_equal(wide[:1], one)
@@ -115,7 +114,8 @@ def test_bits_and_gradients_are_the_same_on_a_mesh(bits, said, sizes):
     loss = lambda p: rollout.logprobs(bits.model, bits.vae, sampler, p, vq_params, prompt_P, tokens,
                                       reference=jax.tree.map(lambda x: .9 * x, p))
     return tokens, jax.grad(lambda p: (loss(p).logp - loss(p).kl).mean())(params)
-  expected, devices = jax.device_get(jax.jit(f)(bits.params, bits.vq_params, prompt_P)), mesh.make(list(zip(mesh.AXES, sizes)))
+  expected = jax.device_get(jax.jit(f)(bits.params, bits.vq_params, prompt_P))
+  devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
     rest = jax.device_put((bits.vq_params, prompt_P), NamedSharding(devices, PartitionSpec()))
     params = jax.device_put(bits.params, rules.weights(bits.boxed, devices))
@@ -140,10 +140,12 @@ def test_guidance_and_temperature_are_one_number_or_one_for_each_scale():
   assert config(guidance=3.).strengths(2) == [2., 2.] and config(guidance=(1., 4.)).strengths(2) == [0., 3.]
   assert config(temperature=.5).temperatures(2) == [.5, .5]
   assert not config(guidance=1.).paired and config(guidance=(1., 2.)).paired and config(guidance=0.).paired
-  with pytest.raises(ValueError, match='guidance.* 3 numbers found, 2 scales'): config(guidance=(1., 2., 3.)).strengths(2)
+  with pytest.raises(ValueError, match='guidance.* 3 numbers found, 2 scales'):
+    config(guidance=(1., 2., 3.)).strengths(2)
 
 
-@pytest.mark.parametrize('change', [dict(record='all'), dict(temperature=0.), dict(guidance=(1., -1.)), dict(top_p=1.5)])
+@pytest.mark.parametrize('change', [dict(record='all'), dict(temperature=0.), dict(guidance=(1., -1.)),
+                                    dict(top_p=1.5)])
 def test_a_sampler_that_means_nothing_is_refused(change):
   with pytest.raises(ValueError, match=list(change)[0]): config(**change)
 

@@ -39,7 +39,8 @@ def direct(f_BhwC, scales, flips):
     found.append(t.reshape(len(t), -1, t.shape[-1]))
     code = (2 * (t ^ flips[i].reshape(t.shape)) - 1) / np.float32(np.sqrt(t.shape[-1]))
     total = total + resized(code, f_BhwC.shape[1:3], bilinear)
-    if i + 1 < len(scales): inputs.append(resized(total, sides(scales[i + 1]), bilinear).reshape(len(t), -1, t.shape[-1]))
+    if i + 1 == len(scales): break
+    inputs.append(resized(total, sides(scales[i + 1]), bilinear).reshape(len(t), -1, t.shape[-1]))
   return np.concatenate(found, 1), total, np.concatenate(inputs, 1)
 
 
@@ -57,7 +58,7 @@ def test_self_correction_tells_the_bits_before_the_flip_and_shows_those_after(sc
     np.testing.assert_allclose(z_BhwC, expected[1], atol=1e-5)
     np.testing.assert_allclose(call(t_BLe ^ flips, method='embed'), expected[2], atol=1e-5)
   first = bounds(scales)[0][1]
-  clean, turned = call(jnp.asarray(f_BhwC), method='quantize')[0], call(jnp.asarray(f_BhwC), flips_BLe, method='quantize')[0]
+  clean, turned = (call(jnp.asarray(f_BhwC), *flips, method='quantize')[0] for flips in ((), (flips_BLe,)))
   np.testing.assert_array_equal(clean[:, :first], turned[:, :first])
   assert (clean != turned).any()  # later bits correct
 

@@ -1,8 +1,8 @@
 """State dicts in the reference layout <-> our parameters, by one table per model.
 
-A row is ours: (theirs, einops pattern theirs -> ours). `{X}` in their key stacks the layers, `{X/4}` and
-`{X%4}` do where these lie in chunks of four, `{q,k,v}` in our name splits the leading axis. A pattern is its own inverse, so reading and writing
-walk the same table, and every tensor must be matched exactly once, each way. See types.Layout.
+A row is ours: (theirs, einops pattern theirs -> ours). `{X}` in their key stacks the layers, `{X/4}` and `{X%4}` do
+where these lie in chunks of four, `{q,k,v}` in our name splits the leading axis. A pattern is its own inverse, so
+reading and writing walk the same table, and every tensor must be matched exactly once, each way. See types.Layout.
 """
 from collections.abc import Mapping
 import itertools

@@ -10,7 +10,8 @@ LISTS = ('imagenet', 'digits')
 
 
 def names(which) -> tuple[str, ...]:
-  """The names of 'imagenet' (1000) or 'digits' (10), by label; the lines of a .txt; any other sequence of names is itself.
+  """The names of 'imagenet' (1000) or 'digits' (10), by label; the lines of a .txt; any other sequence of names is
+  itself.
 
   FileNotFoundError if there is no such .txt.
   """

@@ -34,6 +34,7 @@ def sampler(models, preset=''):
 
   Image r of the class at place p has its own key, and is the same whatever is drawn with it.
   """
+  refuse_text(models)
   some = batch_sampler(models, preset)
 
   def draw(params, frozen, *, classes, each, seed, batch=64):
@@ -44,6 +45,12 @@ def sampler(models, preset=''):
       images.append(multihost.whole(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B])
     return np.concatenate(images), label_B
   return draw
+
+
+def refuse_text(models):
+  """ValueError for a policy that needs more than labels."""
+  if models.given: raise ValueError(f'samples: a policy of {sorted(models.given)} found, one of labels expected; '
+                                    'eval.prompts draws of text features')
 
 
 def batch_sampler(models, preset=''):

@@ -86,8 +86,8 @@ class Block(nn.Module):
     return x_BLD, kept
 
   def attention(self, x_BLD, ada, past, keep_B2, masked, turn=None):
-    """The first branch added, and its own (k, v). ada: gate, scale and shift. past: pairs of keys and values. turn: what
-    positions do to float32 queries and keys."""
+    """The first branch added, and its own (k, v). ada: gate, scale and shift. past: pairs of keys and values. turn:
+    what positions do to float32 queries and keys."""
     gate, scale, shift = ada
     y_BLD = (layers.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
     q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD, turn)
@@ -156,7 +156,8 @@ def forced(blocks, x_BLD, cond, head_B2D, keep_BX2, still):
       cut(*part) for part in ((x_BLD, 0), (head_B2D, 0), (keep_XB2, 1)))
   parts = jax.tree.map(lambda x: cut(x, 0), cond)
   cond, cond_still = (jax.tree.map(lambda _, part, i=i: part[i], cond, parts) for i in (0, 1))
-  x, _ = blocks((shard(x, 'BLD'), shard(stop(x_still), 'BLD')), (cond, stop(cond_still)), None, tuple(keep), True, False)
+  rows = shard(x, 'BLD'), shard(stop(x_still), 'BLD')
+  x, _ = blocks(rows, (cond, stop(cond_still)), None, tuple(keep), True, False)
   return jnp.concatenate(x), jnp.concatenate([head, stop(head_still)])
 
 

@@ -1,4 +1,5 @@
-"""Infinity: bitwise next-scale prediction from text (https://arxiv.org/abs/2412.04431), as in FoundationVision/Infinity.
+"""Infinity: bitwise next-scale prediction from text (https://arxiv.org/abs/2412.04431), as in
+FoundationVision/Infinity.
 
 A token is e bits, each of which has its own two logits. The decoder is conditioned on one vector (AdaLN, and the first
 token) and on a memory (cross-attention). Alone, both come of given text features: `forward`, `prefill`, `extend`. A
@@ -48,7 +49,7 @@ class Config:
     if self.head_dim % 4:
       raise ValueError(f'policy: width {self.width} with {self.heads} heads, a head of a multiple of 4 expected')
     if self.width % self.pool_heads:
-      raise ValueError(f'policy: width {self.width}, expected a multiple of {self.pool_heads}, the heads that read text')
+      raise ValueError(f'policy: width {self.width}, expected a multiple of the {self.pool_heads} heads that read text')
     if len(self.scales) > self.levels:
       raise ValueError(f'policy.scales: {len(self.scales)} scales, at most {self.levels} (policy.levels) expected')
     if self.depth % self.chunks:

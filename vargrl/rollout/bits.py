@@ -1,4 +1,5 @@
-"""The sampler of policies whose tokens are bits (vargrl/models/infinity.py): rollout/next_scale.py with other settings."""
+"""The sampler of policies whose tokens are bits (vargrl/models/infinity.py): rollout/next_scale.py with other
+settings."""
 import dataclasses
 from typing import ClassVar
 

@@ -1,9 +1,9 @@
 """Next-scale sampling and its log-probabilities, for one prompt and one key, vmapped to P x R.
 
 A prompt is a class or any pytree that the policy reads, a token an index or e bits, of which each is drawn on its own:
-rollout/bits.py has the sampler of these. `rollout` prefills once and decodes; vmap over the R keys of a group leaves the prefix unbatched, so
-it is computed and stored once per prompt; vmap over P makes the rest. `logprobs` follows the same law,
-and `branch` once more: what K continuations have in common is computed once for each rollout.
+rollout/bits.py has the sampler of these. `rollout` prefills once and decodes; vmap over the R keys of a group leaves
+the prefix unbatched, so it is computed and stored once per prompt; vmap over P makes the rest. `logprobs` follows the
+same law, and `branch` once more: what K continuations have in common is computed once for each rollout.
 """
 import dataclasses
 import functools

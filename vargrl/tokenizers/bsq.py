@@ -96,6 +96,8 @@ def entropies(u_BhwC):
 
 
 def entropy(p):
+  """Of a bit that is 1 so often, in nats."""
+  p = jnp.clip(p, 0, 1)  # a mean of ones may be a little more
   return -p * jnp.log(p + 1e-8) - (1 - p) * jnp.log(1 - p + 1e-8)
 
 
@@ -134,8 +136,8 @@ class Model(nn.Module):
     return self.grown(unpatched(codes_BLe, sides(self.c.scales[i]), self.c.patch), i)
 
   def quantize(self, f_BhwC, flips_BLe=None):
-    """f -> (t_BLe, z_BhwC). flips: 1 where a bit is turned before it is added, so that finer scales learn to correct it;
-    the tokens are those before (bitwise self-correction, section 3.4 of the paper)."""
+    """f -> (t_BLe, z_BhwC). flips: 1 where a bit is turned before it is added, so that finer scales learn to correct
+    it; the tokens are those before. That is bitwise self-correction."""
     z, tokens = jnp.zeros_like(f_BhwC), []
     for i, (a, b) in enumerate(bounds(self.c.scales)):
       t_BLe = patched((self.residual(f_BhwC - z, i) > 0).astype(jnp.int32), self.c.patch)
@@ -183,9 +185,9 @@ class Model(nn.Module):
   def reconstruct(self, image_Byxc, keep_Bs=None):
     """(image_Byxc not clamped, loss_B of the quantizer, t_BLe), straight-through, each residual with its gradient.
 
-    keep_Bs: 1 for the scales that an image has, 0 for others; None: all. The loss is the mean over an image's scales of
-    commitment |u - sg(code)|^2, u the unit residual, plus entropy / 100 times what a place's bits have, minus what those
-    of all images have: bits should be sure, and each be 1 as often as 0.
+    keep_Bs: 1 for the scales that an image has, 0 for others; None: all. The loss is the mean over an image's scales
+    of commitment |u - sg(code)|^2, u the unit residual, plus entropy / 100 times what a place's bits have, minus what
+    those of all images have: bits should be sure, and each be 1 as often as 0.
     """
     c, rest, stop = self.c, self.features(image_Byxc), jax.lax.stop_gradient
     keep_Bs = jnp.ones((len(rest), len(c.scales))) if keep_Bs is None else keep_Bs
@@ -219,7 +221,8 @@ def init(model, key):
 def torch_layouts(c):
   """The official file, whose weights lie under 'vae', in both spellings that its loader knows; see types.Layout.
 
-  The masks are powers of two that nothing is learned in, and that 64 bits have no room for: whatever they hold is ignored.
+  The masks are powers of two that nothing is learned in, and that 64 bits have no room for: whatever they hold is
+  ignored.
   """
   mask = np.left_shift(np.int64(1), np.arange(c.channels - 1, -1, -1, dtype=np.int64))
   constants = {f'{name}.lfq.mask': mask for name in ('quantizer', 'quantize')}
