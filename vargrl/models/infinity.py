@@ -107,7 +107,7 @@ def angles(c):
 
 def turned(x_BNLH, angle_LH):
   """Each pair of neighbouring channels (a, b) -> (a cos - b sin, a sin + b cos)."""
-  even = np.broadcast_to(np.arange(x_BNLH.shape[-1]) % 2 == 0, x_BNLH.shape)
+  even = (np.arange(x_BNLH.shape[-1]) % 2 == 0)[None, None, None]
   other_BNLH = jnp.where(even, -jnp.roll(x_BNLH, -1, -1), jnp.roll(x_BNLH, 1, -1))
   return x_BNLH * np.cos(angle_LH)[None, None] + other_BNLH * np.sin(angle_LH)[None, None]
 
