@@ -100,6 +100,10 @@ class Run:
     missing = [f for f in (*self.objective.FEATURES, *self.models.given) if f not in data.features]
     if missing:
       raise ValueError(f'data: features {sorted(data.features)} in the data set, {name} needs {missing[0]!r}')
+    if 'text' in self.models.given and 'tokens' in config.data:
+      (tokens, width), found = self.models.given['text'][0], (config.data.tokens, config.data.width)
+      if found[0] > tokens or found[1] != width:
+        raise ValueError(f'data: {found[0]} text features of {found[1]}, at most {tokens} of {width} expected by the policy')
     wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
     if wanted and data.classes and data.classes > wanted:
       raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')
