@@ -90,15 +90,15 @@ def unpatched(x_BLe, side, p):
 def entropies(u_BhwC):
   """(mean entropy of the bits of a place, summed over them [B]; how often each is 1, [B, C]), soft, in nats.
 
-  BitVAE's: the logit of a bit is 400 u / sqrt(C), its entropy that with 1e-8 inside the logarithms."""
+  BitVAE's: the logit of a bit is 400 u / sqrt(C), its entropy that the logarithms being of 1e-8 at least."""
   p_BhwC = jax.nn.sigmoid(400 / math.sqrt(u_BhwC.shape[-1]) * u_BhwC)
   return entropy(p_BhwC).sum(-1).mean((1, 2)), p_BhwC.mean((1, 2))
 
 
 def entropy(p):
   """Of a bit that is 1 so often, in nats."""
-  p = jnp.clip(p, 0, 1)  # a mean of ones may be a little more
-  return -p * jnp.log(p + 1e-8) - (1 - p) * jnp.log(1 - p + 1e-8)
+  # Not 1 - p + 1e-8, which a compiler takes for 1 + 1e-8 - p, and that is 0 at p = 1.
+  return -sum(q * jnp.log(jnp.maximum(q, 1e-8)) for q in (p, 1 - p))
 
 
 class Model(nn.Module):
