@@ -23,7 +23,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
                       os.path.join(tempfile.gettempdir(), 'vargrl_jax_cache'))
 # Every program: hundreds of small ones are the same in both processes and in all that they start.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-for folder in ('golden', 'parallel'): sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
+for folder in ('golden', 'parallel', 'checkpoint'): sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
 import flax.linen as nn
 import jax
@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl.models import var
-from vargrl.tokenizers import vq
+from vargrl.models import infinity, var
+from vargrl.tokenizers import bsq, vq
 
 # An array never broadcasts over an axis that it does not have.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -63,9 +63,10 @@ def random_weights(shapes, seed):
 
 
 def build(c, tokenizer, seed=0):
-  model, vae = var.Model(c), vq.Model(tokenizer)
-  boxed = jax.eval_shape(lambda key: var.init(model, key), jax.random.key(0))
-  vq_shapes = nn.unbox(jax.eval_shape(lambda key: vq.init(vae, key), jax.random.key(0)))
+  policies, tokenizers = sys.modules[type(c).__module__], sys.modules[type(tokenizer).__module__]
+  model, vae = policies.Model(c), tokenizers.Model(tokenizer)
+  boxed = jax.eval_shape(lambda key: policies.init(model, key), jax.random.key(0))
+  vq_shapes = nn.unbox(jax.eval_shape(lambda key: tokenizers.init(vae, key), jax.random.key(0)))
   return types.SimpleNamespace(c=c, model=model, params=random_weights(nn.unbox(boxed), seed),
                                boxed=boxed, vae=vae, vq_params=random_weights(vq_shapes, seed + 1))
 
@@ -87,3 +88,17 @@ def inputs(smoke):
   """(label_B, tokens_BL, inputs_BLC) of two rows for `smoke`."""
   t_BL = jax.random.randint(jax.random.key(7), (2, smoke.c.length), 0, smoke.c.vocab)
   return jnp.array([3, 8]), t_BL, smoke.vae.apply({'params': smoke.vq_params}, t_BL, method='embed')
+
+
+@pytest.fixture(scope='session')
+def bits():
+  """Depth 2, width 32, 2 heads, scales 1 2 (4, 2) (13 tokens of 4 bits); prompts of up to 8 features of 16."""
+  return build(infinity.SIZES['smoke'], bsq.SIZES['smoke'])
+
+
+@pytest.fixture(scope='session')
+def said(bits):
+  """(prompts of 8 and of 3 features, bits t_BLe, inputs_BLC) of two rows for `bits`."""
+  t_BLe = jax.random.randint(jax.random.key(7), (2, bits.c.length, bits.c.bits), 0, 2)
+  prompt_B = {'text': jax.random.normal(jax.random.key(8), (2, 8, bits.c.text)), 'length': jnp.array([8, 3])}
+  return prompt_B, t_BLe, bits.vae.apply({'params': bits.vq_params}, t_BLe, method='embed')

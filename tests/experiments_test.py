@@ -19,7 +19,7 @@ SMOKED = [pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f for 
 
 BENCH = ('rollout', '. tokenizer', '. transformer', '. sampler', 'decode', 'gradient', 'update', 'tokens/s', 'images/s',
          'matmul peak')
-SIZES = {'d16': 310_283_520, 'd30': 2_010_020_356}
+SIZES = {'d16': 310_283_520, 'd30': 2_010_020_356, '2b': 2_204_564_032}
 
 
 @pytest.mark.parametrize('path', [*map(str, FILES), *(f'{FILES[0].parent}/{v}' for v in VARIANTS)],

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ANY = None
 BASE = {'parallel', 'types'}
 # Everything may import its own folder, except an objective, which knows no other.
-SHARED = ('vargrl.objectives.reduce', 'vargrl.objectives.group')
+SHARED = ('vargrl.objectives.reduce', 'vargrl.objectives.group', 'vargrl.objectives.sft')
 MAY = {
   'parallel': set(),
   'types': set(),

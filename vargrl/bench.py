@@ -58,6 +58,7 @@ def main(flags):
   _, config = chain.chosen(flags.config, flags.run)
   if config.objective.name not in OBJECTIVES:
     raise ValueError(f'bench: {config.objective.name} found, a run of one of {OBJECTIVES} expected')
+  if config.policy.name != 'models.var': raise ValueError(f'bench: {config.policy.name} found, models.var expected')
   if flags.repeats < 1: raise ValueError(f'--repeats: {flags.repeats} found, at least 1 expected')
   if 'rollout' not in config: raise ValueError('bench: a run without a rollout found, one with expected')
   config = config.copy_and_resolve_references()

@@ -63,7 +63,9 @@ def build(config):
   elif config.reference: frozen['reference'] = trained['policy']
   if 'rollout' in config: functions |= sampling(config, model, parts)
   if config.policy.name.startswith('tokenizers.'):
-    functions['reconstruct'] = lambda params, x: model.apply({'params': params}, x, method='reconstruct')
+    functions['reconstruct'] = lambda params, x, keep=None: model.apply(
+        {'params': params}, x, *([] if keep is None else [keep]), method='reconstruct')
+    if hasattr(policy, 'kept'): functions['kept'] = partial(policy.kept, model.c)
   if hasattr(model.c, 'stages'):
     functions['classify'] = lambda params, x: model.apply({'params': params}, x)
   if 'critic' in parts:
@@ -103,34 +105,50 @@ def check_reference(config, built, trained):
 def sampling(config, model, parts):
   """The functions of a next-scale policy; rollout knobs are checked by its Config."""
   if 'tokenizer' not in parts: raise ValueError('tokenizer: missing in a config that has a rollout')
-  rollout, tokenizer = lookup(config.rollout.name, 'Config', 'generate', 'logprobs'), parts['tokenizer']
-  for key in ('scales', 'vocab', 'channels'):
+  rollout, tokenizer = lookup(config.rollout.name, 'Config', 'generate', 'logprobs', 'SAME'), parts['tokenizer']
+  for key in rollout.SAME:
+    for what, part in (('policy', model), ('tokenizer', tokenizer)):
+      if not hasattr(part.c, key):
+        raise ValueError(f'rollout.name: {config.rollout.name!r} needs {what}.{key}, {config[what].name} has none')
     ours, theirs = getattr(model.c, key), getattr(tokenizer.c, key)
     if ours != theirs:
       raise ValueError(f'policy.{key}: {ours} in policy {config.policy.size!r}, {theirs} in tokenizer '
                        f'{config.tokenizer.size!r}')
-  knobs = {k: v for k, v in config.rollout.items() if k != 'name'}
-  fields = {f.name for f in dataclasses.fields(rollout.Config)}
-  if set(knobs) != fields:
-    raise ValueError(f'rollout: keys {sorted(knobs)}, expected {sorted(fields)}')
-  c, presets = rollout.Config(**knobs), getattr(rollout, 'PRESETS', {})
+  c, presets = sampler(config), getattr(rollout, 'PRESETS', {})
+  c.strengths(len(model.c.scales)), c.temperatures(len(model.c.scales))  # one for each scale, or one for all
 
   def generator(c):
-    return lambda params, frozen, label_P, keys_PR: rollout.generate(
-        model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PR)
+    return lambda params, frozen, prompt_P, keys_PR: rollout.generate(
+        model, tokenizer, c, params, frozen['tokenizer'], prompt_P, keys_PR)
 
   def logprobs(params, frozen, batch, reference=None):
     return rollout.logprobs(model, tokenizer, c, params, frozen['tokenizer'], batch.label, batch.tokens,
-                            batch.keep, reference)
+                            batch.keep, reference, batch.shown)
 
-  return dict(
-      scales=model.c.scales, classes=model.c.classes, keys=rollout.keys, logprobs=logprobs,
-      generate=generator(c),
+  found, policy = {}, lookup(config.policy.name)
+  if hasattr(policy, 'given'):
+    given = policy.given(model.c)
+    found |= dict(given=given, prompt=lambda batch: {name: batch[name] for name in given})
+  if hasattr(tokenizer, 'correct'):
+    found['correct'] = lambda frozen, x, flips: tokenizer.apply(
+        {'params': frozen['tokenizer']}, x, flips, method='correct')
+  return found | dict(
+      scales=model.c.scales, classes=getattr(model.c, 'classes', 0), keys=rollout.keys, logprobs=logprobs,
+      generate=generator(c), unconditional=model.unconditional,
       presets={name: generator(dataclasses.replace(preset, weights=c.weights)) for name, preset in presets.items()},
-      branch=lambda params, frozen, label_P, keys_PG, split, K: rollout.branch(
-          model, tokenizer, c, params, frozen['tokenizer'], label_P, keys_PG, split, K),
+      branch=lambda params, frozen, prompt_P, keys_PG, split, K: rollout.branch(
+          model, tokenizer, c, params, frozen['tokenizer'], prompt_P, keys_PG, split, K),
       encode=lambda frozen, x: tokenizer.apply({'params': frozen['tokenizer']}, x, method='encode'),
       decode=lambda frozen, t_BL: rollout.decode(tokenizer, frozen['tokenizer'], t_BL))
+
+
+def sampler(config):
+  """The settings of the run's rollouts."""
+  knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config.rollout.items() if k != 'name'}
+  Config = lookup(config.rollout.name, 'Config').Config
+  fields = {f.name for f in dataclasses.fields(Config)}
+  if set(knobs) != fields: raise ValueError(f'rollout: keys {sorted(knobs)}, expected {sorted(fields)}')
+  return Config(**knobs)
 
 
 def scored(config, built, lean=False):
@@ -144,7 +162,7 @@ def scored(config, built, lean=False):
   rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, **collect.pool)
   for nickname in rewards.judges:
     section = collect.rewards[nickname]
-    if 'names' in section and (count := len(class_names.names(section.names))) != models.classes:
+    if models.classes and 'names' in section and (count := len(class_names.names(section.names))) != models.classes:
       rewards.close()
       raise ValueError(f'reward {nickname}: {count} names of classes, {models.classes} classes in the policy')
   load = rewards.shapes if lean else rewards.load

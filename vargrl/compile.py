@@ -15,6 +15,7 @@ import numpy as np
 from vargrl import build, chain, work
 from vargrl.parallel import hlo, place, rules, topology
 from vargrl.run import Run
+from vargrl.types import offsets, sides
 
 ADVICE = {
     'rollout': "fewer data.prompts or objective.collect.rollouts, rollout.weights='sharded', or more devices on the "
@@ -154,10 +155,13 @@ class Compiler:
     rows = data.prompts if 'prompts' in data else data.batch
     def one(feature):
       if feature == 'label': return (rows,), np.int32
-      if 'size' in data: return (rows, data.size, data.size, 3), np.float32
-      return (rows, sum(s * s for s in models.scales)), np.int32
+      if feature in models.given:
+        shape, dtype = models.given[feature]
+        return (rows, *shape), np.dtype(dtype)
+      if 'size' in data: return (rows, *sides(data.size), 3), np.float32
+      return (rows, offsets(models.scales)[-1]), np.int32
     here = NamedSharding(self.run.mesh, PartitionSpec(self.spread(rows)))
-    return {f: jax.ShapeDtypeStruct(*one(f), sharding=here) for f in self.run.objective.FEATURES}
+    return {f: jax.ShapeDtypeStruct(*one(f), sharding=here) for f in (*self.run.objective.FEATURES, *models.given)}
 
 
 def too_large(message):

@@ -28,6 +28,7 @@ def main(flags):
   if config.objective.name not in ('objectives.grpo', 'objectives.vmr'):
     raise ValueError(f'pairs: {config.objective.name} found, a run of objectives.grpo expected: it says what to '
                      'draw and how to score it')
+  if config.policy.name != 'models.var': raise ValueError(f'pairs: {config.policy.name} found, models.var expected')
   if flags.groups < 1: raise ValueError(f'--groups: {flags.groups}, expected at least 1')
   if [*out.glob(f'{NAME}/*/dataset_info.json')]:
     raise ValueError(f'--out: {out / NAME} exists already; choose another folder')

@@ -14,7 +14,7 @@ from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, place, rules
 from vargrl.rewards import mix
-from vargrl.types import State, lookup
+from vargrl.types import State, lookup, sides
 
 
 class Run:
@@ -97,16 +97,20 @@ class Run:
   def check_data(self):
     """The data's features, labels and image size must fit objective and models."""
     data, config, name = self.data, self.config, self.config.objective.name
-    missing = [f for f in self.objective.FEATURES if f not in data.features]
+    missing = [f for f in (*self.objective.FEATURES, *self.models.given) if f not in data.features]
     if missing:
       raise ValueError(f'data: features {sorted(data.features)} in the data set, {name} needs {missing[0]!r}')
+    if 'text' in self.models.given and 'tokens' in config.data:
+      (tokens, width), found = self.models.given['text'][0], (config.data.tokens, config.data.width)
+      if found[0] > tokens or found[1] != width:
+        raise ValueError(f'data: {found[0]} text features of {found[1]}, at most {tokens} of {width} expected by the policy')
     wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
     if wanted and data.classes and data.classes > wanted:
       raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')
     size = config.data.size if 'size' in config.data else None
     part = building.module(config.tokenizer, 'tokenizer')[1].c if 'tokenizer' in config \
         else self.models.config
-    if size and getattr(part, 'image_size', size) != size:
+    if size and sides(getattr(part, 'image_size', size)) != sides(size):
       raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
 
   def frozen(self, say=print, only=None):

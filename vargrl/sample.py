@@ -137,7 +137,11 @@ def main(flags):
 
 def classes_of(config, labels):
   """Labels, numbers or names, as ints, checked against the model."""
-  count = build.module(config.policy, 'policy')[1].c.classes
+  c = build.module(config.policy, 'policy')[1].c
+  if not hasattr(c, 'classes'):
+    raise ValueError(f'sample: {config.policy.name} found, which reads text, one of labels expected; the evaluator '
+                     'eval.prompts draws of text features')
+  count = c.classes
   if not len(labels): return np.arange(min(count, 10))
   if list(labels) == ['all']: return np.arange(count)
   known = {name: k for k, name in reversed([*enumerate(names.known(count))])}  # the first of equal names

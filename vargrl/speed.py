@@ -41,9 +41,10 @@ def watching(run, workdir, check, began):
     if clock['steps']: clock['useful'] += seconds  # the first step compiles
     clock['steps'] += 1
     rows = batch.image[:, None] if batch.tokens is None else batch.tokens
-    found |= {'speed/images': rows.shape[0] * rows.shape[1] / seconds,
+    images = rows.shape[0] * rows.shape[1]
+    found |= {'speed/images': images / seconds,
               'speed/goodput': clock['useful'] / (clock['last'] - began)}
-    if batch.tokens is not None: found['speed/tokens'] = rows.size / seconds
+    if batch.tokens is not None: found['speed/tokens'] = images * rows.shape[2] / seconds
     if flops:
       found['speed/tflops_per_device'] = flops / seconds / run.mesh.size / 1e12
       if peak: found['speed/mfu'] = flops / seconds / run.mesh.size / peak

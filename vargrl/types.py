@@ -6,9 +6,10 @@
   y x c pixels and colour   t denoising steps   e bits of a code   d a second model width
   r rank of an adapter
 
-Upper case may be sharded, lower case never is. Multi-scale tokens are concatenated coarse to fine:
-L = sum of s*s over the scales. Rows come as P x R everywhere, R rows sharing one prompt: supervised
-data has R = 1, a preference pair R = 2 (chosen, rejected), a GRPO group R = its size.
+Upper case may be sharded, lower case never is. Multi-scale tokens are concatenated coarse to fine: L = sum of h*w over
+the scales, each a pair (h, w) or the side of a square. A token is the index of a code, int32 [.., L], or its e bits,
+int32 0 or 1 [.., L, e]. Rows come as P x R everywhere, R rows sharing one prompt: supervised data has R = 1, a
+preference pair R = 2 (chosen, rejected), a GRPO group R = its size.
 """
 import dataclasses
 import difflib
@@ -32,7 +33,7 @@ class State:
 class Rollout:
   """Sampled tokens; [L] inside the rollout, [P, R, L] outside.
 
-  tokens: int32. logp: log-probability of each token under the policy of record at the sampling
+  tokens: int32, bits have one axis more. logp: log-probability of each token under the policy of record at the sampling
   temperature, before truncation. sampler: under the distribution it was drawn from. float32, nats.
   """
   tokens: jax.Array
@@ -46,7 +47,8 @@ class Scores:
 
   logp: of the token. entropy: of the distribution. kl: KL(policy || reference), exact over the
   vocabulary. reference: the reference's log-probability of the token. Both None without a reference.
-  hit: 1 where the token is the most likely one.
+  hit: 1 where the token is the most likely one; of bits, the share that is. What is said of a token of bits is
+  summed over them, but for `hit`.
   """
   logp: jax.Array
   entropy: jax.Array
@@ -59,11 +61,12 @@ class Scores:
 class Experience:
   """What an update learns from; every array leads with P, R or both, so that it can be cut in parts.
 
-  label [P] int32; tokens [P, R, L] int32. old: log-probabilities [P, R, L] of the policy that
-  sampled; None means "the present one". reference: those of the reference. advantage, weight [P, R]:
-  a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is given to,
-  0 for the others; held [P, R, L]: the same of the KL; None means all. keep: drop-path factors [P, R, X, 2].
-  image [P, y, x, c].
+  label [P] int32, or whatever else a prompt is, a pytree that leads with P. tokens [P, R, L], of bits [P, R, L, e];
+  shown, alike: what the model is shown in their place, None: the tokens themselves. old: log-probabilities [P, R, L]
+  of the policy that sampled; None means "the present one". reference: those of the reference. advantage, weight [P,
+  R]: a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is given to, 0 for the
+  others; held [P, R, L]: the same of the KL; None means all. keep: drop-path factors [P, R, X, 2], or those of a
+  tokenizer's scales [P, scales]. image [P, y, x, c].
 
   tokens may be those of the first few scales alone; L of all fields is then their number.
   """
@@ -77,6 +80,7 @@ class Experience:
   keep: Any = None
   image: Any = None
   held: Any = None
+  shown: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,21 +93,27 @@ class Models:
   config: Any               # the policy's
   scales: tuple = ()
   classes: int = 0
-  generate: Callable = None      # (policy, frozen, label_P, keys_PR) -> Rollout
-  branch: Callable = None        # (policy, frozen, label_P, keys_PG, split, K) -> Rollout [P, G, K, L]
+  # A prompt is made of these features of a batch, {name: (shape of a row, dtype)}; of its label where there are none.
+  given: dict = dataclasses.field(default_factory=dict)
+  prompt: Callable = lambda batch: batch['label']  # a batch's prompts, a pytree that leads with P
+  unconditional: Callable = None  # prompts -> those of the unconditional policy
+  generate: Callable = None      # (policy, frozen, prompt_P, keys_PR) -> Rollout
+  branch: Callable = None        # (policy, frozen, prompt_P, keys_PG, split, K) -> Rollout [P, G, K, L]
   logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
   # (params, frozen) -> the weights that the KL is against, or None
   reference: Callable = lambda params, frozen: frozen.get('reference')
   presets: dict = dataclasses.field(default_factory=dict)  # {name: a `generate` of published settings}
   bind: dict = dataclasses.field(default_factory=dict)     # {parameter of a reward: the function it gets}
   encode: Callable = None        # (frozen, image_Byxc) -> t_BL
+  correct: Callable = None       # (frozen, image_Byxc, flips_BLe) -> (t_BLe, what to show in their place)
   decode: Callable = None        # (frozen, t_BL) -> image_Byxc
   keys: Callable = None          # (rng, P, R) -> keys_PR
   score: Callable = None         # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
   judge: Callable = None         # the rewards of `score` on the device, jitted: (frozen, image_Byxc, label_B) -> {name: r_B}
   mask: Callable = None          # (image_Byxc, label_B) -> mask_Byx bool: the pixels that the reward is about
   reward_weights: Callable = None  # mesh -> frozen['rewards'], which `judge` needs; None if it does not
-  reconstruct: Callable = None   # (tokenizer, image_Byxc) -> (image_Byxc, loss_B, t_BL)
+  reconstruct: Callable = None   # (tokenizer, image_Byxc, keep) -> (image_Byxc, loss_B, t_BL)
+  kept: Callable = lambda rng, batch: None  # the `keep` of a tokenizer that leaves out scales while it is trained
   classify: Callable = None      # (classifier, image_Byxc) -> logits_BV
   critic: Callable = None        # (critic, image_Byxc) -> logits, higher is more real
   perceptual: Callable = None    # (frozen, image_Byxc, image_Byxc) -> distance_B
@@ -139,13 +149,15 @@ class Layout:
   table: {our name: (their key, einops pattern theirs -> ours)}. constants: {their key: array} of buffers
   that nothing was learned in: compared on import, written on export. ignored: regexes of whole keys that
   say nothing about the model. nests: 'a/b' where the state dict lies inside of the file's dictionaries,
-  if it is not the file itself. prefixes: of all keys, dropped.
+  if it is not the file itself. prefixes: of all keys, dropped. cut: their keys whose first axis is cut, or filled up
+  with zeros, to the model's.
   """
   table: dict
   constants: dict = dataclasses.field(default_factory=dict)
   ignored: tuple[str, ...] = ()
   nests: tuple[str, ...] = ()
   prefixes: tuple[str, ...] = ()
+  cut: tuple[str, ...] = ()
 
 
 class Tower(NamedTuple):
@@ -163,9 +175,19 @@ class Judge(NamedTuple):
   shapes: Callable  # mesh -> its own weights, abstract, without any file
 
 
+def sides(scale):
+  """(h, w) of a scale, which is given so, or as the side of a square."""
+  return (scale, scale) if isinstance(scale, int) else tuple(scale)
+
+
+def sizes(scales):
+  """How many tokens each scale has."""
+  return [h * w for h, w in map(sides, scales)]
+
+
 def offsets(scales):
   """Where each scale starts among the L tokens, and L itself: len(scales) + 1 Python ints."""
-  return [sum(s * s for s in scales[:i]) for i in range(len(scales) + 1)]
+  return [0, *itertools.accumulate(sizes(scales))]
 
 
 def bounds(scales):

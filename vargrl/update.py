@@ -23,8 +23,7 @@ def split(batch, n):
   cut = n // P
   rows = lambda x: x.reshape(P * cut, 1, R // cut, *x.shape[2:])
   once = lambda x: jnp.repeat(x, cut, 0)[:, None]
-  return Experience(**{k: None if v is None else (once if k in ONE_ROW else rows)(v)
-                       for k, v in vars(batch).items()})
+  return Experience(**{k: jax.tree.map(once if k in ONE_ROW else rows, v) for k, v in vars(batch).items()})
 
 
 def check_split(P, R, n, whole=False):

@@ -5,15 +5,18 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vargrl import optim
-from vargrl.models import lora, var
+from vargrl import build, optim
+from vargrl.models import lora
 from vargrl.parallel import hlo
+from vargrl.types import lookup
+
+COUNTED = ('objectives.grpo', 'objectives.sft', 'objectives.sft_bits')
 
 
 def passes(config, all_trained):
   """(forward passes of a rollout, of an update), per image; a backward pass counts as two, as one if the
   weights are not all trained, but a few beside them."""
-  pair = 2 if config.rollout.guidance else 1
+  pair = 2 if build.sampler(config).paired else 1
   record = 1 if config.rollout.record == 'cond' else pair
   one = 3 if all_trained else 2
   policy = one + {'guided': one, 'guided_stopgrad': 1}[config.rollout.record] if record == 2 else one
@@ -29,12 +32,13 @@ def flops(run, name):
   """Of one program of a run, all devices together: block-causal attention counted, recomputation not; 0 if it is
   not counted here."""
   config = run.config
-  if config.objective.name not in ('objectives.grpo', 'objectives.sft') or 'rollout' not in config: return 0
-  rows = config.data.prompts * config.objective.collect.rollouts if 'prompts' in config.data else config.data.batch
+  if config.objective.name not in COUNTED or 'rollout' not in config: return 0
+  rows = config.data.prompts if 'prompts' in config.data else config.data.batch
+  if 'rollouts' in config.objective.collect: rows *= config.objective.collect.rollouts
   rollout, update = passes(config, whole(run))
   record = 1 if config.rollout.record == 'cond' else rollout
   count = {'rollout': rollout, 'logprobs': record, 'update': update / config.minibatches}.get(name, 0)
-  return rows * count * var.flops(run.models.config)
+  return rows * count * lookup(config.policy.name, 'flops').flops(run.models.config)
 
 
 def step(run):

@@ -15,10 +15,10 @@ import safetensors.numpy
 import torch_file as made
 
 from vargrl.checkpoint import torch
-from vargrl.models import var
+from vargrl.models import infinity, var
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import place
-from vargrl.tokenizers import vq
+from vargrl.tokenizers import bsq, vq
 from vargrl.types import Layout
 
 TINY = var.Config(2, 32, 2, scales=(1, 2, 3), vocab=16, channels=4, classes=5)
@@ -99,11 +99,12 @@ def test_pth_by_torch_and_back(tmp_path):
 
 @pytest.mark.parametrize('name, module, c', [
     ('var_d16', var, var.SIZES['d16']), ('var_d36_512', var, var.SIZES['d36-512']),
-    ('vq', vq, vq.SIZES['var'])])
+    ('vq', vq, vq.SIZES['var']), ('infinity_2b', infinity, infinity.SIZES['2b']),
+    ('infinity_8b', infinity, infinity.SIZES['8b']), ('bsq_d32', bsq, bsq.SIZES['d32'])])
 def test_released_models_have_exactly_the_official_keys_and_shapes(name, module, c):
   """Abstractly: no array of these sizes is made."""
   expected = json.loads((official.FOLDER / 'keys.json').read_text())[name]
-  (layout,) = module.torch_layouts(c)
+  layout = module.torch_layouts(c)[0]
   ours = torch.expected(layout.table, torch.named(official.abstract(module, c)))
   ours |= {key: x.shape for key, x in layout.constants.items()}
   lines = '\n'.join(sorted(f'{key} {tuple(shape)}' for key, shape in ours.items()))

@@ -15,8 +15,8 @@ import numpy as np
 import safetensors.numpy
 
 from vargrl.checkpoint import torch
-from vargrl.models import var
-from vargrl.tokenizers import vq
+from vargrl.models import infinity, var
+from vargrl.tokenizers import bsq, vq
 
 FOLDER = pathlib.Path(__file__).parent
 WRITTEN = tempfile.TemporaryDirectory(prefix='vargrl_golden')
@@ -40,10 +40,28 @@ def var_config(g):
                     g['z_channels'], g['num_classes'], shared_adaln=g['shared_aln'])
 
 
+def bsq_config(g):
+  name = 'vae_' if 'bits_per_token' in g else ''  # in the description of a transformer
+  return bsq.Config(g.get('codebook_dim', g.get('d_vae')), g[f'{name}base_ch'], tuple(g[f'{name}ch_mult']),
+                    scales=g['scales'])
+
+
+def infinity_config(g):
+  return infinity.Config(g['depth'], g['width'], g['heads'], g['scales'], g['bits_per_token'], g['text_channels'],
+                         g['text_maxlen'], chunks=g['block_chunks'])
+
+
+def kind(name, which):
+  """(module, description's config -> Config)"""
+  if name.startswith('infinity'): return (bsq, bsq_config) if which == 'vae' else (infinity, infinity_config)
+  return (vq, vae_config) if which == 'vae' else (var, var_config)
+
+
 def constant(what, shape, scales):
   """A buffer of the official module, from its description."""
-  level_L = np.repeat(np.arange(len(scales)), np.square(scales))
+  if what.startswith('powers of two'): return 2 ** np.arange(shape[0])[::-1]
   if what == 'zeros': return np.zeros(shape, np.float32)
+  level_L = np.repeat(np.arange(len(scales)), np.square(scales))
   if what.startswith('number of the scale'): return level_L[None].astype(np.int64)
   assert what == '0 where the query scale is not below the key scale, -inf elsewhere', what
   return np.where(level_L[:, None] >= level_L, 0, -np.inf).astype(np.float32)[None, None]
@@ -54,14 +72,14 @@ def file(name, which):
   if name == 'var_tiny': return FOLDER / {'vae': 'vae_tiny.pth', 'transformer': 'var_tiny.pth'}[which]
   path = pathlib.Path(WRITTEN.name) / f'{name}_{which}.safetensors'
   if not path.exists():
-    m, scales = stored(name)[0]['modules'][which], stored(name)[0]['config']['patch_nums']
+    m, scales = stored(name)[0]['modules'][which], stored(name)[0]['config'].get('patch_nums', ())
     buffers = {key: constant(what, dict(m['keys'])[key], scales) for key, what in m['constants'].items()}
     safetensors.numpy.save_file(fill.fill_state(m['keys'], m['salt'], skip=m['constants']) | buffers, path)
   return path
 
 
 def abstract(module, c):
-  """Shapes of the weights of models.var or tokenizers.vq."""
+  """Shapes of the weights of a model's or tokenizer's module."""
   return nn.unbox(jax.eval_shape(lambda key: module.init(module.Model(c), key), jax.random.key(0)))
 
 
@@ -69,8 +87,8 @@ def abstract(module, c):
 def load(name, which):
   """'vae' or 'transformer' -> .module .c .model .layouts .path .params .state .shapes .keys .constants"""
   description, _ = stored(name)
-  m, module = description['modules'][which], vq if which == 'vae' else var
-  c = (vae_config if which == 'vae' else var_config)(description['config'])
+  m, (module, config) = description['modules'][which], kind(name, which)
+  c = config(description['config'])
   shapes, layouts, path = abstract(module, c), module.torch_layouts(c), file(name, which)
   return types.SimpleNamespace(
       module=module, c=c, model=module.Model(c), layouts=layouts, path=path, shapes=shapes,

@@ -135,8 +135,8 @@ def test_labels_are_the_pair_of_class_and_unconditional(smoke):
 
 
 def test_guidance_rises_from_zero_to_its_value():
-  assert next_scale.strengths(config(guidance=3.), (1, 2, 3, 4)) == [0., 1., 2., 3.]
-  assert next_scale.strengths(config(guidance=3.), (4,)) == [0.]
+  assert config(guidance=3.).strengths(4) == [0., 1., 2., 3.]
+  assert config(guidance=3.).strengths(1) == [0.]
 
 
 @pytest.mark.parametrize('change', [dict(record='all'), dict(temperature=0.), dict(guidance=-1.),

@@ -36,7 +36,23 @@ def test_bicubic_is_keys_kernel_over_an_image_continued_by_its_border(n, m):
   np.testing.assert_allclose(resize.bicubic(n, m) @ x, out, atol=1e-5)
 
 
-@pytest.mark.parametrize('matrix', [resize.area, resize.bicubic])
+@pytest.mark.parametrize('n,m', SIZES)
+def test_bilinear_is_a_line_between_neighbours_over_an_image_continued_by_its_border(n, m):
+  x = np.random.default_rng(0).standard_normal(n)
+  at = (np.arange(m) + .5) * n / m - .5  # no antialias: the same two neighbours where it shrinks
+  np.testing.assert_allclose(resize.bilinear(n, m) @ x, np.interp(at, np.arange(n), x), atol=1e-6)
+
+
+def test_rows_and_columns_are_resized_apart_in_one_product_or_in_two(monkeypatch):
+  x = np.random.default_rng(0).standard_normal((2, 4, 6, 3)).astype(np.float32)
+  rows, columns = resize.area(4, 3), resize.bilinear(6, 8)
+  expected = np.einsum('yh,xw,Bhwc->Byxc', rows, columns, x)
+  np.testing.assert_allclose(resize.resize(jnp.asarray(x), rows, columns), expected, atol=1e-5)
+  monkeypatch.setattr(resize, 'LARGEST', 0)
+  np.testing.assert_allclose(resize.resize(jnp.asarray(x), rows, columns), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('matrix', [resize.area, resize.bicubic, resize.bilinear])
 @pytest.mark.parametrize('n,m', SIZES)
 def test_a_constant_stays_constant(matrix, n, m):
   np.testing.assert_allclose(matrix(n, m).sum(1), 1, atol=1e-6)

@@ -34,7 +34,7 @@ def adapter(table, params, *, alpha):
     module = key.removesuffix('.weight')
     A, B = matrices(pairs, pattern)
     arrays |= {f'{PREFIX}{module}.lora_A.weight': A, f'{PREFIX}{module}.lora_B.weight': B}
-    ranks[module if layer is None else module.split(f'.{layer}.', 1)[1]] = len(A)
+    ranks[module if layer is None else re.sub(r'^.*\.\d+\.', '', module)] = len(A)  # without the number of its layer
   if not arrays:
     raise ValueError('adapter: no lora_a in the weights, expected those of a run with lora_rank > 0')
   fused = {module: rank for module, rank in ranks.items() if rank != lone}

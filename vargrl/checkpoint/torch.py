@@ -1,8 +1,8 @@
 """State dicts in the reference layout <-> our parameters, by one table per model.
 
-A row is ours: (theirs, einops pattern theirs -> ours). `{X}` in their key stacks the layers,
-`{q,k,v}` in our name splits the leading axis. A pattern is its own inverse, so reading and writing
-walk the same table, and every tensor must be matched exactly once, each way. See types.Layout.
+A row is ours: (theirs, einops pattern theirs -> ours). `{X}` in their key stacks the layers, `{X/4}` and `{X%4}` do
+where these lie in chunks of four, `{q,k,v}` in our name splits the leading axis. A pattern is its own inverse, so
+reading and writing walk the same table, and every tensor must be matched exactly once, each way. See types.Layout.
 """
 from collections.abc import Mapping
 import itertools
@@ -77,8 +77,14 @@ def rows(table, shapes):
     names = [ours.replace(group[0], part) for part in group[1].split(',')] if group else [ours]
     absent = [name for name in names if name not in shapes]
     if absent: raise ValueError(f'table: {absent} are no parameters of the model')
-    for layer in range(shapes[names[0]].shape[0]) if '{X}' in theirs else [None]:
-      yield names, layer, theirs.replace('{X}', str(layer)), pattern
+    for layer in range(shapes[names[0]].shape[0]) if '{X' in theirs else [None]:
+      yield names, layer, numbered(theirs, layer), pattern
+
+
+def numbered(theirs, layer):
+  """'a.{X}.b' -> 'a.5.b', 'a.{X/4}.{X%4}.b' -> 'a.1.1.b'."""
+  parts = {'': lambda n: layer, '/': lambda n: layer // n, '%': lambda n: layer % n}
+  return re.sub(r'\{X([/%]?)(\d*)\}', lambda found: str(parts[found[1]](int(found[2] or 1))), theirs)
 
 
 def named(abstract):
@@ -116,23 +122,34 @@ def expected(table, shapes):
 def matched(path, layouts, abstract):
   """(layout, {their key: lazy array}) of a file that holds exactly the model."""
   layout, state = chosen(path, layouts, named(abstract))
+  wanted = expected(layout.table, named(abstract))
+  for key in layout.cut:
+    if hasattr(state.get(key), 'shape') and state[key].shape[1:] == wanted[key][1:]:
+      state[key] = leading(np.asarray(state[key]), wanted[key][0])
   refuse(path, layout, state, named(abstract))
   return layout, state
 
 
 def chosen(path, layouts, shapes):
-  """(layout, state dict) that share the most keys, of all layouts and of all places in the file."""
-  file, best = open(path), (0, None, None)
+  """(layout, state dict) that share the most keys, and of these the most shapes, of all layouts and of all places in
+  the file."""
+  file, best = open(path), ((0, 0), None, None)
   for layout in layouts:
     wanted = expected(layout.table, shapes)
     for nest in (*layout.nests, ''):
       state = stripped(inside(file, nest), layout)
-      count = sum(key in state for key in wanted)
+      found = [(getattr(state[key], 'shape', None), shape) for key, shape in wanted.items() if key in state]
+      count = len(found), sum(a == b for a, b in found)
       if count > best[0]: best = count, layout, state
-  if not best[0]:
+  if not best[1]:
     raise ValueError(f'{path}: no weights of this model, its first keys are {[*map(str, file)][:3]}, '
                      f'expected such as {[*expected(layouts[0].table, shapes)][:3]}')
   return best[1:]
+
+
+def leading(x, size):
+  """The first `size` rows, those that there are not are zeros."""
+  return np.pad(x[:size], [(0, max(size - len(x), 0))] + [(0, 0)] * (x.ndim - 1))
 
 
 def inside(file, nest):

@@ -82,6 +82,15 @@ def fit(image: np.ndarray, *, size: int, crop: str, rng: np.random.Generator | N
   return image[top:top + size, left:left + size]
 
 
+def cover(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+  """uint8 [height, width, 3]: as small as covers it, and cropped at the center."""
+  y, x = image.shape[:2]
+  ratio = max(height / y, width / x)
+  y, x = max(height, round(y * ratio)), max(width, round(x * ratio))
+  image, top, left = resize(image, height=y, width=x), (y - height) // 2, (x - width) // 2
+  return image[top:top + height, left:left + width]
+
+
 def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """The image, mirrored left to right with probability one half."""
   return image[:, ::-1] if rng.random() < .5 else image

@@ -10,11 +10,17 @@ LISTS = ('imagenet', 'digits')
 
 
 def names(which) -> tuple[str, ...]:
-  """The names of 'imagenet' (1000) or 'digits' (10), by label; any other sequence of names is itself."""
+  """The names of 'imagenet' (1000) or 'digits' (10), by label; the lines of a .txt; any other sequence of names is
+  itself.
+
+  FileNotFoundError if there is no such .txt.
+  """
   if which == 'imagenet': return tuple(IMAGENET.read_text(encoding='utf-8').splitlines())
   if which == 'digits': return DIGITS
+  if isinstance(which, str) and which.endswith('.txt'):
+    return tuple(pathlib.Path(which).expanduser().read_text(encoding='utf-8').splitlines())
   if isinstance(which, str) or not which or not all(isinstance(name, str) for name in which):
-    raise ValueError(f"names: {which!r} found, 'imagenet', 'digits' or a sequence of names expected")
+    raise ValueError(f"names: {which!r} found, 'imagenet', 'digits', a .txt or a sequence of names expected")
   return tuple(which)
 
 

@@ -18,6 +18,7 @@ def make(models, *, weights, size, images, seed, preset, batch, npz, dataset, sp
   Moments alone give no precision and recall. Only features are kept.
   """
   if models.generate is None: raise ValueError('fid: the run has no policy to sample from')
+  samples.refuse_text(models)
   if images < models.classes or images % models.classes:
     raise ValueError(f'images: {images} found, a multiple of the {models.classes} classes expected')
   if batch < 1: raise ValueError(f'batch: {batch} found, at least 1 expected')

@@ -57,7 +57,9 @@ def used(t_BL, weight_B, vocab):
 def tokenizer(models, params, frozen, batch, weight_B):
   out, _, t_BL = models.reconstruct(params['policy'], batch['image'])
   c = models.config
-  scales = [used(t_BL[:, a:b], weight_B, c.vocab) for a, b in bounds(c.scales)]
+  vocab = c.vocab if t_BL.ndim == 2 else 2 * c.bits  # of bits, the values that each of them has
+  if t_BL.ndim == 3: t_BL += 2 * jnp.arange(c.bits)[None, None]
+  scales = [used(t_BL[:, a:b].reshape(len(t_BL), -1), weight_B, vocab) for a, b in bounds(c.scales)]
   return ({'mse': by_row((out.clip(-1, 1) - batch['image']) ** 2, weight_B),
            'usage': jnp.stack(scales).any(0)} |
           {f'usage/scale_{i}': used_V for i, used_V in enumerate(scales)})

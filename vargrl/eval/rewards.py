@@ -16,6 +16,7 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
   eval/samples.py. batch: images on a device at once. rewards, pool: as in objective.collect; each is reported
   on its own, so weights have no effect.
   """
+  samples.refuse_text(models)
   label_P = samples.labels(classes)
   if each < 1: raise ValueError(f'each: {each} found, at least 1 expected')
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() < models.classes:

@@ -34,6 +34,7 @@ def sampler(models, preset=''):
 
   Image r of the class at place p has its own key, and is the same whatever is drawn with it. poll: see eval/run.py.
   """
+  refuse_text(models)
   some = batch_sampler(models, preset)
 
   def draw(params, frozen, *, classes, each, seed, batch=64, poll=None):
@@ -46,8 +47,14 @@ def sampler(models, preset=''):
   return draw
 
 
+def refuse_text(models):
+  """ValueError for a policy that needs more than labels."""
+  if models.given: raise ValueError(f'samples: a policy of {sorted(models.given)} found, one of labels expected; '
+                                    'eval.prompts draws of text features')
+
+
 def batch_sampler(models, preset=''):
-  """some(params, frozen, label_B, keys_B) -> uint8 image_Byxc on the devices: one call of rows.calls, so that
+  """some(params, frozen, prompt_B, keys_B) -> uint8 image_Byxc on the devices: one call of rows.calls, so that
   any number of images fits in memory."""
   if models.generate is None: raise ValueError('samples: the run has no policy to sample from')
   if preset and preset not in models.presets:
@@ -56,10 +63,10 @@ def batch_sampler(models, preset=''):
   generate = models.presets[preset] if preset else models.generate
 
   @jax.jit
-  def some(policy, frozen, label_B, keys_B):
-    out = generate(policy, frozen, label_B, keys_B[:, None])
-    image_Byxc = models.decode(frozen, out.tokens.reshape(-1, out.tokens.shape[-1]))
+  def some(policy, frozen, prompt_B, keys_B):
+    out = generate(policy, frozen, prompt_B, keys_B[:, None])
+    image_Byxc = models.decode(frozen, out.tokens[:, 0])
     return jnp.rint((image_Byxc + 1) * 127.5).astype(jnp.uint8)
 
-  return lambda params, frozen, label_B, keys_B: some(
-      params['policy'], frozen, jnp.asarray(label_B, jnp.int32), keys_B)
+  return lambda params, frozen, prompt_B, keys_B: some(
+      params['policy'], frozen, jax.tree.map(jnp.asarray, prompt_B), keys_B)

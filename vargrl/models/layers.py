@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.parallel.rules import gather, shard
+from vargrl.types import sizes
 
 
 def letters(init, axes):
@@ -171,7 +172,7 @@ def causal_by_scale(scales):
 
 def level(scales):
   """The number of the scale that each of the L tokens belongs to, int32 numpy [L]."""
-  return np.repeat(np.arange(len(scales), dtype=np.int32), [s * s for s in scales])
+  return np.repeat(np.arange(len(scales), dtype=np.int32), sizes(scales))
 
 
 def normal(std):

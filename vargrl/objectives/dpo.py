@@ -7,19 +7,19 @@ import jax.numpy as jnp
 
 from vargrl.metrics import average
 from vargrl.objectives import reduce
-from vargrl.types import Collect, Collected, Experience
+from vargrl.types import Collect, Collected, Experience, offsets
 
 KINDS = ('sigmoid', 'sigmoid_norm', 'ipo', 'hinge')
-FEATURES = ('label', 'chosen', 'rejected')  # what a batch of data must have
+FEATURES = ('label', 'chosen', 'rejected')  # what a batch of data must have, beside what a prompt is made of
 ROWS = 2  # of a prompt, never cut
 
 
 def collect(models):
-  """{'label', 'chosen', 'rejected'} -> Experience with the reference's log-probabilities."""
+  """{'chosen', 'rejected', what a prompt is made of} -> Experience with the reference's log-probabilities."""
   @jax.jit
   def prepare(params, frozen, batch):
     tokens = [tokens_of(models, frozen, batch[name]) for name in ('chosen', 'rejected')]
-    experience = Experience(label=batch['label'], tokens=jnp.stack(tokens, 1))
+    experience = Experience(label=models.prompt(batch), tokens=jnp.stack(tokens, 1))
     scores = models.logprobs(models.reference(params, frozen), frozen, experience)
     return experience.replace(reference=scores.logp)
 
@@ -32,9 +32,9 @@ def collect(models):
 
 
 def tokens_of(models, frozen, x):
-  """Pictures [P, y, x, c] or tokens [P, L] -> t_PL."""
-  if x.ndim != 2: return models.encode(frozen, x)
-  wanted = sum(s * s for s in models.scales)
+  """Pictures [P, y, x, c] or tokens [P, L] or [P, L, e] -> t_PL."""
+  if x.ndim == 4: return models.encode(frozen, x)
+  wanted = offsets(models.scales)[-1]
   if x.shape[1] != wanted: raise ValueError(f'data: {x.shape[1]} tokens an image found, {wanted} in the model')
   return x
 

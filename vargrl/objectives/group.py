@@ -15,7 +15,7 @@ from vargrl.parallel import multihost
 from vargrl.types import Collect, Collected, Experience, bounds, leading
 
 OLD = ('trainer', 'sampler', 'now')
-FEATURES = ('label',)  # what a batch of data must have
+FEATURES = ('label',)  # what a batch of data must have, beside what a prompt is made of
 
 
 def check(*, rollouts, old, std, eps, kl_reward, combine, updates, reference):
@@ -53,7 +53,7 @@ def check_loss(models, *, level, clip, clip_high, kl, estimator, alpha, first, l
 class Plan(NamedTuple):
   """How the rows of one step are made and what of them is trained.
 
-  sample: (policy, frozen, label_P, rng) -> (t_BL to decode, the K images of a row adjacent, Rollout
+  sample: (policy, frozen, prompt_P, rng) -> (t_BL to decode, the K images of a row adjacent, Rollout
   [P, R, L] to learn from, of all tokens or the first few scales). start: the first token that is trained.
   value: r_PRK -> value_PR, NaN where there is none.
   """
@@ -73,26 +73,26 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
   advantages = jax.jit(lambda r_PR: reduce.advantages(r_PR, std=std, eps=eps))
   inside = jax.jit(partial(trained, models, spatial=bool(mask)), static_argnames=('shape', 'L', 'start'))
 
-  def known(label_P, out, image_Byxc, label_B, shape, start):
+  def known(prompt_P, out, image_Byxc, label_B, shape, start):
     """The Experience before its rows are judged."""
-    L = out.tokens.shape[-1]
+    L = out.logp.shape[-1]
     mask_PRL = inside(image_Byxc, label_B, shape=shape, L=L, start=start)
-    held_PRL = jnp.broadcast_to(from_start(L, start), out.tokens.shape) if start else None
-    return Experience(label=label_P, tokens=out.tokens, old=out.logp, mask=mask_PRL, held=held_PRL)
+    held_PRL = jnp.broadcast_to(from_start(L, start), out.logp.shape) if start else None
+    return Experience(label=prompt_P, tokens=out.tokens, old=out.logp, mask=mask_PRL, held=held_PRL)
 
   def run(params, frozen, batch, rng, step, phase):
     phase('wait_for_update', params)  # costs nothing: the rewards are waited for in any case
     plan_now, facts = plans[when(step)]
-    label_P = batch['label']
-    t_BL, out = plan_now.sample(params['policy'], frozen, label_P, rng)
-    P, R, _ = out.tokens.shape
+    prompt_P = models.prompt(batch)
+    t_BL, out = plan_now.sample(params['policy'], frozen, prompt_P, rng)
+    P, R, _ = out.logp.shape
     K = len(t_BL) // (P * R)
-    label_B = np.repeat(multihost.whole(label_P), R * K)
+    label_B = np.repeat(multihost.whole(batch['label']), R * K)
     image_Byxc = decode(frozen, t_BL)
     phase('rollout', image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
     phase('reward')
-    experience = known(label_P, out, image_Byxc, label_B, (P, R, K), plan_now.start)
+    experience = known(prompt_P, out, image_Byxc, label_B, (P, R, K), plan_now.start)
     mask_PRL = experience.mask
     if old == 'trainer' or kl_reward:
       scores = logprobs(params['policy'], frozen, experience, models.reference(params, frozen) if kl_reward else None)
@@ -119,13 +119,14 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
     found = []
     for name, (one, _) in plans.items():
       tell = lambda what, name=name: f'{what} ({name})' if name else what
-      t_BL, out = call(tell('rollout'), one.sample, params['policy'], frozen, batch['label'], rng)
-      P, R, _ = out.tokens.shape
+      prompt_P = models.prompt(batch)
+      t_BL, out = call(tell('rollout'), one.sample, params['policy'], frozen, prompt_P, rng)
+      P, R, _ = out.logp.shape
       image_Byxc = call(tell('decode'), decode, frozen, t_BL)
       label_B = call.rows((len(t_BL),), np.int32)
       if models.judge: call(tell('rewards'), models.judge, frozen, image_Byxc, label_B)
       shape = P, R, len(t_BL) // (P * R)
-      experience = call('', jax.jit(partial(known, shape=shape, start=one.start)), batch['label'], out, image_Byxc,
+      experience = call('', jax.jit(partial(known, shape=shape, start=one.start)), prompt_P, out, image_Byxc,
                         label_B)
       if old == 'trainer' or kl_reward:
         reference = models.reference(params, frozen) if kl_reward else None
@@ -145,6 +146,17 @@ def combined(r_B, each, shape, combine, rewards, eps):
   groups = {name: jnp.asarray(x_B).reshape(P, R * K) for name, x_B in each.items()}
   weights = {name: rewards[name]['weight'] for name in each}
   return reduce.normalized_sum(groups, weights, eps=eps).reshape(shape)
+
+
+def count(prompt_P):
+  """How many prompts."""
+  return len(jax.tree.leaves(prompt_P)[0])
+
+
+def images(rollout):
+  """The tokens of a Rollout [.., L] as those of one image after the other, t_BL."""
+  lead = rollout.logp.ndim - 1
+  return rollout.tokens.reshape(-1, *rollout.tokens.shape[lead:])
 
 
 def trained(models, image_Byxc, label_B, *, shape, L, start, spatial):

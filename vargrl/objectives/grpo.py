@@ -23,9 +23,9 @@ def collect(models, *, rollouts, old, std, eps, kl_reward, combine, mask, reward
   that the reward is about (models.mask), {} for all. `rewards` and `pool` made models.score.
   """
   @jax.jit
-  def sample(policy, frozen, label_P, rng):
-    out = models.generate(policy, frozen, label_P, models.keys(rng, len(label_P), rollouts))
-    return out.tokens.reshape(-1, out.tokens.shape[-1]), out
+  def sample(policy, frozen, prompt_P, rng):
+    out = models.generate(policy, frozen, prompt_P, models.keys(rng, group.count(prompt_P), rollouts))
+    return group.images(out), out
 
   plan = group.Plan(sample, value=lambda r_PRK: r_PRK[..., 0])
   return group.collector(models, {'': (plan, {})}, lambda step: '', old=old, std=std, eps=eps, kl_reward=kl_reward,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.types import bounds
+from vargrl.types import bounds, sides, sizes
 
 KL = ('exact', 'k1', 'k2', 'k3', 'k3_is')
 LEVELS = ('token', 'scale', 'sequence')
@@ -17,15 +17,14 @@ COMBINE = ('sum', 'normalize')
 def token_weights(scales, *, alpha, first, last):
   """weight_L, numpy float32, summing to 1 over the scales first .. last (counted from 0, inclusive).
 
-  alpha: each token of a scale with s*s tokens weighs 1 / (s*s)^alpha (PANW,
-  https://arxiv.org/abs/2601.02256); 0 is uniform, 1 gives every scale the same share.
+  alpha: each token of a scale with n tokens weighs 1 / n^alpha (PANW, https://arxiv.org/abs/2601.02256); 0 is
+  uniform, 1 gives every scale the same share, 0.5 is Infinity's (https://arxiv.org/abs/2412.04431).
   """
   if not 0 <= first <= last < len(scales):
     raise ValueError(f'scales: first={first}, last={last} with {len(scales)} scales; '
                      f'expected 0 <= first <= last <= {len(scales) - 1}')
   if alpha < 0: raise ValueError(f'objective.loss.alpha: {alpha}, expected at least 0')
-  parts = [np.full(s * s, float(s * s) ** -alpha if first <= i <= last else 0.)
-           for i, s in enumerate(scales)]
+  parts = [np.full(n, float(n) ** -alpha if first <= i <= last else 0.) for i, n in enumerate(sizes(scales))]
   weight_L = np.concatenate(parts)
   return (weight_L / weight_L.sum()).astype(np.float32)
 
@@ -47,10 +46,11 @@ def propagate(mask_Byx, scales):
   (https://arxiv.org/abs/2601.02256). An image without any pixel in the mask has all tokens in it: a reward
   that is about no place is about the whole.
   """
-  finest = scales[-1]
+  fine = sides(scales[-1])
   mask_Byx = mask_Byx.astype(jnp.float32)
-  fine_Bhw = pool(mask_Byx, covers(mask_Byx.shape[1], finest), covers(mask_Byx.shape[2], finest))
-  parts = [pool(fine_Bhw, covers(finest, s), covers(finest, s)).reshape(len(mask_Byx), -1) for s in scales]
+  cells = lambda mask, to: pool(mask, *(covers(n, m) for n, m in zip(mask.shape[1:], to)))
+  fine_Bhw = cells(mask_Byx, fine)
+  parts = [cells(fine_Bhw, sides(s)).reshape(len(mask_Byx), -1) for s in scales]
   mask_BL = jnp.concatenate(parts, -1)
   return jnp.where(mask_BL.max(-1, keepdims=True) > 0, mask_BL, 1.)
 

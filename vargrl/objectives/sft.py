@@ -30,11 +30,7 @@ def collect(models, *, label_drop, drop_path):
     B = len(tokens_BL)
     dropped_B = jax.random.uniform(drop_key, (B,)) < label_drop
     label_B = jnp.where(dropped_B, models.classes, batch['label'])
-    keep = None
-    if drop_path:
-      kept_11X1 = 1 - jnp.linspace(0, drop_path, layers)[None, None, :, None]
-      keep = (jax.random.uniform(keep_key, (B, 1, layers, 2)) < kept_11X1) / kept_11X1
-    return Experience(label=label_B, tokens=tokens_BL[:, None], keep=keep)
+    return Experience(label=label_B, tokens=tokens_BL[:, None], keep=kept(keep_key, drop_path, B, layers))
 
   def run(params, frozen, batch, rng, step, phase):
     return Collected(prepare(frozen, batch, rng), {})
@@ -44,9 +40,19 @@ def collect(models, *, label_drop, drop_path):
   return Collect(run, programs)
 
 
+def kept(key, drop_path, B, layers):
+  """Drop-path factors [B, 1, X, 2], None where nothing is dropped."""
+  if not drop_path: return None
+  kept_11X1 = 1 - jnp.linspace(0, drop_path, layers)[None, None, :, None]
+  return (jax.random.uniform(key, (B, 1, layers, 2)) < kept_11X1) / kept_11X1
+
+
 def loss(models, params, frozen, batch, *, alpha):
   """Mean over rows of the weighted sum over tokens; alpha = 0 weighs every token 1 / L."""
-  scores = models.logprobs(params['policy'], frozen, batch)
+  return of_scores(models, models.logprobs(params['policy'], frozen, batch), alpha)
+
+
+def of_scores(models, scores, alpha):
   weight_L = reduce.token_weights(models.scales, alpha=alpha, first=0, last=len(models.scales) - 1)
   value = average((-scores.logp * weight_L[None, None]).sum(-1))
   metrics = {'loss': value, 'accuracy': average(scores.hit), 'entropy': average(scores.entropy)}

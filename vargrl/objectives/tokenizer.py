@@ -27,6 +27,7 @@ def check_loss(models, *, l1, l2, quantizer, perceptual, adversarial, reference)
 def collect(models):
   """images -> Experience."""
   reconstruct = jax.jit(lambda params, image: models.reconstruct(params['policy'], image)[0])
+  kept = jax.jit(models.kept, static_argnums=1)
 
   def run(params, frozen, batch, rng, step, phase):
     def pictures():
@@ -34,17 +35,18 @@ def collect(models):
       out = multihost.whole(reconstruct(params, image))
       captions = ['image'] * len(image) + ['decoded'] * len(image)
       return {'reconstruction': (np.concatenate([image, out]), captions)}
-    return Collected(Experience(image=batch['image']), {}, pictures)
+    return Collected(Experience(image=batch['image'], keep=kept(rng, len(batch['image']))), {}, pictures)
 
   def programs(call, params, frozen, batch, rng):
-    return [('', Experience(image=batch['image']))]
+    keep = call('', jax.jit(lambda rng: models.kept(rng, len(batch['image']))), rng)
+    return [('', Experience(image=batch['image'], keep=keep))]
   return Collect(run, programs)
 
 
 def loss(models, params, frozen, batch, *, l1, l2, quantizer, perceptual, adversarial):
   """Weights of the terms; 0 switches a term off. adversarial: hinge loss against the critic."""
   image, stop = batch.image, jax.lax.stop_gradient
-  out, quantizer_B, _ = models.reconstruct(params['policy'], image)
+  out, quantizer_B, _ = models.reconstruct(params['policy'], image, *([] if batch.keep is None else [batch.keep]))
   mean = lambda x: x.mean(tuple(range(1, x.ndim)))
   terms = {'l1': l1 * mean(abs(out - image)), 'l2': l2 * mean((out - image) ** 2),
            'quantizer': quantizer * quantizer_B}

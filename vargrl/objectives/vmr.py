@@ -48,16 +48,16 @@ def collect(models, *, rollouts, split, continuations, eta, prefix_steps, suffix
   at = offsets(models.scales)[split]
 
   @jax.jit
-  def prefixes(policy, frozen, label_P, rng):
-    keys_PG = models.keys(rng, len(label_P), rollouts)
-    out = models.branch(policy, frozen, label_P, keys_PG, split, continuations)
-    return out.tokens.reshape(-1, out.tokens.shape[-1]), jax.tree.map(lambda x: x[:, :, 0, :at], out)
+  def prefixes(policy, frozen, prompt_P, rng):
+    keys_PG = models.keys(rng, group.count(prompt_P), rollouts)
+    out = models.branch(policy, frozen, prompt_P, keys_PG, split, continuations)
+    return group.images(out), jax.tree.map(lambda x: x[:, :, 0, :at], out)
 
   @jax.jit
-  def suffixes(policy, frozen, label_P, rng):
-    keys_PG = models.keys(rng, len(label_P), 1)
-    out = models.branch(policy, frozen, label_P, keys_PG, split, rollouts)
-    return out.tokens.reshape(-1, out.tokens.shape[-1]), jax.tree.map(lambda x: x[:, 0], out)
+  def suffixes(policy, frozen, prompt_P, rng):
+    keys_PG = models.keys(rng, group.count(prompt_P), 1)
+    out = models.branch(policy, frozen, prompt_P, keys_PG, split, rollouts)
+    return group.images(out), jax.tree.map(lambda x: x[:, 0], out)
 
   value = jax.jit(partial(reduce.soft_value, eta=eta))
   plans = {'prefix': (group.Plan(prefixes, value), {'vmr/prefix': 1.}),

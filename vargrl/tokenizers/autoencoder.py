@@ -1,4 +1,5 @@
-"""The convolutional encoder and decoder of VAR's tokenizer (VQGAN's, attention at the coarsest level).
+"""The convolutional encoder and decoder of VAR's tokenizer (VQGAN's, attention at the coarsest level), and of
+Infinity's, which has no attention.
 
 Exact structure: FoundationVision/VAR models/basic_vae.py. Images and latents are NHWC.
 """
@@ -34,9 +35,9 @@ class Attention(nn.Module):
     return x_BhwC + Conv(C, size=1, pad=(0, 0), name='proj_out')(o_BLC.reshape(x_BhwC.shape))
 
 
-def middle(x, features):
+def middle(x, features, attention):
   x = ResBlock(features, name='mid_block_1')(x)
-  x = Attention(name='mid_attn_1')(x)
+  if attention: x = Attention(name='mid_attn_1')(x)
   return ResBlock(features, name='mid_block_2')(x)
 
 
@@ -46,6 +47,7 @@ class Encoder(nn.Module):
   mults: tuple[int, ...]
   blocks: int
   channels: int
+  attention: bool = True
 
   @nn.compact
   def __call__(self, x):
@@ -54,10 +56,10 @@ class Encoder(nn.Module):
     for level, mult in enumerate(self.mults):
       for i in range(self.blocks):
         x = ResBlock(self.width * mult, name=f'down_{level}_block_{i}')(x)
-        if level == last: x = Attention(name=f'down_{level}_attn_{i}')(x)
+        if self.attention and level == last: x = Attention(name=f'down_{level}_attn_{i}')(x)
       if level < last:  # torch pads right and bottom alone before the stride
         x = Conv(x.shape[-1], stride=2, pad=(0, 1), name=f'down_{level}_downsample')(x)
-    x = middle(x, self.width * self.mults[-1])
+    x = middle(x, self.width * self.mults[-1], self.attention)
     return Conv(self.channels, name='conv_out')(jax.nn.silu(GroupNorm(name='norm_out')(x)))
 
 
@@ -66,16 +68,64 @@ class Decoder(nn.Module):
   width: int
   mults: tuple[int, ...]
   blocks: int
+  attention: bool = True
 
   @nn.compact
   def __call__(self, x):
-    last = len(self.mults) - 1
-    x = middle(Conv(self.width * self.mults[-1], name='conv_in')(x), self.width * self.mults[-1])
+    last, coarse = len(self.mults) - 1, self.width * self.mults[-1]
+    x = middle(Conv(coarse, name='conv_in')(x), coarse, self.attention)
     for level in range(last, -1, -1):
       for i in range(self.blocks + 1):
         x = ResBlock(self.width * self.mults[level], name=f'up_{level}_block_{i}')(x)
-        if level == last: x = Attention(name=f'up_{level}_attn_{i}')(x)
+        if self.attention and level == last: x = Attention(name=f'up_{level}_attn_{i}')(x)
       if level:
         x = x.repeat(2, 1).repeat(2, 2)
         x = Conv(x.shape[-1], name=f'up_{level}_upsample')(x)
     return Conv(3, name='conv_out')(jax.nn.silu(GroupNorm(name='norm_out')(x)))
+
+
+def torch_conv(ours, theirs):
+  """Rows of a Layout's table for a convolution."""
+  return {f'{ours}/w': (f'{theirs}.weight', 'o i y x -> y x i o'), f'{ours}/b': (f'{theirs}.bias', 'o -> o')}
+
+
+def torch_table(mults, blocks, attend=True, inner=False):
+  """The same for encoder and decoder; inner: convolutions and norms lie in a module of their own, as Infinity's."""
+  table = {}
+
+  def conv(ours, theirs): table.update(torch_conv(ours, theirs + '.conv' * inner))
+
+  def norm(ours, theirs):
+    theirs += '.norm' * inner
+    table[f'{ours}/scale'] = (f'{theirs}.weight', 'c -> c')
+    table[f'{ours}/bias'] = (f'{theirs}.bias', 'c -> c')
+
+  def block(ours, theirs, shortcut=False):
+    for i in (1, 2):
+      norm(f'{ours}/norm{i}', f'{theirs}.norm{i}')
+      conv(f'{ours}/conv{i}', f'{theirs}.conv{i}')
+    if shortcut: conv(f'{ours}/nin_shortcut', f'{theirs}.nin_shortcut')
+
+  def attention(ours, theirs):
+    norm(f'{ours}/norm', f'{theirs}.norm')
+    for name in ('qkv', 'proj_out'): conv(f'{ours}/{name}', f'{theirs}.{name}')
+
+  def side(name, word, blocks, before, sampler):
+    """before: channels that enter the first block of each level."""
+    for end in ('conv_in', 'conv_out'): conv(f'{name}/{end}', f'{name}.{end}')
+    norm(f'{name}/norm_out', f'{name}.norm_out')
+    for i in (1, 2): block(f'{name}/mid_block_{i}', f'{name}.mid.block_{i}')
+    if attend: attention(f'{name}/mid_attn_1', f'{name}.mid.attn_1')
+    last = len(mults) - 1
+    for level, mult in enumerate(mults):
+      for i in range(blocks):
+        changes = i == 0 and before[level] != mult
+        block(f'{name}/{word}_{level}_block_{i}', f'{name}.{word}.{level}.block.{i}', changes)
+        if attend and level == last:
+          attention(f'{name}/{word}_{level}_attn_{i}', f'{name}.{word}.{level}.attn.{i}')
+      if level < last if word == 'down' else level:
+        conv(f'{name}/{word}_{level}_{sampler}', f'{name}.{word}.{level}.{sampler}.conv')
+
+  side('encoder', 'down', blocks, (1, *mults), 'downsample')
+  side('decoder', 'up', blocks + 1, (*mults[1:], mults[-1]), 'upsample')
+  return table

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LARGEST = 2 ** 20  # numbers of one matrix for both axes
+
 
 @functools.lru_cache(None)
 def area(n, m):
@@ -31,12 +33,31 @@ def bicubic(n, m, a=-0.75):
   return out.astype(np.float32)
 
 
-def resize(x_BhwC, matrix):
-  """Both spatial axes by the same [m, n] matrix, float32 products in full precision.
+@functools.lru_cache(None)
+def bilinear(n, m):
+  """[m, n] float32: align_corners=False, no antialias, also when it shrinks."""
+  x = np.maximum((np.arange(m) + .5) * n / m - .5, 0)
+  low = np.floor(x).astype(int)
+  high, share = np.minimum(low + 1, n - 1), x - low
+  out = np.zeros((m, n))
+  np.add.at(out, (np.arange(m), low), 1 - share)
+  np.add.at(out, (np.arange(m), high), share)
+  return out.astype(np.float32)
 
-  One product over all places of the grid: two, each over one axis, take a TPU's compiler twice as long.
+
+def resize(x_BhwC, rows, columns=None):
+  """h by the [m, h] matrix `rows`, w by the [n, w] matrix `columns`, which is `rows` if None; float32 products in
+  full precision.
+
+  One product over all places of the grid: two, each over one axis, take a TPU's compiler twice as long. Where its
+  matrix would be large, two.
   """
-  B, h, w, C = x_BhwC.shape
-  both, x_BLC = np.kron(matrix, matrix), x_BhwC.astype(jnp.float32).reshape(B, h * w, C)
-  y_BLC = jnp.einsum('BLC,SL->BSC', x_BLC, both, precision=jax.lax.Precision.HIGHEST)
-  return y_BLC.reshape(B, len(matrix), len(matrix), C)
+  columns = rows if columns is None else columns
+  (B, h, w, C), m, n = x_BhwC.shape, len(rows), len(columns)
+  x_BhwC, exact = x_BhwC.astype(jnp.float32), jax.lax.Precision.HIGHEST
+  if rows.size * columns.size > LARGEST:
+    x_BhwC = jnp.einsum('Bhwc,yh->Bywc', x_BhwC, rows, precision=exact)
+    return jnp.einsum('Bywc,xw->Byxc', x_BhwC, columns, precision=exact)
+  both, x_BLC = np.kron(rows, columns), x_BhwC.reshape(B, h * w, C)
+  y_BLC = jnp.einsum('BLC,SL->BSC', x_BLC, both, precision=exact)
+  return y_BLC.reshape(B, m, n, C)

@@ -188,45 +188,9 @@ def torch_layouts(c):
 
 
 def torch_table(c):
-  table = {'codebook': ('quantize.embedding.weight', 'V C -> V C')}
-
-  def conv(ours, theirs):
-    table[f'{ours}/w'] = (f'{theirs}.weight', 'o i y x -> y x i o')
-    table[f'{ours}/b'] = (f'{theirs}.bias', 'o -> o')
-
-  def norm(ours, theirs):
-    table[f'{ours}/scale'] = (f'{theirs}.weight', 'c -> c')
-    table[f'{ours}/bias'] = (f'{theirs}.bias', 'c -> c')
-
-  def block(ours, theirs, shortcut=False):
-    for i in (1, 2):
-      norm(f'{ours}/norm{i}', f'{theirs}.norm{i}')
-      conv(f'{ours}/conv{i}', f'{theirs}.conv{i}')
-    if shortcut: conv(f'{ours}/nin_shortcut', f'{theirs}.nin_shortcut')
-
-  def attention(ours, theirs):
-    norm(f'{ours}/norm', f'{theirs}.norm')
-    for name in ('qkv', 'proj_out'): conv(f'{ours}/{name}', f'{theirs}.{name}')
-
-  def side(name, word, blocks, before, sampler):
-    """before: channels that enter the first block of each level."""
-    for end in ('conv_in', 'conv_out'): conv(f'{name}/{end}', f'{name}.{end}')
-    norm(f'{name}/norm_out', f'{name}.norm_out')
-    for i in (1, 2): block(f'{name}/mid_block_{i}', f'{name}.mid.block_{i}')
-    attention(f'{name}/mid_attn_1', f'{name}.mid.attn_1')
-    last = len(c.mults) - 1
-    for level, mult in enumerate(c.mults):
-      for i in range(blocks):
-        changes = i == 0 and before[level] != mult
-        block(f'{name}/{word}_{level}_block_{i}', f'{name}.{word}.{level}.block.{i}', changes)
-        if level == last:
-          attention(f'{name}/{word}_{level}_attn_{i}', f'{name}.{word}.{level}.attn.{i}')
-      if level < last if word == 'down' else level:
-        conv(f'{name}/{word}_{level}_{sampler}', f'{name}.{word}.{level}.{sampler}.conv')
-
-  side('encoder', 'down', c.blocks, (1, *c.mults), 'downsample')
-  side('decoder', 'up', c.blocks + 1, (*c.mults[1:], c.mults[-1]), 'upsample')
-  for name in ('quant_conv', 'post_quant_conv'): conv(name, name)
+  table = {'codebook': ('quantize.embedding.weight', 'V C -> V C')} | autoencoder.torch_table(c.mults, c.blocks)
+  for name in ('quant_conv', 'post_quant_conv'): table |= autoencoder.torch_conv(name, name)
   # A short schedule leaves some of the shared convolutions without a scale, and without weights.
-  for i in sorted(set(phi_of_scale(len(c.scales), c.phis))): conv(f'phi_{i}', f'quantize.quant_resi.qresi_ls.{i}')
+  for i in sorted(set(phi_of_scale(len(c.scales), c.phis))):
+    table |= autoencoder.torch_conv(f'phi_{i}', f'quantize.quant_resi.qresi_ls.{i}')
   return table
