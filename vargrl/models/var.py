@@ -19,10 +19,6 @@ from vargrl.types import Layout, bounds, offsets
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-# What is kept for the backward pass: everything, nothing, or the products with weights. Not those of queries
-# with keys and their softmax, which are L x L.
-REMAT = {'none': None, 'blocks': jax.checkpoint_policies.nothing_saveable,
-         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +36,14 @@ class Config:
   gamma: float = 1e-3         # scale of the residual gates at init
   dtype: str = 'float32'
   attention: str = 'dense'    # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
-  remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see REMAT
+  remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
   lora_rank: int = 0          # > 0: adapters beside q k v o fc1 fc2 of every block; see layers.Einsum
   lora_alpha: float = 0.      # they count alpha / rank
 
   def __post_init__(self):
     if self.width % self.heads:
       raise ValueError(f'policy: width {self.width}, expected a multiple of {self.heads} heads')
-    if self.dtype not in layers.DTYPES:
-      raise ValueError(f'policy.dtype: {self.dtype!r}, expected one of {layers.DTYPES}')
-    if self.attention not in layers.KERNELS:
-      raise ValueError(f'policy.attention: {self.attention!r}, expected one of {layers.KERNELS}')
-    if self.remat not in REMAT:
-      raise ValueError(f'policy.remat: {self.remat!r}, expected one of {sorted(REMAT)}')
-    if self.lora_rank < 0: raise ValueError(f'policy.lora_rank: {self.lora_rank}, expected at least 0')
-    if self.lora_rank and not 0 < self.lora_alpha < math.inf:
-      raise ValueError(f'policy.lora_alpha: {self.lora_alpha} with rank {self.lora_rank}, expected a positive number')
+    layers.check_knobs(self)
 
   @property
   def length(self): return sum(s * s for s in self.scales)
@@ -176,13 +164,8 @@ class Model(nn.Module):
 
   def setup(self):
     c = self.c
-    init, blocks = layers.normal(1 / math.sqrt(3 * c.width)), Block
-    if c.remat != 'none':
-      blocks = nn.remat(Block, prevent_cse=False, static_argnums=(5, 6), policy=REMAT[c.remat])
-    self.blocks = nn.scan(
-        blocks, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.depth,
-        in_axes=(nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), out_axes=0,
-        metadata_params={nn.PARTITION_NAME: 'X'})(c)
+    init = layers.normal(1 / math.sqrt(3 * c.width))
+    self.blocks = layers.scanned(Block, c, c.depth, (nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), static=(5, 6))
     table = lambda name, *shape: self.param(name, letters(init, 'VD' if len(shape) > 1 else 'D'), shape)
     self.classes = table('classes', c.classes + 1, c.width)
     self.levels = self.param('levels', letters(init, 'sD'), (len(c.scales), c.width))
@@ -260,20 +243,15 @@ class Model(nn.Module):
 
 def init(model, key):
   """Boxed parameters (each knows its letters). With adapters, the others are those that the key gives without."""
-  c = model.c
-  inputs_BLC = jnp.zeros((1, c.length - 1, c.channels))
-  drawn = lambda model, key: model.init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
-  if not c.lora_rank: return drawn(model, key)
-  # In two draws: flax numbers the keys of a scan's parameters by how many there are.
-  base = drawn(Model(dataclasses.replace(c, lora_rank=0)), key)
-  return lora.join(base, lora.split(drawn(model, jax.random.fold_in(key, 1)))[1])
+  inputs_BLC = jnp.zeros((1, model.c.length - 1, model.c.channels))
+  draw = lambda c, key: Model(c).init(key, jnp.zeros(1, jnp.int32), inputs_BLC)['params']
+  return lora.drawn(draw, model.c, key)
 
 
 def with_head(c, params):
-  """params for several calls of `logits`, which would each gather the head's weights: once here, in the dtype that they
-  are used in. float32 again, as the calls' gradients are summed in it."""
+  """params for several calls of `logits`."""
   head = params['head']
-  return params | {'head': head | {'w': gather(head['w'].astype(c.dtype), 'DV', 'DV').astype(jnp.float32)}}
+  return params | {'head': head | {'w': layers.whole(head['w'], 'DV', c.dtype)}}
 
 
 def torch_layouts(c):

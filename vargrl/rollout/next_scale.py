@@ -5,7 +5,6 @@ it is computed and stored once per prompt; vmap over P makes the rest. `logprobs
 and `branch` once more: what K continuations have in common is computed once for each rollout.
 """
 import dataclasses
-import functools
 from functools import partial
 
 import jax
@@ -13,17 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import cache as caches
-from vargrl.models import layers, var
+from vargrl.models import var
 from vargrl.models.var import Model
-from vargrl.parallel import rules
 from vargrl.parallel.rules import shard
-from vargrl.rollout import sample
+from vargrl.rollout import rows, sample
+from vargrl.rollout.rows import in_chunks, spread
+from vargrl.rollout.rows import keys as keys  # build.py looks for it in a rollout
 from vargrl.tokenizers import vq
-from vargrl.types import Rollout, Scores, leading
+from vargrl.types import Rollout, leading
 
-CHUNK = 128  # positions of each row whose logits exist at once; a multiple of 8, as a TPU's tiles are
 RECORDS = ('cond', 'guided', 'guided_stopgrad')
-WEIGHTS = ('gathered', 'sharded')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +42,7 @@ class Config:
   weights: str = 'sharded'
 
   def __post_init__(self):
-    if self.weights not in WEIGHTS:
-      raise ValueError(f'rollout: weights={self.weights!r}, expected one of {WEIGHTS}')
+    rows.check_weights(self)
     if self.record not in RECORDS:
       raise ValueError(f'rollout: record={self.record!r}, expected one of {RECORDS}')
     if self.temperature <= 0:
@@ -133,7 +130,7 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass over them.
 
   The tokens may be those of the first few scales alone: no other is then computed. Logits are made, used and
-  (in the backward pass) made again for at most CHUNK tokens of each row at a time: all L x V of them, of policy
+  (in the backward pass) made again for at most rows.CHUNK tokens of each row at a time: all L x V of them, of policy
   and reference, never exist at once. reference: parameters of the same model, or None.
   """
   stop = jax.lax.stop_gradient
@@ -151,7 +148,7 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
     return model.apply({'params': params}, label_B, inputs_1LC.repeat(n, 0), keep, still, method='forward')
 
   def logits_of(params, x_BLD, head_B2D, strength_L, still):
-    one = lambda params, rows: model.apply({'params': params}, x_BLD[rows], head_B2D[rows], method='logits')
+    one = lambda params, part: model.apply({'params': params}, x_BLD[part], head_B2D[part], method='logits')
     n = len(x_BLD) - still
     logits = [one(params, slice(n)), one(stop(params), slice(n, None))] if still else [one(params, slice(None))]
     return mix(jnp.concatenate(logits), strength_L[:, None]) / c.temperature
@@ -164,11 +161,8 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   def scores_of(x, t_L, strength_L):
     """x: the positions of a chunk, of `ours` and then of `theirs`."""
     logits_LV = logits_of(params, x[0], ours[1], strength_L, still)
-    hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
-    out = Scores(sample.select(logits_LV, t_L), sample.entropy(logits_LV), hit_L)
-    if theirs is None: return out
-    ref_LV = stop(logits_of(reference, x[1], theirs[1], strength_L, 0))
-    return out.replace(kl=sample.divergence(logits_LV, ref_LV), reference=sample.select(ref_LV, t_L))
+    ref_LV = None if theirs is None else stop(logits_of(reference, x[1], theirs[1], strength_L, 0))
+    return sample.scores(logits_LV, t_L, ref_LV)
 
   scales = leading(model.c.scales, len(tokens_L))
   strength_L = np.repeat(np.float32(strengths(c, model.c.scales)[:len(scales)]), [s * s for s in scales])
@@ -176,55 +170,9 @@ def score(model: Model, tokenizer: vq.Model, c: Config, params, vq_params, label
   return in_chunks(scores_of, x, tokens_L, strength_L)
 
 
-def in_chunks(function, x, *rows_L):
-  """function(x, *rows_L) of CHUNK positions at a time, one after the other: x [..., L, D] and [L] in, a tree of
-  [L] out. What is made inside is made again in the backward pass."""
-  L = len(rows_L[0])
-  size = -(-L // -(-L // CHUNK))
-  size = size if size == L else -(-size // 8) * 8
-  count = -(-L // size)
-
-  def cut(a, axis):
-    padding = [(0, 0)] * a.ndim
-    padding[axis] = (0, count * size - L)
-    a = jnp.pad(a, padding)
-    return jnp.moveaxis(a.reshape(*a.shape[:axis], count, size, *a.shape[axis + 1:]), axis, 0)
-  parts = jax.tree.map(lambda a: cut(a, a.ndim - 2), x), *(cut(jnp.asarray(a), 0) for a in rows_L)
-  out = jax.lax.map(lambda part: jax.checkpoint(function, prevent_cse=False)(*part), parts)
-  return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:L], out)
-
-
-def spread(P, R, K=1):
-  """spmd_axis_name of the vmaps over P, R and K: the mesh axes that they are spread over, R or else K where
-  the P do not suffice.
-
-  Rows that do not divide over the mesh (a training batch is refused at start, an evaluation may be
-  any size) are computed on every device.
-  """
-  mesh, axes = jax.sharding.get_abstract_mesh(), ((), (), ())
-  for place, size in ((1, R), (2, K)):
-    if mesh.empty or any(axes): break
-    try:
-      outer, inner = rules.rows(mesh, P, size)
-      axes = (outer, inner, ()) if place == 1 else (outer, (), inner)
-    except ValueError: pass
-  return tuple({'spmd_axis_name': a} if a else {} for a in axes)
-
-
-@functools.cache
-def boxed(init, model):
-  """Abstract weights that know their letters."""
-  return jax.eval_shape(partial(init, model), jax.eval_shape(lambda: jax.random.key(0)))
-
-
 def laid(model, tokenizer, c, params, vq_params):
-  """The weights of policy and tokenizer where `c.weights` wants them, those that are large in the dtype that they are
-  used in."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if c.weights == 'sharded' or mesh.empty or rules.alike(mesh): return params, vq_params
-  # The barrier: or a compiler may gather first and cast then, twice the bytes.
-  used = jax.lax.optimization_barrier(layers.used(params, model.c.dtype))
-  return rules.decoding(used, boxed(var.init, model)), rules.decoding(vq_params, boxed(vq.init, tokenizer))
+  """The weights of policy and tokenizer where `c.weights` wants them."""
+  return rows.laid(c, var.init, model, params, model.c.dtype), rows.laid(c, vq.init, tokenizer, vq_params)
 
 
 def generate(model, tokenizer, c, params, vq_params, label_P, keys_PR):
@@ -257,19 +205,12 @@ def logprobs(model, tokenizer, c, params, vq_params, label_P, tokens_PRL, keep_P
   """Scores of P x R rows of tokens under the policy of record, each field [P, R, L]."""
   p, r, _ = spread(*tokens_PRL.shape[:2])
   one = partial(score, model, tokenizer, c, params, vq_params, reference=reference)
-  rows = lambda label, tokens_RL, keep: jax.vmap(
+  group = lambda label, tokens_RL, keep: jax.vmap(
       lambda t, k: one(label, t, k), in_axes=(0, None if keep is None else 0), **r)(tokens_RL, keep)
-  return jax.vmap(rows, in_axes=(0, 0, None if keep_PRX2 is None else 0), **p)(
+  return jax.vmap(group, in_axes=(0, 0, None if keep_PRX2 is None else 0), **p)(
       label_P, tokens_PRL, keep_PRX2)
 
 
 def decode(tokenizer, vq_params, tokens_BL):
   """t_BL -> image_Byxc in [-1, 1]."""
   return shard(tokenizer.apply({'params': vq_params}, tokens_BL, method='decode'), 'Byxc')
-
-
-def keys(rng, P, R, first=0):
-  """A key for each prompt and for its rows first .. first + R - 1: a function of (seed, step, prompt,
-  row) alone. [P, R]."""
-  fold = jax.vmap(jax.random.fold_in, (None, 0))
-  return jax.vmap(lambda k: fold(k, first + jnp.arange(R)))(fold(rng, jnp.arange(P)))
