@@ -9,7 +9,12 @@ import numpy as np
 import qwen2_golden as rule
 import torch
 import transformers
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+  Qwen2Config,
+  Qwen2ForCausalLM,
+  Qwen2VLConfig,
+  Qwen2VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 HERE = pathlib.Path(__file__).parent

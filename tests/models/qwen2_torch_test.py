@@ -152,7 +152,7 @@ def test_a_folder_of_another_size_is_one_sentence(tmp_path, vl):
   text = {key: config[key] for key in ('hidden_size', 'rms_norm_eps')}
   refused({'text_config': text | {'rms_norm_eps': 1e-5, 'rope_parameters': {'rope_theta': 1e4}}},
           'rms_norm_eps 1e-05 found, 1e-06 expected; rope_theta 10000.0 found, 1000000.0 expected')
-  path.write_text('[1]')
+  path.write_text('[]')
   with pytest.raises(ValueError, match='no dictionary in JSON'): load()
   path.write_text(json.dumps({'text_config': text, 'architectures': ['Other']}))
   load()

@@ -108,7 +108,7 @@ def refuse_config(path, wanted):
   path = (path if path.is_dir() else path.parent) / 'config.json'
   if not wanted or not path.is_file(): return
   try:
-    config = dict(json.loads(path.read_text(encoding='utf-8')))
+    config = dict(**json.loads(path.read_text(encoding='utf-8')))
   except (ValueError, TypeError) as e:
     raise ValueError(f'{path}: no dictionary in JSON ({e}); download it again') from e
   if lines := list(differences(config, wanted)):

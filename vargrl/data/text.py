@@ -54,7 +54,7 @@ def described(path):
   """A dictionary in JSON, {} if there is no such file."""
   if not path.is_file(): return {}
   try:
-    return dict(json.loads(path.read_text(encoding='utf-8')))
+    return dict(**json.loads(path.read_text(encoding='utf-8')))
   except (ValueError, TypeError) as e:
     raise ValueError(f'{path}: no dictionary in JSON ({e}); download it again') from e
 
