@@ -73,9 +73,9 @@ class Block(nn.Module):
   c: Config
 
   @nn.compact
-  def __call__(self, x_BLD, pairs, seen, turn, segment_BL, keep_cache):
-    """One layer: (x_BLD, its keys and values or None). pairs, seen: of the tokens before, see cache.Cache. turn:
-    of layers.rotary. segment_BL: None, or the sequence that each of the L tokens is of."""
+  def __call__(self, x_BLD, layer, pairs, room, seen, turn, segment_BL, keep_cache):
+    """One layer: (x_BLD, its keys and values or None). pairs, room, seen: of the tokens before, see `stack`. turn: of
+    layers.rotary. segment_BL: None, or the sequence that each of the L tokens is of."""
     c, N, K, H, D, F, L = self.c, self.c.heads, self.c.kv_heads, self.c.head_dim, self.c.width, self.c.mlp, x_BLD.shape[1]
     einsum = lambda name, eqn, *shape, bias='': Einsum(
         eqn, shape, bias=bias, init=layers.normal(0.02), name=name, **c.lora)
@@ -85,6 +85,7 @@ class Block(nn.Module):
     v_BKLH = einsum('v', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD)
     mask = np.tri(L, dtype=bool) if L > 1 else None
     if segment_BL is not None: mask = layers.Packed(np.tri(L, dtype=bool), segment_BL)
+    if room is not None: pairs = *pairs, tuple(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in room)
     segments = [(*pair, mask_BLS) for pair, mask_BLS in zip(pairs, seen, strict=True)] + [(k_BKLH, v_BKLH, mask)]
     o_BNLH = layers.attend(q_BNLH, segments, scale=1 / math.sqrt(H), kernel=c.attention)
     x_BLD += einsum('o', 'BNLH,NHD->BLD', N, H, D)(o_BNLH)
@@ -105,7 +106,7 @@ class Model(nn.Module):
 
   def setup(self):
     c, skip = self.c, nn.broadcast
-    self.blocks = layers.scanned(Block, c, c.depth, (0, skip, skip, skip, skip), static=(6,))
+    self.blocks = layers.scanned(Block, c, c.depth, (0, 0, skip, skip, skip, skip, skip), static=(8,))
     self.tokens = self.param('tokens', letters(layers.normal(0.02), 'VD'), (c.vocab, c.width))
     self.norm = layers.RMSNorm(c.eps)
     if not c.tied:
@@ -124,11 +125,17 @@ class Model(nn.Module):
 
   def stack(self, x_BLD, position, cache, segment_BL, keep_cache):
     c, size = self.c, self.c.head_dim // 2
-    pairs, seen = ((), ()) if cache is None else (cache.pairs, cache.masks)
+    pairs, room, seen = (), None, ()
+    if cache is not None:
+      # A loop over tokens has its room as a whole: as an input of the scan, vmap would have it in another order there, and
+      # copy all of it at each token. What is not written stays one: its gradient comes layer by layer.
+      pairs, room = (cache.pairs, None) if cache.count is None else (cache.shared, cache.own)
+      seen = cache.masks
     if position is None: position = jnp.arange(x_BLD.shape[1])[None]
     axis_h = np.repeat(np.arange(3), c.sections) if c.sections and position.ndim == 3 else np.zeros(size, int)
     turn = layers.rotary(position if position.ndim == 3 else position[None], axis_h, layers.frequencies(size, c.theta))
-    x_BLD, kept = self.blocks(shard(x_BLD.astype(c.dtype), 'BLD'), pairs, seen, turn, segment_BL, keep_cache)
+    x_BLD, kept = self.blocks(
+        shard(x_BLD.astype(c.dtype), 'BLD'), jnp.arange(c.depth), pairs, room, seen, turn, segment_BL, keep_cache)
     return self.norm(x_BLD), kept
 
   def forward(self, x_BLD, position=None, segment_BL=None, cache=None):
