@@ -21,8 +21,8 @@ def test_patches_are_those_of_transformers():
 def test_sizes_are_multiples_within_bounds():
   """Of the class's defaults: 56 x 56 to 28 x 28 x 1280 pixels."""
   default = dict(unit=28, least=56 * 56, most=28 * 28 * 1280)
-  for size, wanted in (((512, 512), (504, 504)), ((14, 14), (56, 56)), ((4000, 3000), (1148, 840)), ((20, 2000), (28, 1988)),
-                       ((1, 200), (28, 812))):
+  for size, wanted in (((512, 512), (504, 504)), ((14, 14), (56, 56)), ((4000, 3000), (1148, 840)),
+                       ((20, 2000), (28, 1988)), ((1, 200), (28, 812))):
     assert patches.fitted(*size, **default) == wanted, size
   rng = np.random.default_rng(0)
   for y, x in rng.integers(30, 3000, (200, 2)).tolist():
@@ -51,7 +51,8 @@ def test_pictures_of_several_sizes_are_padded_and_those_too_large_refused():
   patch_ILp, position_aIL, seen_IL, sizes = patches.batch(images, length=40)
   assert sizes == [(4, 6), (2, 8)] and seen_IL.sum(1).tolist() == [24, 16] and not patch_ILp[~seen_IL].any()
   np.testing.assert_array_equal(position_aIL[:, 1, :16], patches.grid(2, 8))
-  with pytest.raises(ValueError, match='picture 0: 4 x 6 patches found, at most 20 expected'): patches.batch(images, length=20)
+  with pytest.raises(ValueError, match='picture 0: 4 x 6 patches found, at most 20 expected'):
+    patches.batch(images, length=20)
 
 
 def test_a_text_goes_on_after_the_longer_side_of_a_picture():
@@ -61,6 +62,7 @@ def test_a_text_goes_on_after_the_longer_side_of_a_picture():
       [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7, 8], [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7, 8], [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8]]
   assert patches.places(tokens, sizes, pad=9, length=32).tolist() == [-1, -1, 0, 1, 2, 3, 4, 5, -1, -1, 8, -1]
   np.testing.assert_array_equal(patches.positions(tokens[:2], [], pad=9), np.arange(2)[None].repeat(3, 0))
-  with pytest.raises(ValueError, match='7 tokens 9 in the text, 6 expected of 1 pictures'): patches.positions(tokens, sizes[:1], pad=9)
+  with pytest.raises(ValueError, match='7 tokens 9 in the text, 6 expected of 1 pictures'):
+    patches.positions(tokens, sizes[:1], pad=9)
   with pytest.raises(ValueError, match='the 4 tokens 9 of a picture are not next to each other'):
     patches.positions(np.array([9, 9, 9, 1, 9]), [(4, 4)], pad=9)

@@ -27,7 +27,8 @@ def words(tmp_path):
 
 def test_texts_are_cut_as_by_transformers_and_come_back(words, tmp_path):
   ours = words()
-  for line, ids in zip(small_qwen.TEXTS, stored()['texts'], strict=True): assert text.encode(ours, line).tolist() == ids, line
+  for line, ids in zip(small_qwen.TEXTS, stored()['texts'], strict=True):
+    assert text.encode(ours, line).tolist() == ids, line
   again = pickle.loads(pickle.dumps(ours))  # a data worker gets it so
   ours.tokenizer.save(str(tmp_path / 'tokenizer.json'))
   (tmp_path / 'tokenizer_config.json').write_text((tmp_path / 'hf' / 'tokenizer_config.json').read_text())
@@ -83,7 +84,8 @@ def test_too_many_tokens_are_refused_and_fewer_are_padded():
   ids = np.arange(3, dtype=np.int32)
   out, length = text.padded(ids, 5, pad=9)
   assert (out.tolist(), out.dtype, length) == ([0, 1, 2, 9, 9], np.int32, 3)
-  with pytest.raises(ValueError, match='answer: 3 tokens found, 1 to 2 expected'): text.padded(ids, 2, pad=9, what='answer')
+  with pytest.raises(ValueError, match='answer: 3 tokens found, 1 to 2 expected'):
+    text.padded(ids, 2, pad=9, what='answer')
   with pytest.raises(ValueError, match='prompt: 0 tokens found'): text.padded(ids[:0], 2, pad=9)
 
 
@@ -125,5 +127,6 @@ def test_what_is_no_tokenizer_is_told_in_a_sentence(words, tmp_path):
   for name, content in (('tokenizer_config.json', '[]'), ('vocab.json', '{'), ('tokenizer.json', '{}')):
     small_qwen.write(folder)
     (folder / name).write_text(content)
-    with pytest.raises(ValueError, match=f'{name}: (no dictionary in JSON|found no tokenizer in it)') as error: text.read(folder)
+    with pytest.raises(ValueError, match=f'{name}: (no dictionary in JSON|found no tokenizer in it)') as error:
+      text.read(folder)
     assert '\n' not in str(error.value)

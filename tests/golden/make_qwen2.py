@@ -29,7 +29,8 @@ def described(c, **more):
 
 def filled(model):
   """The model with weights by its keys, and {key: shape} of those that are not tied."""
-  state = {key: x for key, x in model.state_dict().items() if not (model.config.tie_word_embeddings and key == 'lm_head.weight')}
+  tied = model.config.tie_word_embeddings
+  state = {key: x for key, x in model.state_dict().items() if not (tied and key == 'lm_head.weight')}
   model.load_state_dict({key: torch.from_numpy(rule.weights(key, x.shape)) for key, x in state.items()}, strict=False)
   model.tie_weights()
   return model.eval(), {key: list(x.shape) for key, x in state.items()}
@@ -76,7 +77,8 @@ def vision_language(arrays, about, images):
   config = Qwen2VLConfig(
       text_config=described(c, mrope_section=[*c['sections']]), tie_word_embeddings=False, image_token_id=rule.PAD,
       vision_start_token_id=rule.START, vision_end_token_id=rule.END, video_token_id=91,
-      vision_config=dict(depth=v['depth'], embed_dim=v['width'], num_heads=v['heads'], hidden_size=v['out'], mlp_ratio=4))
+      vision_config=dict(depth=v['depth'], embed_dim=v['width'], num_heads=v['heads'], hidden_size=v['out'],
+                         mlp_ratio=4))
   config._attn_implementation = 'eager'
   model, about['vl'] = filled(Qwen2VLForConditionalGeneration(config))
   counts = [int(grid.prod()) // 4 for _, grid in images]
@@ -86,11 +88,13 @@ def vision_language(arrays, about, images):
   mask_BL = (torch.arange(t_BL.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]).long()
   pixels, grids = (torch.cat([images[i][j] for i in (0, 1, 1)]) for j in (0, 1))
   kinds = (t_BL == rule.PAD).int()
-  out = model(input_ids=t_BL, attention_mask=mask_BL, pixel_values=pixels, image_grid_thw=grids, mm_token_type_ids=kinds)
+  out = model(input_ids=t_BL, attention_mask=mask_BL, pixel_values=pixels, image_grid_thw=grids,
+              mm_token_type_ids=kinds)
   seen = model.model.visual(pixels, grid_thw=grids).pooler_output
   positions, _ = model.model.get_rope_index(t_BL, mm_token_type_ids=kinds, image_grid_thw=grids, attention_mask=mask_BL)
   print('vl logits', out.logits.std(), 'image', seen.std(), positions[:, 0].tolist())
-  arrays |= {'vl_logits': out.logits.numpy(), 'vl_image': seen.numpy(), 'vl_positions': positions.numpy().astype(np.int16)}
+  arrays |= {'vl_logits': out.logits.numpy(), 'vl_image': seen.numpy(),
+             'vl_positions': positions.numpy().astype(np.int16)}
 
 
 if __name__ == '__main__':

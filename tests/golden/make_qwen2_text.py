@@ -22,7 +22,8 @@ def main():
       tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
       say = lambda dialogue, answer: tokenizer.apply_chat_template(
           dialogue, add_generation_prompt=answer, tokenize=True, return_dict=False)
-      out['dialogues'][name] = [[say(dialogue, answer) for answer in (False, True)] for dialogue in small_qwen.DIALOGUES]
+      out['dialogues'][name] = [[say(dialogue, answer) for answer in (False, True)]
+                                for dialogue in small_qwen.DIALOGUES]
       if 'texts' not in out: out['texts'] = [tokenizer(text)['input_ids'] for text in small_qwen.TEXTS]
       print(type(tokenizer).__name__, tokenizer.decode(out['dialogues'][name][1][0]))
   (HERE / 'qwen2_text.json').write_text(json.dumps(out, separators=(',', ':')) + '\n')

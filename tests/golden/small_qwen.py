@@ -5,10 +5,11 @@ import small_bpe
 
 from vargrl.data import text, tokens
 
-WORDS = ('Ġthe', 'Ġa', 'Ġcat', 'Ġdog', 'Ġis', 'user', 'assistant', 'system', 'You', 'Ġare', 'Ġhelpful', 'Ġof', 'ing', 'ĊĊ',
-         'Ġimage', 'hello', 'Ġworld', 'ĠĠ')
+WORDS = ('Ġthe', 'Ġa', 'Ġcat', 'Ġdog', 'Ġis', 'user', 'assistant', 'system', 'You',
+         'Ġare', 'Ġhelpful', 'Ġof', 'ing', 'ĊĊ', 'Ġimage', 'hello', 'Ġworld', 'ĠĠ')
 SPECIAL = (text.TEXT_END, text.START, text.END, text.IMAGE_START, text.IMAGE_END, text.IMAGE)
-TEXTS = (*small_bpe.TEXTS, 'cafe\u0301', "I'LL'VE", 'x\r\n\r\ny  \n z', 'a  b   c', f'say {text.END} now', '１２３ ٣', '\u200d👩‍🔬')
+TEXTS = (*small_bpe.TEXTS, 'cafe\u0301', "I'LL'VE", 'x\r\n\r\ny  \n z', 'a  b   c', f'say {text.END} now',
+         '１２３ ٣', '\u200d👩‍🔬')
 # What transformers makes of white space around blocks, of loop controls and of tojson is a part of the language.
 BLOCKS = """
 {%- set count = namespace(value=0) %}
@@ -31,7 +32,8 @@ BLOCKS = """
 {%- endif %}
 """
 TEMPLATES = {'chatml': text.CHATML, 'blocks': BLOCKS}
-SEEN = [{'type': 'text', 'text': 'What is in '}, {'type': 'image'}, {'type': 'text', 'text': ' and in '}, {'type': 'image'}]
+SEEN = [{'type': 'text', 'text': 'What is in '}, {'type': 'image'},
+        {'type': 'text', 'text': ' and in '}, {'type': 'image'}]
 DIALOGUES = (
     [{'role': 'user', 'content': 'hello world'}],
     [{'role': 'system', 'content': 'You are a cat.'}, {'role': 'user', 'content': ' the dog\n'},

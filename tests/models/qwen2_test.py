@@ -132,15 +132,17 @@ def test_images_stand_in_the_place_of_tokens():
 @pytest.mark.parametrize('remat', ['blocks', 'dots'])
 def test_recomputing_blocks_changes_the_program_and_no_number(remat):
   def loss(params, c): return (logits(params, TOKENS, POSITION, c=c) ** 2).mean()
-  runs = [jax.jit(jax.value_and_grad(lambda p, c=c: loss(p, c)))(PARAMS) for c in (C, dataclasses.replace(C, remat=remat))]
+  again = dataclasses.replace(C, remat=remat)
+  runs = [jax.jit(jax.value_and_grad(lambda p, c=c: loss(p, c)))(PARAMS) for c in (C, again)]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *runs)
   program = lambda c: str(jax.make_jaxpr(jax.grad(lambda p: loss(p, c)))(PARAMS))
-  assert 'remat' not in program(C) and 'remat' in program(dataclasses.replace(C, remat=remat))
+  assert 'remat' not in program(C) and 'remat' in program(again)
 
 
 def test_adapters_start_as_the_base_and_are_peft_s_by_their_modules(tmp_path):
   c = dataclasses.replace(C, lora_rank=2, lora_alpha=4.)
-  base, params = (nn.unbox(jax.jit(lambda key, c=c: qwen2.init(qwen2.Model(c), key))(jax.random.key(0))) for c in (C, c))
+  drawn = lambda c: nn.unbox(jax.jit(lambda key: qwen2.init(qwen2.Model(c), key))(jax.random.key(0)))
+  base, params = drawn(C), drawn(c)
   jax.tree.map(np.testing.assert_array_equal, lora.off(params), base)
   np.testing.assert_array_equal(logits(params, TOKENS, c=c), logits(base, TOKENS))
   moved = conftest.random_weights(params, 3)
@@ -171,13 +173,15 @@ def test_a_head_gathered_once_is_the_head():
 def test_flops_are_those_of_the_compiled_program():
   c = qwen2.Config(1, 64, 4, 2, 160, 256)
   L, params = 64, weights(c)
-  cost = jax.jit(lambda p, t: logits(p, t, c=c)).lower(params, jnp.zeros((1, L), int)).compile().cost_analysis()['flops']
+  program = logits.lower(params, jnp.zeros((1, L), int), c=c).compile()
+  cost = program.cost_analysis()['flops']
   masked = 2 * L * c.heads * c.head_dim * (L - 1)  # half of L x L is counted, all is computed
   np.testing.assert_allclose(qwen2.flops(c, L) + masked, cost, rtol=0.05)
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(heads=5), 'width 32, 5 heads'), (dict(kv_heads=3), '4 heads, 3 kv_heads'), (dict(sections=(1, 1, 1)), 'three numbers of sum 4'),
+    (dict(heads=5), 'width 32, 5 heads'), (dict(kv_heads=3), '4 heads, 3 kv_heads'),
+    (dict(sections=(1, 1, 1)), 'three numbers of sum 4'),
     (dict(dtype='int8'), "policy.dtype: 'int8'"), (dict(attention='flash'), "policy.attention: 'flash'"),
     (dict(remat='some'), "policy.remat: 'some'"), (dict(lora_rank=2), 'policy.lora_alpha: 0.0 with rank 2')])
 def test_a_model_that_means_nothing_is_refused(change, words):

@@ -32,8 +32,9 @@ def shapes(module, c):
   return nn.unbox(jax.eval_shape(lambda key: module.init(module.Model(c), key), jax.random.key(0)))
 
 
-def write(folder, tensors, limit=5e9):
-  files.write_folder(folder, {k: (x.shape, x.dtype) for k, x in tensors.items()}, tensors.items(), limit=limit, config={})
+def write(folder, tensors):
+  headers = {key: (x.shape, x.dtype) for key, x in tensors.items()}
+  files.write_folder(folder, headers, tensors.items(), limit=5e9, config={})
   return folder
 
 
@@ -138,7 +139,8 @@ def test_weights_written_in_bfloat16_are_those_rounded(tmp_path, vl):
 
 def test_a_folder_of_another_size_is_one_sentence(tmp_path, vl):
   torch.save(tmp_path / 'x', qwen2_vl.torch_layouts(VL)[0], vl)
-  path, load = tmp_path / 'x' / 'config.json', lambda: torch.check(tmp_path / 'x', qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL))
+  path = tmp_path / 'x' / 'config.json'
+  load = lambda: torch.check(path.parent, qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL))
   load()
   config = json.loads(path.read_text())
   def refused(changed, words):
@@ -147,8 +149,10 @@ def test_a_folder_of_another_size_is_one_sentence(tmp_path, vl):
     assert '\n' not in str(error.value)
   refused(config | {'hidden_size': 1536, 'num_hidden_layers': 28},
           "hidden_size 1536 found, 32 expected; num_hidden_layers 28 found, 2 expected")
-  refused(config | {'vision_config': config['vision_config'] | {'depth': 32}}, 'vision_config.depth 32 found, 2 expected')
-  refused(config | {'rope_scaling': {'type': 'mrope', 'mrope_section': [16, 24, 24]}}, r'mrope_section \[16, 24, 24\] found')
+  refused(config | {'vision_config': config['vision_config'] | {'depth': 32}},
+          'vision_config.depth 32 found, 2 expected')
+  refused(config | {'rope_scaling': {'type': 'mrope', 'mrope_section': [16, 24, 24]}},
+          r'mrope_section \[16, 24, 24\] found')
   text = {key: config[key] for key in ('hidden_size', 'rms_norm_eps')}
   refused({'text_config': text | {'rms_norm_eps': 1e-5, 'rope_parameters': {'rope_theta': 1e4}}},
           'rms_norm_eps 1e-05 found, 1e-06 expected; rope_theta 10000.0 found, 1000000.0 expected')

@@ -93,7 +93,8 @@ def test_stop_tokens_end_a_row_and_belong_to_it(drawn):
     at = np.flatnonzero(np.isin(tokens, SAMPLER.stop) & (mask > 0))
     length = at[0] + 1 if len(at) else 10
     np.testing.assert_array_equal(mask, np.arange(10) < length)
-    assert len(at) <= 1 and not any(x[length:].any() for x in (tokens, *others)) and all(x[:length].all() for x in others)
+    assert len(at) <= 1 and not any(x[length:].any() for x in (tokens, *others))
+    assert all(x[:length].all() for x in others)
     ends += length < 10
   assert 2 < ends < 12  # some, not all
 
@@ -112,10 +113,11 @@ def test_a_row_depends_on_its_own_prompt_and_key_alone_and_not_on_its_padding(dr
 
 
 def test_what_follows_a_row_sees_it_and_not_its_room(drawn):
-  """A second `proceed` on the same cache is teacher forcing of both texts one after the other, however long the first."""
+  """A second `proceed` on the same cache is teacher forcing of both texts in a row, however long the first."""
   keys_PR, c = next_token.keys(jax.random.key(5), 2, 6), dataclasses.replace(SAMPLER, length=4)
   def one(params, prompt, key):
-    known, first = next_token.proceed(MODEL, SAMPLER, params, next_token.begin(MODEL, params, prompt), key, next_token.AXES)
+    begun = next_token.begin(MODEL, params, prompt)
+    known, first = next_token.proceed(MODEL, SAMPLER, params, begun, key, next_token.AXES)
     return first, next_token.proceed(MODEL, c, params, known, jax.random.fold_in(key, 99), next_token.AXES)[1]
   inner = lambda params, prompt, keys_R: jax.vmap(partial(one, params, prompt), axis_name='rollouts')(keys_R)
   first, second = jax.jit(jax.vmap(inner, (None, 0, 0), axis_name='prompts'))(PARAMS, prompts(), keys_PR)
@@ -148,8 +150,8 @@ def test_the_best_token_each_time_is_transformers_greedy_search():
   np.testing.assert_allclose(out.sampler, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize('sizes, weights', [((2, 2, 2), 'gathered'), pytest.param((1, 8, 1), 'sharded', marks=pytest.mark.slow)],
-                         ids=str)
+@pytest.mark.parametrize('sizes, weights', [
+    ((2, 2, 2), 'gathered'), pytest.param((1, 8, 1), 'sharded', marks=pytest.mark.slow)], ids=str)
 def test_rows_on_a_mesh_are_rows_on_one_device(drawn, sizes, weights):
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
@@ -171,12 +173,13 @@ def test_a_prompt_is_computed_once_for_its_group():
   made = lambda P: Prompt(jnp.zeros((P, 48), jnp.int32), jnp.full(P, 48))
   c = dataclasses.replace(SAMPLER, length=4)
   prefill = cost(jax.vmap(partial(next_token.begin, model), (None, 0)), made(4))
-  generate = lambda P, R: cost(partial(next_token.generate, model, c), made(P), next_token.keys(jax.random.key(0), P, R))
+  keys = partial(next_token.keys, jax.random.key(0))
+  generate = lambda P, R: cost(partial(next_token.generate, model, c), made(P), keys(P, R))
   np.testing.assert_allclose(generate(32, 1) - generate(4, 8), prefill * (8 - 1), rtol=0.05)
   score = lambda P, R: cost(partial(next_token.logprobs, model, c), made(P), jnp.zeros((P, R, 4), jnp.int32))
   np.testing.assert_allclose(score(32, 1) - score(4, 8), prefill * (8 - 1), rtol=0.05)
-  train = lambda P, R: cost(lambda *args: jax.grad(lambda p: next_token.logprobs(model, c, p, *args[1:]).logp.sum())(args[0]),
-                            made(P), jnp.zeros((P, R, 4), jnp.int32))
+  loss = lambda params, *args: next_token.logprobs(model, c, params, *args).logp.sum()
+  train = lambda P, R: cost(jax.grad(loss), made(P), jnp.zeros((P, R, 4), jnp.int32))
   assert train(32, 1) - train(4, 8) > 2.5 * prefill * (8 - 1)  # backward too
 
 
@@ -184,7 +187,8 @@ def shapes_in(jaxpr):
   """Shapes of all that a program computes, its loops too."""
   for eqn in jaxpr.eqns:
     yield from (v.aval.shape for v in eqn.outvars)
-    for inner in jax.tree.leaves(tuple(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr') or hasattr(x, 'eqns')):
+    program = lambda x: hasattr(x, 'jaxpr') or hasattr(x, 'eqns')
+    for inner in jax.tree.leaves(tuple(eqn.params.values()), is_leaf=program):
       inner = getattr(inner, 'jaxpr', inner)
       if hasattr(inner, 'eqns'): yield from shapes_in(inner)
 
@@ -211,6 +215,7 @@ def test_logits_of_all_positions_never_exist(monkeypatch):
   assert max(map(np.prod, logits)) == 2 * 3 * 8 * 72
 
 
-@pytest.mark.parametrize('change', [dict(temperature=0.), dict(top_k=-1), dict(top_p=1.5), dict(length=0), dict(weights='x')])
+@pytest.mark.parametrize('change', [dict(temperature=0.), dict(top_k=-1), dict(top_p=1.5), dict(length=0),
+                                    dict(weights='x')])
 def test_a_sampler_that_means_nothing_is_refused(change):
   with pytest.raises(ValueError, match=f'rollout: .*{list(change)[0]}'): dataclasses.replace(SAMPLER, **change)

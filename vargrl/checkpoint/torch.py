@@ -47,7 +47,7 @@ def check(path, layouts, abstract):
 
 def save(path, layout, params, *, dtype=None, limit=5e9):
   """Writes .safetensors, or .pth with torch's help, in the reference layout, constants included; a path without an
-  ending becomes a folder with files of at most `limit` bytes and a config.json. dtype: of the weights, if not theirs."""
+  ending becomes a folder with files of at most `limit` bytes and a config.json. dtype: of the weights, None: theirs."""
   shapes = traverse_util.flatten_dict(params, sep='/')
   if added := [name for name in shapes if ADDED in name]:
     raise ValueError(f'{path}: {added[0]} has no place in the reference layout, expected merged weights')

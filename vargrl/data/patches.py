@@ -50,12 +50,14 @@ def grid(h: int, w: int, *, merge=2) -> np.ndarray:
 
 
 def batch(images: Sequence[np.ndarray], *, length: int, merge=2, **options):
-  """Pictures of several sizes -> what vit.Model takes: (patches [I, length, p], positions [2, I, length], seen [I, length]
-  bool) with padding after the patches of each, and [(h, w)]. options: of `cut`."""
+  """Pictures of several sizes -> what vit.Model takes, with padding after the patches of each: (patches [I, length, p],
+  positions [2, I, length], seen [I, length] bool, [(h, w)]). options: of `cut`."""
   cuts = [cut(image, merge=merge, **options) for image in images]
   for i, (_, (h, w)) in enumerate(cuts):
-    if h * w > length: raise ValueError(f'picture {i}: {h} x {w} patches found, at most {length} expected; lower `most`')
-  patches, places = np.zeros((len(cuts), length, cuts[0][0].shape[1]), np.float32), np.zeros((2, len(cuts), length), np.int32)
+    if h * w <= length: continue
+    raise ValueError(f'picture {i}: {h} x {w} patches found, at most {length} expected; lower `most`')
+  patches = np.zeros((len(cuts), length, cuts[0][0].shape[1]), np.float32)
+  places = np.zeros((2, len(cuts), length), np.int32)
   for i, (patch, (h, w)) in enumerate(cuts):
     patches[i, :h * w], places[:, i, :h * w] = patch, grid(h, w, merge=merge)
   sizes = [size for _, size in cuts]
@@ -79,7 +81,7 @@ def positions(tokens: np.ndarray, sizes: Sequence[tuple[int, int]], *, pad: int,
 
 
 def runs(tokens, sizes, *, pad, merge):
-  """[(first token, (h, w) embeddings)] of each picture; ValueError unless the tokens `pad` are those of the pictures."""
+  """[(first token, (h, w) embeddings)] of each picture; ValueError unless the tokens `pad` are the pictures'."""
   sizes = [(h // merge, w // merge) for h, w in sizes]
   at, out, used = np.flatnonzero(np.asarray(tokens) == pad), [], 0
   if len(at) != sum(h * w for h, w in sizes):

@@ -11,14 +11,16 @@ from vargrl.data import tokens
 
 # Words with the sign before them, single digits, runs of other signs, white space.
 # https://github.com/QwenLM/Qwen/blob/main/tokenization_note.md
-WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+         r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 # Special tokens of Qwen2 and Qwen2-VL.
 START, END, TEXT_END = '<|im_start|>', '<|im_end|>', '<|endoftext|>'
 IMAGE, IMAGE_START, IMAGE_END = '<|image_pad|>', '<|vision_start|>', '<|vision_end|>'
 # Of a checkpoint that has no template; what Qwen2-VL's gives for these messages.
 CHATML = (
     "{% for message in messages %}"
-    "{% if loop.first and message.role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% if loop.first and message.role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
@@ -98,7 +100,8 @@ def chat_template(folder, config):
   found = described(folder / 'chat_template.json').get('chat_template', config.get('chat_template', CHATML))
   if isinstance(found, str): return found
   named = {item['name']: item['template'] for item in found}
-  if 'default' not in named: raise ValueError(f'{folder}: chat templates {sorted(named)} found, one of name default expected')
+  if 'default' not in named:
+    raise ValueError(f'{folder}: chat templates {sorted(named)} found, one of name default expected')
   return named['default']
 
 
@@ -155,7 +158,8 @@ def prompt(words: Words, messages: Sequence[dict], *, counts: Sequence[int] = ()
 
 def pictured(words, text, counts):
   if (found := text.count(IMAGE)) != len(counts):
-    raise ValueError(f'dialogue: {found} places for pictures ({IMAGE}) by the template, {len(counts)} pictures expected')
+    raise ValueError(f'dialogue: {found} places for pictures ({IMAGE}) by the template, {len(counts)} pictures '
+                     'expected')
   return expanded(text, counts)
 
 
@@ -171,8 +175,8 @@ def dialogue(words: Words, messages: Sequence[dict], *, counts: Sequence[int] = 
     if message['role'] != 'assistant': continue
     before, until = say(messages[:i], True), say(messages[:i + 1], False)
     if not (until.startswith(before) and text.startswith(until)):
-      raise ValueError(f'{words.folder}: the chat template changes what is before message {i} by what follows; one that '
-                       'only adds expected')
+      raise ValueError(f'{words.folder}: the chat template changes what is before message {i} by what follows; one '
+                       'that only adds expected')
     spans.append((len(before), until.rfind(END, len(before)) + len(END) if END in until[len(before):] else len(until)))
   encoded = words.tokenizer.encode(text, add_special_tokens=False)
   mask = [any(start <= a and b <= stop for start, stop in spans) for a, b in encoded.offsets]

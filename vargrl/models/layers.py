@@ -197,8 +197,8 @@ def attend(q_BNLH, segments, *, scale, kernel='dense'):
   A prefix shared by many rows stays one copy under vmap; a concatenation would repeat it per row.
   Query heads are grouped over the K heads of the keys. Softmax in float32. Returns o_BNLH.
 
-  kernel: one of KERNELS. 'splash' is for one segment with a mask_LS of numpy or Packed, as teacher forcing has. Decoding is
-  dense with either: it has no mask, hence no block to skip, and the kernel would want its segments concatenated.
+  kernel: one of KERNELS. 'splash' is for one segment with a mask_LS of numpy or Packed, as teacher forcing has.
+  Decoding is dense with either: it has few queries, and the kernel would want its segments concatenated.
   """
   if kernel == 'splash' and len(segments) == 1 and isinstance(segments[0][2], (np.ndarray, Packed)):
     from vargrl.models import splash  # here: only those who choose it wait for the import of Pallas
@@ -261,7 +261,7 @@ def scanned(block, c, length, in_axes, static=(), name=None):
 
 
 def torch_dense(ours, theirs, pattern):
-  """Rows of a table (see types.Layout) for an Einsum with bias; pattern: of its weight, their first axis is the bias's."""
+  """Rows of a types.Layout table, of an Einsum with bias; pattern: of its weight, whose first axis is that of the bias."""
   out = pattern[0]
   return {f'{ours}/w': (f'{theirs}.weight', pattern), f'{ours}/b': (f'{theirs}.bias', f'{out} -> {out}')}
 

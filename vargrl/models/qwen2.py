@@ -76,7 +76,8 @@ class Block(nn.Module):
   def __call__(self, x_BLD, layer, pairs, room, seen, turn, segment_BL, keep_cache):
     """One layer: (x_BLD, its keys and values or None). pairs, room, seen: of the tokens before, see `stack`. turn: of
     layers.rotary. segment_BL: None, or the sequence that each of the L tokens is of."""
-    c, N, K, H, D, F, L = self.c, self.c.heads, self.c.kv_heads, self.c.head_dim, self.c.width, self.c.mlp, x_BLD.shape[1]
+    c, L = self.c, x_BLD.shape[1]
+    N, K, H, D, F = c.heads, c.kv_heads, c.head_dim, c.width, c.mlp
     einsum = lambda name, eqn, *shape, bias='': Einsum(
         eqn, shape, bias=bias, init=layers.normal(0.02), name=name, **c.lora)
     y_BLD = layers.RMSNorm(c.eps, name='norm1')(x_BLD)
@@ -127,8 +128,8 @@ class Model(nn.Module):
     c, size = self.c, self.c.head_dim // 2
     pairs, room, seen = (), None, ()
     if cache is not None:
-      # A loop over tokens has its room as a whole: as an input of the scan, vmap would have it in another order there, and
-      # copy all of it at each token. What is not written stays one: its gradient comes layer by layer.
+      # A loop over tokens has its room as a whole: as an input of the scan, vmap would have it in another order there,
+      # and copy all of it at each token. The others are inputs of it: their gradients come layer by layer.
       pairs, room = (cache.pairs, None) if cache.count is None else (cache.shared, cache.own)
       seen = cache.masks
     if position is None: position = jnp.arange(x_BLD.shape[1])[None]

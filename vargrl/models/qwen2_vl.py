@@ -1,4 +1,4 @@
-"""Qwen2-VL (https://arxiv.org/abs/2409.12191): a language model (qwen2.py) that reads what a vision tower (vit.py) sees."""
+"""Qwen2-VL (https://arxiv.org/abs/2409.12191): a language model (qwen2.py) that reads what a tower (vit.py) sees."""
 import dataclasses
 
 import flax.linen as nn
@@ -63,7 +63,7 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """Of transformers' Qwen2VLForConditionalGeneration: as the hub's files have it, and as it is since transformers 4.52."""
+  """Of transformers' Qwen2VLForConditionalGeneration: as the hub has it, and as it is since transformers 4.52."""
   spellings = ('model.', 'visual.'), ('model.language_model.', 'model.visual.')
   tables = [qwen2.torch_table(c.lm, 'lm/', text) | vit.torch_table('vision/', image) for text, image in spellings]
   more = (r'.*\.rotary_(pos_)?emb\.inv_freq', *((r'lm_head\.weight',) if c.lm.tied else ()))

@@ -58,7 +58,8 @@ def begin(model, params, prompt):
   seen_S = jnp.arange(len(prompt.tokens)) < prompt.length
   position_S = jnp.arange(len(prompt.tokens)) if prompt.position is None else prompt.position.max(0)
   position = None if prompt.position is None else prompt.position[:, None]
-  x_1SD, cache = model.apply({'params': params}, embedded(model, params, prompt), position, seen_S[None], method='prefill')
+  x_1SD = embedded(model, params, prompt)
+  x_1SD, cache = model.apply({'params': params}, x_1SD, position, seen_S[None], method='prefill')
   x_11D = jax.lax.dynamic_slice_in_dim(x_1SD, prompt.length - 1, 1, 1)
   return x_11D, cache, jnp.where(seen_S, position_S, -1).max() + 1
 
