@@ -90,6 +90,17 @@ def test_a_token_sees_itself_and_what_is_before_it():
       'x.x.x.x.x.x']
 
 
+def test_a_packed_token_sees_its_own_sequence_alone():
+  mask = layers.Packed(np.tri(6, dtype=bool), jnp.array([[4, 4, 2, 2, 2, 0]])).mask_BLS[0]
+  assert ['.'.join('x' if seen else ' ' for seen in row) for row in np.asarray(mask)] == [
+      'x. . . . . ',
+      'x.x. . . . ',
+      ' . .x. . . ',
+      ' . .x.x. . ',
+      ' . .x.x.x. ',
+      ' . . . . .x']
+
+
 @pytest.mark.parametrize('attention', ['dense', pytest.param('splash', marks=pytest.mark.slow)])
 def test_packed_is_unpacked(attention):
   """Sequences of 5 and 4, and 3 of padding, in one row, forward and backward."""

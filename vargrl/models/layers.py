@@ -261,7 +261,7 @@ def scanned(block, c, length, in_axes, static=(), name=None):
 
 
 def torch_dense(ours, theirs, pattern):
-  """Rows of a types.Layout table, of an Einsum with bias; pattern: of its weight, whose first axis is that of the bias."""
+  """Rows of a types.Layout table, of an Einsum with bias, which has the first axis of the weight's pattern."""
   out = pattern[0]
   return {f'{ours}/w': (f'{theirs}.weight', pattern), f'{ours}/b': (f'{theirs}.bias', f'{out} -> {out}')}
 
