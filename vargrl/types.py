@@ -35,10 +35,27 @@ class Rollout:
 
   tokens: int32, bits have one axis more. logp: log-probability of each token under the policy of record at the sampling
   temperature, before truncation. sampler: under the distribution it was drawn from. float32, nats.
+  mask: float32, 0 after the end of a row, where all else is 0 too; None where rows have no end of their own.
   """
   tokens: jax.Array
   logp: jax.Array
   sampler: jax.Array
+  mask: Any = None
+
+
+@flax.struct.dataclass
+class Prompt:
+  """What rows of text begin with; [...] of one prompt, [P, ...] outside.
+
+  tokens: int32 [S], padded at the end to a length that all prompts have. length: of them are true, int32, at least 1.
+  position: int32 [3, S] by time, row and column; None: 0, 1, 2 .... place: int32 [S], the row of `image` [T, D] that
+  stands for a token, -1 where it is the token itself; both None if there are no images.
+  """
+  tokens: jax.Array
+  length: jax.Array
+  position: Any = None
+  place: Any = None
+  image: Any = None
 
 
 @flax.struct.dataclass
@@ -150,7 +167,8 @@ class Layout:
   that nothing was learned in: compared on import, written on export. ignored: regexes of whole keys that
   say nothing about the model. nests: 'a/b' where the state dict lies inside of the file's dictionaries,
   if it is not the file itself. prefixes: of all keys, dropped. cut: their keys whose first axis is cut, or filled up
-  with zeros, to the model's.
+  with zeros, to the model's. config: what config.json of a folder says of the model: compared on import where it is
+  there, written on export.
   """
   table: dict
   constants: dict = dataclasses.field(default_factory=dict)
@@ -158,6 +176,7 @@ class Layout:
   nests: tuple[str, ...] = ()
   prefixes: tuple[str, ...] = ()
   cut: tuple[str, ...] = ()
+  config: dict = dataclasses.field(default_factory=dict)
 
 
 class Tower(NamedTuple):

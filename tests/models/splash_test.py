@@ -57,6 +57,24 @@ def test_blocks_that_the_mask_leaves_empty_are_not_touched():
   np.testing.assert_array_equal(attend(bad), attend(v))
 
 
+@pytest.mark.parametrize('tensor', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_splash_of_packed_rows_is_dense_attention(tensor):
+  """Sequences of 130 and 50 and padding, causal; forward and backward."""
+  L = 200
+  x = [a[0, :, :, :L] for a in drawn(1, 4, 2, 'float32')]
+  mask = layers.Packed(np.tri(L, dtype=bool), jnp.repeat(jnp.array([[7, 3, 0]]), np.array([130, 50, 20]), axis=1))
+  def both(kernel):
+    o, back = jax.vjp(lambda *qkv: layers.attend(qkv[0], [(*qkv[1:], mask)], scale=.25, kernel=kernel), *x[:3])
+    return o, *back(x[3])
+  dense = jax.jit(lambda: both('dense'))()
+  with jax.set_mesh(mesh.make([('data', 1), ('fsdp', 1), ('tensor', tensor)], jax.devices()[:tensor])):
+    ours = jax.jit(lambda: both('splash'))()
+  for a, b in zip(ours, dense, strict=True): np.testing.assert_allclose(a, b, atol=1e-5)
+  q, k, v = (a[:, :, 130:180] for a in x[:3])
+  apart = layers.attend(q, [(k, v, np.tri(50, dtype=bool))], scale=.25)
+  np.testing.assert_allclose(ours[0][:, :, 130:180], apart, atol=1e-5)
+
+
 def test_blocks_of_the_published_schedules():
   def computed(scales, block):
     mask = layers.causal_by_scale(scales)

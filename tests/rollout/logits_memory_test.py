@@ -42,7 +42,7 @@ def test_logits_of_a_chunk_are_the_most_that_exist(monkeypatch, record, rows):
 
   def measure(chunk):
     """(entries of the largest array of logits, bytes of all temporaries)."""
-    monkeypatch.setattr(next_scale, 'CHUNK', chunk)
+    monkeypatch.setattr('vargrl.rollout.groups.CHUNK', chunk)
     program = gradient_of(lambda policy, tokenizer, label_P, t_PRL, reference: next_scale.logprobs(
         MODEL, TOKENIZER, c, policy, tokenizer, label_P, t_PRL, reference=reference))
     return largest(program), program.memory_analysis().temp_size_in_bytes

@@ -69,7 +69,7 @@ def test_chunks_change_no_score_and_no_gradient(smoke, monkeypatch, record, L):
     return ((scores.kl - scores.logp) * jnp.sin(1. + jnp.arange(L))[None, None]).sum(), scores
   other = jax.tree.map(lambda x: 1.1 * x, smoke.params)
   def run(chunk):
-    monkeypatch.setattr(next_scale, 'CHUNK', chunk)
+    monkeypatch.setattr(groups, 'CHUNK', chunk)
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(smoke.params, other)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), run(128), run(4 if L == 5 else 8))
 

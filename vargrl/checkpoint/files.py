@@ -6,6 +6,7 @@ Face's, in which the weights lie under one of FOLDER's names, maybe in several f
 from collections.abc import Mapping
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -21,6 +22,8 @@ PICKLED = ('.pth', '.pt', '.bin')
 ENDINGS = (*PICKLED, '.safetensors')
 FOLDER = ('model.safetensors', 'model.safetensors.index.json', 'open_clip_model.safetensors',
           'open_clip_pytorch_model.bin', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+PARTS = ('text_config', 'rope_parameters', 'rope_scaling')  # of config.json
+IDENTITY = ('architectures', 'model_type', 'type')  # of config.json: the same weights may be used by others
 DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': ml_dtypes.bfloat16, 'I64': 'int64',
           'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U64': 'uint64', 'U32': 'uint32', 'U16': 'uint16',
           'U8': 'uint8', 'BOOL': 'bool'}
@@ -96,6 +99,40 @@ def together(index):
   return {key: parts[name][key] for key, name in where.items()}
 
 
+def refuse_config(path, wanted):
+  """ValueError unless config.json of the checkpoint folder `path`, if there is one, says what `wanted` says.
+
+  Keys may lie in parts of it, as of different versions of transformers; what it does not tell is not compared.
+  """
+  path = pathlib.Path(path).expanduser()
+  path = (path if path.is_dir() else path.parent) / 'config.json'
+  if not wanted or not path.is_file(): return
+  try:
+    config = dict(**json.loads(path.read_text(encoding='utf-8')))
+  except (ValueError, TypeError) as e:
+    raise ValueError(f'{path}: no dictionary in JSON ({e}); download it again') from e
+  if lines := list(differences(config, wanted)):
+    raise ValueError(f'{path}: another model than that of the run: {"; ".join(lines)}')
+
+
+def differences(config, wanted):
+  """'key: found, expected' of all that differs."""
+  for key, value in wanted.items():
+    if key in IDENTITY: continue
+    if key == 'vision_config':
+      part = config.get(key)
+      yield from (f'{key}.{line}' for line in differences(part if isinstance(part, dict) else {}, value))
+    elif isinstance(value, dict): yield from differences(config, value)
+    else: yield from (f'{key} {found!r} found, {value!r} expected' for found in told(config, key) if found != value)
+
+
+def told(config, key):
+  """[what config.json says of a key, in it or in its parts], or []."""
+  if key in config: return [config[key]]
+  parts = [config[part] for part in PARTS if isinstance(config.get(part), dict)]
+  return next((found for part in parts if (found := told(part, key))), [])
+
+
 def check_ending(path):
   """ValueError unless `path` can be written: the ending is known, and torch there if it is needed."""
   ending = pathlib.Path(path).suffix
@@ -124,6 +161,32 @@ def write(path, shapes, arrays):
     os.replace(part, path)
   finally:
     with contextlib.suppress(FileNotFoundError): part.unlink()
+
+
+def write_folder(folder, shapes, arrays, *, limit, config):
+  """Writes a folder of Hugging Face's: files of at most `limit` bytes, or of one tensor, an index if they are several,
+  and config.json, which also says the weights' dtype. What is read first is written last. See `write`."""
+  folder = pathlib.Path(folder).expanduser()
+  if known(folder): raise ValueError(f'{folder}: a folder with weights found, one without them or none expected')
+  size = lambda key: int(np.prod(shapes[key][0], dtype=object)) * np.dtype(shapes[key][1]).itemsize
+  parts, used = [[]], 0
+  for key in shapes:
+    if parts[-1] and used + size(key) > limit: parts, used = [*parts, []], 0
+    parts[-1].append(key)
+    used += size(key)
+  folder.mkdir(parents=True, exist_ok=True)
+  if config:
+    dtype = np.dtype(shapes[parts[0][0]][1]).name
+    (folder / 'config.json').write_text(json.dumps(config | {'torch_dtype': dtype}, indent=2) + '\n')
+  arrays, count, where = iter(arrays), len(parts), {}
+  for i, part in enumerate(parts, 1):
+    name = 'model.safetensors' if count == 1 else f'model-{i:05d}-of-{count:05d}.safetensors'
+    write(folder / name, {key: shapes[key] for key in part}, itertools.islice(arrays, len(part)))
+    where |= dict.fromkeys(part, name)
+  if count == 1: return
+  index = {'metadata': {'total_size': sum(map(size, shapes))}, 'weight_map': where}
+  (folder / '.index').write_text(json.dumps(index, indent=2) + '\n')
+  os.replace(folder / '.index', folder / 'model.safetensors.index.json')
 
 
 def write_safetensors(path, shapes, arrays):

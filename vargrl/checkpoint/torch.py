@@ -7,6 +7,7 @@ reading and writing walk the same table, and every tensor must be matched exactl
 from collections.abc import Mapping
 import itertools
 import math
+import pathlib
 import re
 
 import einops
@@ -44,16 +45,19 @@ def check(path, layouts, abstract):
   matched(path, layouts, abstract)
 
 
-def save(path, layout, params):
-  """Writes .safetensors, or .pth with torch's help, in the reference layout, constants included."""
+def save(path, layout, params, *, dtype=None, limit=5e9):
+  """Writes .safetensors, or .pth with torch's help, in the reference layout, constants included; a path without an
+  ending becomes a folder with files of at most `limit` bytes and a config.json. dtype: of the weights, None: theirs."""
   shapes = traverse_util.flatten_dict(params, sep='/')
   if added := [name for name in shapes if ADDED in name]:
     raise ValueError(f'{path}: {added[0]} has no place in the reference layout, expected merged weights')
-  dtypes = {key: shapes[names[0]].dtype for names, _, key, _ in rows(layout.table, shapes)}
+  dtypes = {key: dtype or shapes[names[0]].dtype for names, _, key, _ in rows(layout.table, shapes)}
   headers = {key: (shape, np.dtype(dtypes[key])) for key, shape in expected(layout.table, shapes).items()}
   headers |= {key: (value.shape, value.dtype) for key, value in layout.constants.items()}
-  arrays = tensors(layout.table, shapes)
-  files.write(path, headers, itertools.chain(arrays, layout.constants.items()))
+  arrays = ((key, x.astype(dtypes[key], copy=False)) for key, x in tensors(layout.table, shapes))
+  arrays = itertools.chain(arrays, layout.constants.items())
+  if pathlib.Path(path).suffix: files.write(path, headers, arrays)
+  else: files.write_folder(path, headers, arrays, limit=limit, config=layout.config)
 
 
 def read(table, state, shapes, constants=()):
@@ -121,6 +125,7 @@ def expected(table, shapes):
 
 def matched(path, layouts, abstract):
   """(layout, {their key: lazy array}) of a file that holds exactly the model."""
+  files.refuse_config(path, layouts[0].config)
   layout, state = chosen(path, layouts, named(abstract))
   wanted = expected(layout.table, named(abstract))
   for key in layout.cut:

@@ -6,6 +6,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 CROPS = ('none', 'center', 'random')
+# Of CLIP's pixels in [0, 1] (https://github.com/openai/CLIP); BLIP, ImageReward and Qwen2-VL have the same.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Unreadable(ValueError):
@@ -52,12 +55,12 @@ def _rgb(picture: Image.Image) -> Image.Image:
   return Image.alpha_composite(white, picture).convert('RGB')
 
 
-def resize(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
-  """uint8 [height, width, 3] by Lanczos; the same array if it has that size already."""
+def resize(image: np.ndarray, *, height: int, width: int, how=Image.Resampling.LANCZOS) -> np.ndarray:
+  """uint8 [height, width, 3] by Lanczos or `how`; the same array if it has that size already."""
   if image.shape[:2] == (height, width):
     return image
   picture = Image.fromarray(np.ascontiguousarray(image))
-  return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+  return np.asarray(picture.resize((width, height), how))
 
 
 def fit(image: np.ndarray, *, size: int, crop: str, rng: np.random.Generator | None) -> np.ndarray:

@@ -77,8 +77,8 @@ def published(path):
 
 
 def merges(lines):
-  """[(left, right)] of the lines after the first, which is a version."""
-  pairs = [tuple(line.split()) for line in lines[1:]]
+  """[(left, right)] of the lines; the first may be a version."""
+  pairs = [tuple(line.split()) for line in lines['#version' in lines[0]:]]
   return [pair for pair in pairs if len(pair) == 2]
 
 

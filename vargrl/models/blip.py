@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vargrl.models import layers
-from vargrl.models.layers import Einsum, letters
+from vargrl.models.layers import Einsum, Norm, letters, torch_dense, torch_mlp, torch_norm
 from vargrl.parallel.rules import shard
 from vargrl.types import Layout
 
@@ -49,17 +49,6 @@ SIZES = {
     'large': Config(1024, 24, 16, 768, 12, 12),
     'smoke': Config(32, 2, 2, 24, 2, 2, patch=7, image_size=28, vocab=96, positions=40),
 }
-
-
-class Norm(nn.Module):
-  """Layer norm with scale and bias, float32 inside and out."""
-  eps: float
-
-  @nn.compact
-  def __call__(self, x_BLD):
-    scale = self.param('scale', letters(nn.initializers.ones, 'D'), x_BLD.shape[-1:])
-    bias = self.param('bias', letters(nn.initializers.zeros, 'D'), x_BLD.shape[-1:])
-    return layers.layer_norm(x_BLD, self.eps) * scale[None, None] + bias[None, None]
 
 
 class Attention(nn.Module):
@@ -198,13 +187,13 @@ def torch_layouts(c):
       'text/tokens': (f'{text}.embeddings.word_embeddings.weight', 'V D -> V D'),
       'text/positions': (f'{text}.embeddings.position_embeddings.weight', 'L D -> L D'),
   }
-  table |= norm('image/norm', f'{image}.norm') | norm('text/norm', f'{text}.embeddings.LayerNorm')
+  table |= torch_norm('image/norm', f'{image}.norm') | torch_norm('text/norm', f'{text}.embeddings.LayerNorm')
   block = f'{image}.blocks.{{X}}'
   table |= {'image/blocks/attn/{q,k,v}/w': (f'{block}.attn.qkv.weight', '(g N H) D -> g D N H'),
             'image/blocks/attn/{q,k,v}/b': (f'{block}.attn.qkv.bias', '(g N H) -> g N H')}
   table |= out('image/blocks/attn', f'{block}.attn.proj')
-  table |= norm('image/blocks/norm1', f'{block}.norm1') | norm('image/blocks/norm2', f'{block}.norm2')
-  table |= mlp('image/blocks/mlp', f'{block}.mlp.fc1', f'{block}.mlp.fc2')
+  table |= torch_norm('image/blocks/norm1', f'{block}.norm1') | torch_norm('image/blocks/norm2', f'{block}.norm2')
+  table |= torch_mlp('image/blocks/mlp', f'{block}.mlp.fc1', f'{block}.mlp.fc2')
 
   block = f'{text}.encoder.layer.{{X}}'
   for i, (ours, theirs) in enumerate((('self', 'attention'), ('cross', 'crossattention')), 1):
@@ -213,27 +202,14 @@ def torch_layouts(c):
       table |= {f'{mine}/w': (f'{key}.weight', '(N H) D -> D N H'),
                 f'{mine}/b': (f'{key}.bias', '(N H) -> N H')}
     table |= out(f'text/blocks/{ours}', f'{block}.{theirs}.output.dense')
-    table |= norm(f'text/blocks/norm{i}', f'{block}.{theirs}.output.LayerNorm')
-  table |= norm('text/blocks/norm3', f'{block}.output.LayerNorm')
-  table |= mlp('text/blocks/mlp', f'{block}.intermediate.dense', f'{block}.output.dense')
-  for layer in HEAD: table |= dense(f'head/{layer}', f'mlp.layers.{layer}', 'E D -> D E')
+    table |= torch_norm(f'text/blocks/norm{i}', f'{block}.{theirs}.output.LayerNorm')
+  table |= torch_norm('text/blocks/norm3', f'{block}.output.LayerNorm')
+  table |= torch_mlp('text/blocks/mlp', f'{block}.intermediate.dense', f'{block}.output.dense')
+  for layer in HEAD: table |= torch_dense(f'head/{layer}', f'mlp.layers.{layer}', 'E D -> D E')
   # What BLIP was pretrained with and a score does not use.
   ignored = (r'blip\.(vision_proj|text_proj|itm_head)\..*', r'.*\.position_ids', r'blip\.temp')
   return (Layout(table, ignored=ignored, prefixes=('module.',)),)
 
 
-def dense(ours, theirs, pattern):
-  out = pattern[0]
-  return {f'{ours}/w': (f'{theirs}.weight', pattern), f'{ours}/b': (f'{theirs}.bias', f'{out} -> {out}')}
-
-
-def mlp(ours, first, second):
-  return dense(f'{ours}/fc1', first, 'F D -> D F') | dense(f'{ours}/fc2', second, 'D F -> F D')
-
-
 def out(ours, theirs):
-  return dense(f'{ours}/o', theirs, 'D (N H) -> N H D')
-
-
-def norm(ours, theirs):
-  return {f'{ours}/scale': (f'{theirs}.weight', 'D -> D'), f'{ours}/bias': (f'{theirs}.bias', 'D -> D')}
+  return torch_dense(f'{ours}/o', theirs, 'D (N H) -> N H D')

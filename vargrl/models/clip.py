@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import layers
-from vargrl.models.layers import Einsum, letters
+from vargrl.models.layers import Einsum, Norm, letters, torch_mlp, torch_norm
 from vargrl.parallel.rules import shard
 from vargrl.types import Layout
 
 ACTS = ('quick_gelu', 'gelu')
+EPS = 1e-5  # of the norms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +64,6 @@ SIZES = {
 }
 
 
-class Norm(nn.Module):
-  """Layer norm with scale and bias, eps 1e-5, float32 inside and out."""
-
-  @nn.compact
-  def __call__(self, x_BLD):
-    scale = self.param('scale', letters(nn.initializers.ones, 'D'), x_BLD.shape[-1:])
-    bias = self.param('bias', letters(nn.initializers.zeros, 'D'), x_BLD.shape[-1:])
-    ones = (1,) * (x_BLD.ndim - 1)
-    return layers.layer_norm(x_BLD, 1e-5) * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)
-
-
 class Block(nn.Module):
   """x + attention, x + mlp; the sum stays in float32, the products are in c.dtype."""
   c: Config
@@ -84,11 +74,11 @@ class Block(nn.Module):
   def __call__(self, x_BLD, mask_LS):
     c, D, N, H = self.c, self.width, self.heads, self.width // self.heads
     project = lambda name: Einsum('BLD,DNH->BNLH', (D, N, H), bias='NH', name=name)
-    y_BLD = Norm(name='norm1')(x_BLD).astype(c.dtype)
+    y_BLD = Norm(EPS, name='norm1')(x_BLD).astype(c.dtype)
     q_BNLH, k_BNSH, v_BNSH = project('q')(y_BLD), project('k')(y_BLD), project('v')(y_BLD)
     o_BNLH = layers.attend(q_BNLH, [(k_BNSH, v_BNSH, mask_LS)], scale=1 / math.sqrt(H))
     x_BLD += Einsum('BNLH,NHD->BLD', (N, H, D), bias='D', out=jnp.float32, name='o')(o_BNLH)
-    y_BLD = Norm(name='norm2')(x_BLD).astype(c.dtype)
+    y_BLD = Norm(EPS, name='norm2')(x_BLD).astype(c.dtype)
     y_BLF = Einsum('BLD,DF->BLF', (D, 4 * D), bias='F', name='fc1')(y_BLD).astype(jnp.float32)
     y_BLF = (jax.nn.gelu(y_BLF, approximate=False) if c.act == 'gelu' else
              y_BLF * jax.nn.sigmoid(1.702 * y_BLF)).astype(c.dtype)
@@ -110,7 +100,7 @@ class Image(nn.Module):
     self.patches = Einsum('Bhywxc,yxcD->BhwD', (c.patch, c.patch, 3, D))
     self.start = self.param('start', letters(init, 'D'), (D,))
     self.positions = self.param('positions', letters(init, 'LD'), (c.grid ** 2 + 1, D))
-    self.pre, self.post = Norm(), Norm()
+    self.pre, self.post = Norm(EPS), Norm(EPS)
     self.blocks = stack(c, D, c.image_heads, c.image_layers)
     self.project = Einsum('BD,DE->BE', (D, c.embed))
 
@@ -133,7 +123,7 @@ class Text(nn.Module):
     self.tokens = self.param('tokens', letters(layers.normal(0.02), 'VD'), (c.vocab, D))
     self.positions = self.param('positions', letters(layers.normal(0.01), 'LD'), (c.context, D))
     self.blocks = stack(c, D, c.text_heads, c.text_layers)
-    self.norm = Norm()
+    self.norm = Norm(EPS)
     self.project = Einsum('BD,DE->BE', (D, c.embed))
 
   def __call__(self, t_BL):
@@ -181,8 +171,8 @@ def torch_layouts(c):
     hf |= attention(tower, layer, [(n, f'self_attn.{n}_proj') for n in 'qkv'], 'self_attn.out_proj')
     hf |= mlp_norms(tower, layer, 'mlp.fc1', 'mlp.fc2', 'layer_norm1', 'layer_norm2')
   # sic: 'layrnorm'
-  hf |= norm('image/pre', 'vision_model.pre_layrnorm') | norm('image/post', 'vision_model.post_layernorm')
-  hf |= norm('text/norm', 'text_model.final_layer_norm')
+  hf |= torch_norm('image/pre', 'vision_model.pre_layrnorm') | torch_norm('image/post', 'vision_model.post_layernorm')
+  hf |= torch_norm('text/norm', 'text_model.final_layer_norm')
 
   clip = {'logit_scale': ('logit_scale', '-> '),
           'image/start': ('visual.class_embedding', 'D -> D'),
@@ -196,15 +186,11 @@ def torch_layouts(c):
     layer = f'{theirs}transformer.resblocks.{{X}}'
     clip |= attention(tower, layer, [('{q,k,v}', 'attn.in_proj')], 'attn.out_proj')
     clip |= mlp_norms(tower, layer, 'mlp.c_fc', 'mlp.c_proj', 'ln_1', 'ln_2')
-  clip |= norm('image/pre', 'visual.ln_pre') | norm('image/post', 'visual.ln_post')
-  clip |= norm('text/norm', 'ln_final')
+  clip |= torch_norm('image/pre', 'visual.ln_pre') | torch_norm('image/post', 'visual.ln_post')
+  clip |= torch_norm('text/norm', 'ln_final')
   return (Layout(hf, ignored=(r'.*\.position_ids',)),
           Layout(clip, ignored=(r'attn_mask|input_resolution|context_length|vocab_size',),
                  nests=('state_dict',), prefixes=('module.',)))
-
-
-def norm(ours, theirs):
-  return {f'{ours}/scale': (f'{theirs}.weight', 'D -> D'), f'{ours}/bias': (f'{theirs}.bias', 'D -> D')}
 
 
 def attention(tower, layer, inputs, output):
@@ -220,11 +206,8 @@ def attention(tower, layer, inputs, output):
 
 def mlp_norms(tower, layer, fc1, fc2, norm1, norm2):
   blocks = f'{tower}/blocks'
-  return {f'{blocks}/fc1/w': (f'{layer}.{fc1}.weight', 'F D -> D F'),
-          f'{blocks}/fc1/b': (f'{layer}.{fc1}.bias', 'F -> F'),
-          f'{blocks}/fc2/w': (f'{layer}.{fc2}.weight', 'D F -> F D'),
-          f'{blocks}/fc2/b': (f'{layer}.{fc2}.bias', 'D -> D'),
-          **norm(f'{blocks}/norm1', f'{layer}.{norm1}'), **norm(f'{blocks}/norm2', f'{layer}.{norm2}')}
+  return (torch_mlp(blocks, f'{layer}.{fc1}', f'{layer}.{fc2}') | torch_norm(f'{blocks}/norm1', f'{layer}.{norm1}')
+          | torch_norm(f'{blocks}/norm2', f'{layer}.{norm2}'))
 
 
 def flops(c):

@@ -1,6 +1,5 @@
 """What next-scale decoders share: their blocks (AdaLN, attention by scales), the scan over them, and what is called
 on several streams of rows."""
-import dataclasses
 import math
 
 import flax.linen as nn
@@ -9,27 +8,14 @@ import jax.numpy as jnp
 
 from vargrl.models import layers, lora
 from vargrl.models.layers import Einsum, letters
-from vargrl.parallel.rules import gather, shard
-
-# What is kept for the backward pass: everything, nothing, or the products with weights. Not those of queries
-# with keys and their softmax, which are L x L.
-REMAT = {'none': None, 'blocks': jax.checkpoint_policies.nothing_saveable,
-         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+from vargrl.parallel.rules import shard
 
 
 def check(c):
   """ValueError for a Config that no decoder can be made of."""
   if c.width % c.heads:
     raise ValueError(f'policy: width {c.width}, expected a multiple of {c.heads} heads')
-  if c.dtype not in layers.DTYPES:
-    raise ValueError(f'policy.dtype: {c.dtype!r}, expected one of {layers.DTYPES}')
-  if c.attention not in layers.KERNELS:
-    raise ValueError(f'policy.attention: {c.attention!r}, expected one of {layers.KERNELS}')
-  if c.remat not in REMAT:
-    raise ValueError(f'policy.remat: {c.remat!r}, expected one of {sorted(REMAT)}')
-  if c.lora_rank < 0: raise ValueError(f'policy.lora_rank: {c.lora_rank}, expected at least 0')
-  if c.lora_rank and not 0 < c.lora_alpha < math.inf:
-    raise ValueError(f'policy.lora_alpha: {c.lora_alpha} with rank {c.lora_rank}, expected a positive number')
+  layers.check_knobs(c)
 
 
 class AdaLN(nn.Module):
@@ -130,13 +116,8 @@ def streams(layer, x, cond, prefix, keep, masked, keep_cache):
 
 
 def scanned(block, c):
-  """c.depth layers of `block`, whose call has the arguments of `streams`, recomputed as c.remat says."""
-  if c.remat != 'none':
-    block = nn.remat(block, prevent_cse=False, static_argnums=(5, 6), policy=REMAT[c.remat])
-  return nn.scan(
-      block, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.depth,
-      in_axes=(nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), out_axes=0,
-      metadata_params={nn.PARTITION_NAME: 'X'})(c)
+  """c.depth layers of `block`, whose call has the arguments of `streams`."""
+  return layers.scanned(block, c, c.depth, (nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), static=(5, 6))
 
 
 def alone(blocks, x, cond, prefix, keep, masked, keep_cache):
@@ -163,12 +144,7 @@ def forced(blocks, x_BLD, cond, head_B2D, keep_BX2, still):
 
 def drawn(model, key, prompt_B, inputs_BLC):
   """`init` of a model that is called with these."""
-  c = model.c
-  drawn = lambda model, key: model.init(key, prompt_B, inputs_BLC)['params']
-  if not c.lora_rank: return drawn(model, key)
-  # In two draws: flax numbers the keys of a scan's parameters by how many there are.
-  base = drawn(type(model)(dataclasses.replace(c, lora_rank=0)), key)
-  return lora.join(base, lora.split(drawn(model, jax.random.fold_in(key, 1)))[1])
+  return lora.drawn(lambda c, key: type(model)(c).init(key, prompt_B, inputs_BLC)['params'], model.c, key)
 
 
 def headed(head, x_BLD, head_B2D, dtype):
@@ -179,10 +155,9 @@ def headed(head, x_BLD, head_B2D, dtype):
 
 
 def with_head(c, params):
-  """params for several calls of `logits`, which would each gather the head's weights: once here, in the dtype that they
-  are used in. float32 again, as the calls' gradients are summed in it."""
+  """params for several calls of `logits`."""
   head = params['head']
-  return params | {'head': head | {'w': gather(head['w'].astype(c.dtype), 'DV', 'DV').astype(jnp.float32)}}
+  return params | {'head': head | {'w': layers.whole(head['w'], 'DV', c.dtype)}}
 
 
 def torch_block(ours, theirs, attention):

@@ -1,6 +1,7 @@
 """The few pieces that every model is made of. Letters: see vargrl/types.py."""
 import functools
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -67,9 +68,13 @@ class Einsum(nn.Module):
     return jnp.einsum(f'{low_axes},r{outs}->{y_axes}', low, b, preferred_element_type=self.out)
 
 
-def used(params, dtype):
-  """The weights of Einsum and Conv in the dtype that they are cast to where they are used, the others as they are."""
-  def one(path, x): return x.astype(dtype) if path[-1].key in ('w', 'lora_a', 'lora_b') else x
+USED = ('w', 'lora_a', 'lora_b')
+
+
+def used(params, dtype, names=USED):
+  """The weights of Einsum and Conv, or those of `names`, in the dtype that they are cast to where they are used, the
+  others as they are."""
+  def one(path, x): return x.astype(dtype) if path[-1].key in names else x
   return jax.tree_util.tree_map_with_path(one, params)
 
 
@@ -119,6 +124,30 @@ class GroupNorm(nn.Module):
     return x.reshape(x_Byxc.shape).astype(x_Byxc.dtype)
 
 
+class Norm(nn.Module):
+  """Layer norm with scale and bias, float32 inside and out."""
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', letters(nn.initializers.ones, 'D'), x.shape[-1:])
+    bias = self.param('bias', letters(nn.initializers.zeros, 'D'), x.shape[-1:])
+    ones = (1,) * (x.ndim - 1)
+    return layer_norm(x, self.eps) * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) with a scale (https://arxiv.org/abs/1910.07467); float32 inside, the dtype of x outside."""
+  eps: float
+
+  @nn.compact
+  def __call__(self, x_BLD):
+    scale = self.param('scale', letters(nn.initializers.ones, 'D'), x_BLD.shape[-1:])
+    y_BLD = x_BLD.astype(jnp.float32)
+    y_BLD *= jax.lax.rsqrt(jnp.mean(y_BLD ** 2, -1, keepdims=True) + self.eps)
+    return (y_BLD * scale[None, None]).astype(x_BLD.dtype)
+
+
 def layer_norm(x, eps=1e-6):
   """Without affine parameters: AdaLN brings its own. float32 inside and out."""
   x = x.astype(jnp.float32)
@@ -132,17 +161,47 @@ def unit(x):
   return x / jnp.maximum(jnp.sqrt(jnp.sum(x ** 2, -1, keepdims=True)), 1e-12)
 
 
+def frequencies(pairs, theta):
+  """Of RoPE (https://arxiv.org/abs/2104.09864), by pair of channels: theta ** (-i / pairs), float32 numpy [h]."""
+  return 1 / np.float32(theta) ** (np.arange(pairs, dtype=np.float32) / np.float32(pairs))
+
+
+def rotary(position_aBL, axis_h, frequency_h):
+  """(cos, sin), each float32 [B, 1, L, h], of the angles by which `rotate` turns h pairs of channels: pair number i by
+  position_aBL[axis_h[i]] * frequency_h[i]."""
+  angle_hBL = position_aBL.astype(jnp.float32)[np.asarray(axis_h)] * frequency_h[:, None, None]
+  angle_B1Lh = jnp.moveaxis(angle_hBL, 0, -1)[:, None]
+  return jnp.cos(angle_B1Lh), jnp.sin(angle_B1Lh)
+
+
+def rotate(x_BNLH, turn):
+  """x_BNLH with channels i and i + h of each head turned by what `rotary` gave; in float32."""
+  cos, sin = turn
+  a, b = jnp.split(x_BNLH.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BNLH.dtype)
+
+
+class Packed(NamedTuple):
+  """The mask of rows that hold several sequences: mask_LS within each of them, nothing between two."""
+  mask_LS: np.ndarray
+  segment_BL: jax.Array  # int32: the sequence that a token is of
+
+  @property
+  def mask_BLS(self):
+    return jnp.asarray(self.mask_LS)[None] & (self.segment_BL[:, :, None] == self.segment_BL[:, None])
+
+
 def attend(q_BNLH, segments, *, scale, kernel='dense'):
   """One softmax over all segments (k_BKSH, v_BKSH, mask_LS or None), which are never concatenated. A mask
-  may also be a row's own, mask_BLS, and 1 where it is the same all along an axis.
+  may also be a row's own, mask_BLS, and 1 where it is the same all along an axis; or Packed.
 
   A prefix shared by many rows stays one copy under vmap; a concatenation would repeat it per row.
   Query heads are grouped over the K heads of the keys. Softmax in float32. Returns o_BNLH.
 
-  kernel: one of KERNELS. 'splash' is for one segment with a mask_LS of numpy, as teacher forcing has. Decoding is
-  dense with either: it has no mask, hence no block to skip, and the kernel would want its segments concatenated.
+  kernel: one of KERNELS. 'splash' is for one segment with a mask_LS of numpy or Packed, as teacher forcing has.
+  Decoding is dense with either: it has few queries, and the kernel would want its segments concatenated.
   """
-  if kernel == 'splash' and len(segments) == 1 and isinstance(segments[0][2], np.ndarray):
+  if kernel == 'splash' and len(segments) == 1 and isinstance(segments[0][2], (np.ndarray, Packed)):
     from vargrl.models import splash  # here: only those who choose it wait for the import of Pallas
     return splash.attend(q_BNLH, *segments[0], scale=scale)
   B, N, L, H = q_BNLH.shape
@@ -152,6 +211,7 @@ def attend(q_BNLH, segments, *, scale, kernel='dense'):
   for k_BKSH, _, mask_LS in segments:
     x_BKGLS = jnp.einsum('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH, preferred_element_type=jnp.float32)
     if mask_LS is not None:
+      if isinstance(mask_LS, Packed): mask_LS = mask_LS.mask_BLS
       mask_BLS = mask_LS[None] if mask_LS.ndim == 2 else mask_LS
       x_BKGLS = jnp.where(mask_BLS[:, None, None], x_BKGLS, -2e38)
     logits.append(x_BKGLS)
@@ -175,6 +235,46 @@ def level(scales):
   return np.repeat(np.arange(len(scales), dtype=np.int32), sizes(scales))
 
 
+def whole(w, axes, dtype):
+  """A weight that several calls use, each of which would gather it: once here, in the dtype that they use. float32
+  again, as the calls' gradients are summed in it."""
+  return gather(w.astype(dtype), axes, axes).astype(jnp.float32)
+
+
+def check_knobs(c):
+  """ValueError unless the knobs that many models share, and this one has, mean something."""
+  for name, known in (('dtype', DTYPES), ('attention', KERNELS), ('remat', tuple(sorted(REMAT)))):
+    if hasattr(c, name) and getattr(c, name) not in known:
+      raise ValueError(f'policy.{name}: {getattr(c, name)!r}, expected one of {known}')
+  if not hasattr(c, 'lora_rank'): return
+  if c.lora_rank < 0: raise ValueError(f'policy.lora_rank: {c.lora_rank}, expected at least 0')
+  if c.lora_rank and not 0 < c.lora_alpha < math.inf:
+    raise ValueError(f'policy.lora_alpha: {c.lora_alpha} with rank {c.lora_rank}, expected a positive number')
+
+
+def scanned(block, c, length, in_axes, static=(), name=None):
+  """A scan of block(c) over `length` layers, letter X of its weights. in_axes: of the arguments after the carry.
+  static: numbers of arguments, from 1, that are Python values."""
+  if c.remat != 'none':
+    block = nn.remat(block, prevent_cse=False, static_argnums=static, policy=REMAT[c.remat])
+  return nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, length=length, in_axes=in_axes,
+                 out_axes=0, metadata_params={nn.PARTITION_NAME: 'X'})(c, name=name)
+
+
+def torch_dense(ours, theirs, pattern):
+  """Rows of a types.Layout table, of an Einsum with bias, which has the first axis of the weight's pattern."""
+  out = pattern[0]
+  return {f'{ours}/w': (f'{theirs}.weight', pattern), f'{ours}/b': (f'{theirs}.bias', f'{out} -> {out}')}
+
+
+def torch_mlp(ours, first, second):
+  return torch_dense(f'{ours}/fc1', first, 'F D -> D F') | torch_dense(f'{ours}/fc2', second, 'D F -> F D')
+
+
+def torch_norm(ours, theirs):
+  return {f'{ours}/scale': (f'{theirs}.weight', 'D -> D'), f'{ours}/bias': (f'{theirs}.bias', 'D -> D')}
+
+
 def normal(std):
   """Normal initializer; torch's trunc_normal_ cuts at +-2 absolute, which these stds never reach."""
   return nn.initializers.normal(std)
@@ -183,3 +283,7 @@ def normal(std):
 LN_100 = math.log(100.)
 KERNELS = ('dense', 'splash')  # what `attend` computes with
 DTYPES = ('float32', 'bfloat16', 'float16')
+# What is kept for the backward pass: everything, nothing, or the products with weights. Not those of queries
+# with keys and their softmax, which are L x L.
+REMAT = {'none': None, 'blocks': jax.checkpoint_policies.nothing_saveable,
+         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}

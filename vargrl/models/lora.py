@@ -3,7 +3,10 @@
 A tree is a base and, beside some weights `w` of it, their adapters `lora_a` and `lora_b`, which layers.Einsum
 makes and applies. A model applies a base alone too: that is its adapter-off pass.
 """
+import dataclasses
+
 from flax import traverse_util
+import jax
 import jax.numpy as jnp
 
 ADAPTERS = ('lora_a', 'lora_b')
@@ -43,3 +46,11 @@ def merge(params, *, alpha):
     product = jnp.matmul(a.reshape(*layers, -1, rank), b.reshape(*layers, rank, -1), precision='highest')
     base[name] = w + alpha / rank * product.reshape(w.shape)
   return traverse_util.unflatten_dict(base)
+
+
+def drawn(init, c, key):
+  """init(config, key): boxed parameters. With adapters, the others are those that the key gives without."""
+  if not c.lora_rank: return init(c, key)
+  # In two draws: flax numbers the keys of a scan's parameters by how many there are.
+  base = init(dataclasses.replace(c, lora_rank=0), key)
+  return join(base, split(init(c, jax.random.fold_in(key, 1)))[1])

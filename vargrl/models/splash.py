@@ -10,13 +10,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.models import layers
 from vargrl.parallel import rules
 
 LANES = 128  # of a TPU's vector registers: sequences are cut in multiples of it
 
 
-def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale):
-  """softmax(scale q k) v under a mask, numpy bool, known while compiling. Returns o_BNLH.
+def attend(q_BNLH, k_BKSH, v_BKSH, mask, *, scale):
+  """softmax(scale q k) v under a mask_LS, numpy bool, known while compiling, or layers.Packed. Returns o_BNLH.
 
   On a CPU the kernel is interpreted: slow, and right. ValueError on any other platform, and for bfloat16 at a
   matmul precision that the kernel's compiler lacks. Heads are spread over the mesh; B is not, as the mesh axes of
@@ -26,6 +27,7 @@ def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale):
   if not interpret and q_BNLH.dtype == jnp.bfloat16 and precision not in (None, 'default', 'bfloat16', 'fastest'):
     raise ValueError(f"policy.attention: 'splash' in bfloat16 at jax_default_matmul_precision {precision!r} found, "
                      "'default' expected")
+  mask_LS, packed = (mask.mask_LS, [mask.segment_BL]) if isinstance(mask, layers.Packed) else (mask, [])
   block = block_size(max(mask_LS.shape))
   L, S = mask_LS.shape
   # Padded keys are seen by none. Padded queries see what the last one sees, so that no softmax is empty.
@@ -35,15 +37,17 @@ def attend(q_BNLH, k_BKSH, v_BKSH, mask_LS, *, scale):
       'block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv', 'block_kv_dkv', 'block_kv_dkv_compute',
       'block_q_dq', 'block_kv_dq'), block))
 
-  def local(q, k, v):
+  def local(q, k, v, *segments):
     heads = masks.MultiHeadMask([masks.NumpyMask(mask)] * q.shape[1])
     kernel = kernels.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1,
                                      interpret=interpret)
-    return jax.vmap(kernel)(q, k, v)
+    return jax.vmap(kernel)(q, k, v, *(kernels.SegmentIds(a, a) for a in segments))
 
   pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % block), (0, 0)))
   arguments = [pad(x) for x in (q_BNLH * scale, k_BKSH, v_BKSH)]
-  return rules.local(local, *arguments, axes='BKSH')[:, :, :L]
+  # Padded queries are of the last one's sequence.
+  whole = [jnp.pad(a, ((0, 0), (0, -L % block)), mode='edge') for a in packed]
+  return rules.local(local, *arguments, axes='BKSH', whole=whole)[:, :, :L]
 
 
 def block_size(length):

@@ -35,7 +35,7 @@ class Config:
   gamma: float = 1e-3         # scale of the residual gates at init
   dtype: str = 'float32'
   attention: str = 'dense'    # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
-  remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see decoder.REMAT
+  remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
   lora_rank: int = 0          # > 0: adapters beside q k v o fc1 fc2 of every block; see layers.Einsum
   lora_alpha: float = 0.      # they count alpha / rank
 

@@ -46,18 +46,20 @@ def gather(w, axes, stored):
 gather.defvjp(lambda w, axes, stored: (shard(w, axes), None), lambda axes, stored, _, g: (shard(g, stored, WEIGHTS),))
 
 
-def local(function, *arrays, axes):
-  """function(*arrays), each device with its own part of arrays that all have the letters `axes`, as has the result.
+def local(function, *arrays, axes, whole=()):
+  """function(*arrays, *whole), each device with its own part of arrays that all have the letters `axes`, as has the
+  result, and with all of `whole`.
 
   For what the compiler cannot cut, such as kernels: it would gather the arrays. B stays whole: within vmap,
   spmd_axis_name adds the mesh axes of the rows. Sizes of one letter may differ (N of queries, K of keys): the
   smallest decides.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty: return function(*arrays)
+  if mesh.empty: return function(*arrays, *whole)
   shape = [min(sizes) for sizes in zip(*(x.shape for x in arrays))]
   here = PartitionSpec(None, *spec(axes, shape, ACTIVATIONS, mesh)[1:])
-  return jax.shard_map(function, in_specs=(here,) * len(arrays), out_specs=here, check_vma=False)(*arrays)
+  specs = (here,) * len(arrays) + (PartitionSpec(),) * len(whole)
+  return jax.shard_map(function, in_specs=specs, out_specs=here, check_vma=False)(*arrays, *whole)
 
 
 def platform():

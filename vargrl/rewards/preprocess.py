@@ -2,9 +2,8 @@
 import jax
 import jax.numpy as jnp
 
-# https://github.com/openai/CLIP; BLIP and ImageReward have the same.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+from vargrl.data.image import MEAN, STD
+
 HOW = ('pil', 'float')
 
 

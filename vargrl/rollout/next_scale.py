@@ -6,9 +6,7 @@ the prefix unbatched, so it is computed and stored once per prompt; vmap over P 
 same law, and `branch` once more: what K continuations have in common is computed once for each rollout.
 """
 import dataclasses
-import functools
 from functools import partial
-import sys
 from typing import ClassVar
 
 import jax
@@ -16,21 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import cache as caches
-from vargrl.models import decoder, layers
-from vargrl.parallel import rows, rules
+from vargrl.models import decoder
+from vargrl.parallel import rows
 from vargrl.parallel.rules import shard
-from vargrl.rollout import sample
-from vargrl.types import Rollout, Scores, leading, sizes
+from vargrl.rollout import groups, sample
+from vargrl.rollout.groups import in_chunks, spread
+from vargrl.rollout.groups import keys as keys  # build.py looks for it in a rollout
+from vargrl.types import Rollout, leading, sizes
 
-CHUNK = 128  # positions of each row whose logits exist at once; a multiple of 8, as a TPU's tiles are
 RECORDS = ('cond', 'guided', 'guided_stopgrad')
-WEIGHTS = ('gathered', 'sharded')
 SAME = ('scales', 'vocab', 'channels')  # what policy and tokenizer must have in common
 
 
 def check(c):
   """ValueError where a sampler's words are not known."""
-  if c.weights not in WEIGHTS: raise ValueError(f'rollout: weights={c.weights!r}, expected one of {WEIGHTS}')
+  groups.check_weights(c)
   if c.record not in RECORDS: raise ValueError(f'rollout: record={c.record!r}, expected one of {RECORDS}')
 
 
@@ -50,7 +48,7 @@ class Config:
   top_p: float
   record: str
   weights: str = 'sharded'
-  wide: ClassVar = 1  # so many times CHUNK positions have logits at once
+  wide: ClassVar = 1  # so many times groups.CHUNK positions have logits at once
 
   def __post_init__(self):
     check(self)
@@ -150,7 +148,7 @@ def score(model, tokenizer, c, params, vq_params, prompt, tokens_L, keep_X2=None
   """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass over them.
 
   The tokens may be those of the first few scales alone: no other is then computed. Logits are made, used and
-  (in the backward pass) made again for at most CHUNK tokens of each row at a time: all L x V of them, of policy
+  (in the backward pass) made again for at most groups.CHUNK tokens of each row at a time: all L x V of them, of policy
   and reference, never exist at once. shown_L: the tokens that the model sees of coarser scales, None: tokens_L.
   reference: parameters of the same model, or None.
   """
@@ -188,68 +186,18 @@ def score(model, tokenizer, c, params, vq_params, prompt, tokens_L, keep_X2=None
   def scores_of(x, t_L, strength_L, temperature=temperatures[0]):
     """x: the positions of a chunk, of `ours` and then of `theirs`."""
     logits_LV = logits_of(params, x[0], ours[1], strength_L, temperature, still)
-    hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
-    hit_L = hit_L if hit_L.ndim == 1 else hit_L.mean(-1)
-    out = Scores(token(sample.select(logits_LV, t_L)), token(sample.entropy(logits_LV)), hit_L)
-    if theirs is None: return out
-    ref_LV = stop(logits_of(reference, x[1], theirs[1], strength_L, temperature, 0))
-    return out.replace(kl=token(sample.divergence(logits_LV, ref_LV)), reference=token(sample.select(ref_LV, t_L)))
+    ref_LV = None if theirs is None else stop(logits_of(reference, x[1], theirs[1], strength_L, temperature, 0))
+    out = sample.scores(logits_LV, t_L, ref_LV)
+    return jax.tree.map(token, out).replace(hit=out.hit if out.hit.ndim == 1 else out.hit.mean(-1))
 
   given = [by_token(c.strengths(count))] + ([] if len(set(temperatures)) == 1 else [by_token(temperatures)])
   x = [hidden[0] for hidden in (ours, theirs) if hidden is not None]
-  return in_chunks(scores_of, x, tokens_L, *given, chunk=CHUNK * c.wide)
-
-
-def in_chunks(function, x, *rows_L, chunk):
-  """function(x, *rows_L) of `chunk` positions at a time, one after the other: x [..., L, D] and [L, ..] in, a tree of
-  [L] out. What is made inside is made again in the backward pass."""
-  L = len(rows_L[0])
-  size = -(-L // -(-L // chunk))
-  size = size if size == L else -(-size // 8) * 8
-  count = -(-L // size)
-
-  def cut(a, axis):
-    padding = [(0, 0)] * a.ndim
-    padding[axis] = (0, count * size - L)
-    a = jnp.pad(a, padding)
-    return jnp.moveaxis(a.reshape(*a.shape[:axis], count, size, *a.shape[axis + 1:]), axis, 0)
-  parts = jax.tree.map(lambda a: cut(a, a.ndim - 2), x), *(cut(jnp.asarray(a), 0) for a in rows_L)
-  out = jax.lax.map(lambda part: jax.checkpoint(function, prevent_cse=False)(*part), parts)
-  return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:L], out)
-
-
-def spread(P, R, K=1):
-  """spmd_axis_name of the vmaps over P, R and K: the mesh axes that they are spread over, R or else K where
-  the P do not suffice.
-
-  Rows that do not divide over the mesh (a training batch is refused at start, an evaluation may be
-  any size) are computed on every device.
-  """
-  mesh, axes = jax.sharding.get_abstract_mesh(), ((), (), ())
-  for place, size in ((1, R), (2, K)):
-    if mesh.empty or any(axes): break
-    try:
-      outer, inner = rules.rows(mesh, P, size)
-      axes = (outer, inner, ()) if place == 1 else (outer, (), inner)
-    except ValueError: pass
-  return tuple({'spmd_axis_name': a} if a else {} for a in axes)
-
-
-@functools.cache
-def boxed(model):
-  """Abstract weights that know their letters, by the `init` beside the model's class."""
-  init = sys.modules[type(model).__module__].init
-  return jax.eval_shape(partial(init, model), jax.eval_shape(lambda: jax.random.key(0)))
+  return in_chunks(scores_of, x, tokens_L, *given, wide=c.wide)
 
 
 def laid(model, tokenizer, c, params, vq_params):
-  """The weights of policy and tokenizer where `c.weights` wants them, those that are large in the dtype that they are
-  used in."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if c.weights == 'sharded' or mesh.empty or rules.alike(mesh): return params, vq_params
-  # The barrier: or a compiler may gather first and cast then, twice the bytes.
-  used = jax.lax.optimization_barrier(layers.used(params, model.c.dtype))
-  return rules.decoding(used, boxed(model)), rules.decoding(vq_params, boxed(tokenizer))
+  """The weights of policy and tokenizer where `c.weights` wants them."""
+  return groups.laid(c, model, params, model.c.dtype), groups.laid(c, tokenizer, vq_params)
 
 
 def generate(model, tokenizer, c, params, vq_params, prompt_P, keys_PR):
@@ -290,10 +238,3 @@ def decode(tokenizer, vq_params, tokens_BL):
   """t_BL -> image_Byxc in [-1, 1]."""
   # P x R rows of which R is spread are, as B rows, in no order that the compiler knows: it would decode all everywhere.
   return shard(tokenizer.apply({'params': vq_params}, rows.spread(tokens_BL), method='decode'), 'Byxc')
-
-
-def keys(rng, P, R, first=0):
-  """A key for each prompt and for its rows first .. first + R - 1: a function of (seed, step, prompt,
-  row) alone. [P, R]."""
-  fold = jax.vmap(jax.random.fold_in, (None, 0))
-  return jax.vmap(lambda k: fold(k, first + jnp.arange(R)))(fold(rng, jnp.arange(P)))

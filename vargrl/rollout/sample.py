@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.types import Scores
+
 
 def guide(cond, uncond, strength):
   """VAR's classifier-free guidance: (1 + t) cond - t uncond; t = 0 is no guidance."""
@@ -88,3 +90,11 @@ def divergence(logits_LV, reference_LV):
   """KL(softmax(logits) || softmax(reference)), exact over the vocabulary, in nats."""
   logp_LV, logq_LV = jax.nn.log_softmax(logits_LV, -1), jax.nn.log_softmax(reference_LV, -1)
   return jnp.sum(jnp.exp(logp_LV) * (logp_LV - logq_LV), -1)
+
+
+def scores(logits_LV, t_L, reference_LV=None):
+  """Scores of tokens under the policy's logits, and the reference's if there are any."""
+  hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
+  out = Scores(select(logits_LV, t_L), entropy(logits_LV), hit_L)
+  if reference_LV is None: return out
+  return out.replace(kl=divergence(logits_LV, reference_LV), reference=select(reference_LV, t_L))
