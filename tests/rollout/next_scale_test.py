@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vargrl.models import var
-from vargrl.rollout import next_scale
+from vargrl.rollout import groups, next_scale
 from vargrl.tokenizers import vq
 
 LABELS = jnp.array([1, 7])

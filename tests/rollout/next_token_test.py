@@ -18,7 +18,7 @@ import qwen2_golden as rule
 from vargrl.checkpoint import torch
 from vargrl.models import qwen2
 from vargrl.parallel import hlo, mesh, rules
-from vargrl.rollout import next_token
+from vargrl.rollout import groups, next_token
 from vargrl.types import Prompt
 
 MODEL = qwen2.Model(dataclasses.replace(qwen2.SIZES['smoke'], vocab=72))
