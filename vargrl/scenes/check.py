@@ -92,7 +92,8 @@ def mixtures(away_yxc, ways_kc):
 def parts(kind_yx, body_yx, mine_yx, away_yxc, ways_kc, least):
   """(kind, its pixels) of a body: one, or several where bodies of different colours touch."""
   # The rim of a body may pass for another colour; two bodies that touch have an inside each.
-  some = np.flatnonzero(np.bincount(kind_yx[body_yx]) > .2 * least).tolist()
+  # Ink is not among them: words touch nothing, and what JPEG takes the colour from looks like ink.
+  some = np.flatnonzero(np.bincount(kind_yx[body_yx], minlength=len(ways_kc))[:-1] > .2 * least).tolist()
   solid = [k for k in some if ndimage.binary_erosion(body_yx & (kind_yx == k)).sum() > .2 * least]
   if len(solid) > 1: return [(k, mine_yx & (kind_yx == k)) for k in solid]
   # The sum over a body and its surroundings is what blur leaves as it is.
