@@ -167,7 +167,8 @@ class Layout:
   that nothing was learned in: compared on import, written on export. ignored: regexes of whole keys that
   say nothing about the model. nests: 'a/b' where the state dict lies inside of the file's dictionaries,
   if it is not the file itself. prefixes: of all keys, dropped. cut: their keys whose first axis is cut, or filled up
-  with zeros, to the model's. config: what config.json of a folder says of the model: compared on import where it is
+  with zeros, to the model's. last: {their key: how many rows it has} of those whose last row alone is the model's; on
+  export the others are zeros. config: what config.json of a folder says of the model: compared on import where it is
   there, written on export.
   """
   table: dict
@@ -176,6 +177,7 @@ class Layout:
   nests: tuple[str, ...] = ()
   prefixes: tuple[str, ...] = ()
   cut: tuple[str, ...] = ()
+  last: dict = dataclasses.field(default_factory=dict)
   config: dict = dataclasses.field(default_factory=dict)
 
 

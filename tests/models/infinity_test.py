@@ -83,8 +83,8 @@ def test_hidden_states_given_from_outside_are_those_that_the_model_makes_itself(
     call = lambda *args, method: bits.model.apply({'params': params}, *args, method=method)
     cond, memory, mask = call(prompt_B, method='read')
     first, words = call(cond, method='first'), call(x_BLC, method='embed')
-    forced = call(*call(jnp.concatenate([first, words], 1), cond, memory, mask, method='decode'), method='logits')
-    logits, cache = call(first, cond, memory, mask, method='open')
+    forced = call(*call(jnp.concatenate([first, words], 1), cond, (memory,), (mask,), method='decode'), method='logits')
+    logits, cache = call(first, cond, (memory,), (mask,), method='open')
     out = [logits]
     for i, (a, b) in list(enumerate(bounds(bits.c.scales)))[1:]:
       logits, cache = call(words[:, a - 1:b - 1], cache, i, method='proceed')

@@ -53,8 +53,10 @@ def save(path, layout, params, *, dtype=None, limit=5e9):
     raise ValueError(f'{path}: {added[0]} has no place in the reference layout, expected merged weights')
   dtypes = {key: dtype or shapes[names[0]].dtype for names, _, key, _ in rows(layout.table, shapes)}
   headers = {key: (shape, np.dtype(dtypes[key])) for key, shape in expected(layout.table, shapes).items()}
+  headers |= {key: ((size, *headers[key][0][1:]), headers[key][1]) for key, size in layout.last.items()}
   headers |= {key: (value.shape, value.dtype) for key, value in layout.constants.items()}
   arrays = ((key, x.astype(dtypes[key], copy=False)) for key, x in tensors(layout.table, shapes))
+  arrays = ((key, trailing(x, layout.last[key]) if key in layout.last else x) for key, x in arrays)
   arrays = itertools.chain(arrays, layout.constants.items())
   if pathlib.Path(path).suffix: files.write(path, headers, arrays)
   else: files.write_folder(path, headers, arrays, limit=limit, config=layout.config)
@@ -128,9 +130,11 @@ def matched(path, layouts, abstract):
   files.refuse_config(path, layouts[0].config)
   layout, state = chosen(path, layouts, named(abstract))
   wanted = expected(layout.table, named(abstract))
-  for key in layout.cut:
-    if hasattr(state.get(key), 'shape') and state[key].shape[1:] == wanted[key][1:]:
-      state[key] = leading(np.asarray(state[key]), wanted[key][0])
+  for key, size in (dict.fromkeys(layout.cut) | layout.last).items():
+    if not hasattr(state.get(key), 'shape') or state[key].shape[1:] != wanted[key][1:]: continue
+    if size is None: state[key] = leading(np.asarray(state[key]), wanted[key][0])
+    elif state[key].shape[0] == size: state[key] = np.asarray(state[key])[-1:]
+    else: raise ValueError(f'{path}: {key} has {state[key].shape[0]} rows, {size} expected')
   refuse(path, layout, state, named(abstract))
   return layout, state
 
@@ -155,6 +159,11 @@ def chosen(path, layouts, shapes):
 def leading(x, size):
   """The first `size` rows, those that there are not are zeros."""
   return np.pad(x[:size], [(0, max(size - len(x), 0))] + [(0, 0)] * (x.ndim - 1))
+
+
+def trailing(x, size):
+  """The last row of an array of so many, which else are zeros."""
+  return np.pad(x, [(size - 1, 0)] + [(0, 0)] * (x.ndim - 1))
 
 
 def inside(file, nest):

@@ -3,7 +3,8 @@ FoundationVision/Infinity.
 
 A token is e bits, each of which has its own two logits. The decoder is conditioned on one vector (AdaLN, and the first
 token) and on a memory (cross-attention). Alone, both come of given text features: `forward`, `prefill`, `extend`. A
-unified model gives them itself, and the hidden states of each scale: `decode`, `open`, `proceed`.
+unified model gives them itself, and the hidden states of each scale: `decode`, `open`, `proceed`. Its memory has parts,
+so that what a group of rollouts has in common stays one copy.
 """
 import dataclasses
 import functools
@@ -130,11 +131,12 @@ class Cross(nn.Module):
     """(k_BNSH, v_BNSH) of a memory."""
     return self.k(memory_BSD), self.v(memory_BSD)
 
-  def __call__(self, x_BLD, keys, mask_BS):
+  def __call__(self, x_BLD, keys, masks):
+    """keys, masks: of the parts of a memory."""
     scale, bias = (gather(w, 'd', 'D')[None, None] for w in (self.scale, self.bias))
     y_BLD = (layers.layer_norm(x_BLD) * scale + bias).astype(x_BLD.dtype)
-    o_BNLH = layers.attend(self.q(y_BLD), [(*keys, mask_BS[:, None])], scale=self.c.head_dim ** -.5)
-    return x_BLD + self.o(o_BNLH)
+    parts = [(*pair, mask_BS[:, None]) for pair, mask_BS in zip(keys, masks, strict=True)]
+    return x_BLD + self.o(layers.attend(self.q(y_BLD), parts, scale=self.c.head_dim ** -.5))
 
 
 class Block(nn.Module):
@@ -147,11 +149,11 @@ class Block(nn.Module):
     return decoder.streams(self.layer, *arguments)
 
   def layer(self, x_BLD, cond, prefix, keep_B2, masked, keep_cache):
-    """cond: {'ada' [B, 6, D], 'memory' [B, S, D], 'mask' [B, S]}. With a cache, prefix has the modulation and the
-    memory's keys and values, and cond the mask alone."""
+    """cond: {'ada' [B, 6, D], 'memory' ([B, S, D], ...), 'mask' ([B, S], ...)}. With a cache, prefix has the modulation
+    and the memory's keys and values, and cond the masks alone."""
     known, past = prefix is not None, () if prefix is None else prefix['segments']
     ada_B6D = prefix['ada'] if known else self.core.modulation(cond['ada'])
-    memory = prefix['memory'] if known else self.cross.keys(cond['memory'])
+    memory = prefix['memory'] if known else tuple(self.cross.keys(part) for part in cond['memory'])
     start, parts = sum(k.shape[2] for k, _ in past), jnp.split(ada_B6D, 6, 1)
     turn = functools.partial(turned, angle_LH=angles(self.c)[start:start + x_BLD.shape[1]])
     x_BLD, (k, v) = self.core.attention(x_BLD, parts[::2], past, keep_B2, masked, turn)
@@ -202,9 +204,13 @@ class Model(nn.Module):
     if S > self.c.text_length:
       raise ValueError(f'prompt: {S} text features, at most {self.c.text_length} (policy.text_length) expected')
     length_B1 = prompt['length'][:, None]
-    text_BSD = jnp.where(length_B1[..., None] < 0, gather(self.uncond, 'sD', 'sD')[None, :S], prompt['text'])
+    text_BSD = jnp.where(length_B1[..., None] < 0, self.nothing(S), prompt['text'])
     mask_BS = jnp.arange(S)[None] < abs(length_B1)
     return self.vector(text_BSD, mask_BS), self.memory(text_BSD), mask_BS
+
+  def nothing(self, length):
+    """The learned features that stand for no text, [1, length, d]."""
+    return gather(self.uncond, 'sD', 'sD')[None, :length]
 
   def normal(self, text_BSD):
     """RMSNorm, in float32."""
@@ -238,17 +244,18 @@ class Model(nn.Module):
     level_L = layers.level(self.c.scales)[start:start + x_BLD.shape[1]]
     return x_BLD + self.levels[level_L].astype(x_BLD.dtype)[None]
 
-  def decode(self, x_BLD, cond_BD, memory_BSD, mask_BS, keep_BX2=None, still=0):
-    """Teacher forcing on hidden states of whole scales, from the first one -> (x_BLD, head_B2D); see decoder.forced."""
-    cond = {'ada': self.shared(cond_BD), 'memory': shard(memory_BSD, 'BSD'), 'mask': mask_BS}
+  def decode(self, x_BLD, cond_BD, memory, masks, keep_BX2=None, still=0):
+    """Teacher forcing on hidden states of whole scales, from the first one -> (x_BLD, head_B2D); see decoder.forced.
+    memory: parts [B, S, D] with masks [B, S]."""
+    cond = {'ada': self.shared(cond_BD), 'memory': tuple(shard(part, 'BSD') for part in memory), 'mask': tuple(masks)}
     return decoder.forced(self.blocks, self.placed(x_BLD, 0), cond, self.head_ada(cond_BD), keep_BX2, still)
 
-  def open(self, x_B1D, cond_BD, memory_BSD, mask_BS):
+  def open(self, x_B1D, cond_BD, memory, masks):
     """The first scale: its logits [B, 1, e, 2] and the cache, which keeps the memory's keys and values."""
-    cond, head_B2D = {'ada': self.shared(cond_BD), 'memory': memory_BSD, 'mask': mask_BS}, self.head_ada(cond_BD)
+    cond = {'ada': self.shared(cond_BD), 'memory': tuple(memory), 'mask': tuple(masks)}
     x_B1D, kept = decoder.alone(self.blocks, self.placed(x_B1D, 0), cond, None, None, False, True)
-    given = {'ada': kept['ada'], 'memory': kept['memory'], 'mask': mask_BS, 'head': head_B2D}
-    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), None, given)
+    given = {'ada': kept['ada'], 'memory': kept['memory'], 'mask': cond['mask'], 'head': self.head_ada(cond_BD)}
+    return self.logits(x_B1D, given['head']), caches.Cache(((kept['k'], kept['v']),), None, given)
 
   def proceed(self, x_BLD, cache, scale):
     """Logits of scale number `scale` > 0 from its hidden states, and the cache extended by it."""
@@ -270,12 +277,12 @@ class Model(nn.Module):
     """
     cond_BD, memory_BSD, mask_BS = self.read(prompt)
     x_BLD = jnp.concatenate([self.first(cond_BD), self.embed(inputs_BLC)], 1)
-    return self.decode(x_BLD, cond_BD, memory_BSD, mask_BS, keep_BX2, still)
+    return self.decode(x_BLD, cond_BD, (memory_BSD,), (mask_BS,), keep_BX2, still)
 
   def prefill(self, prompt):
     """The first scale, which only the prompt decides: see `open`."""
     cond_BD, memory_BSD, mask_BS = self.read(prompt)
-    return self.open(self.first(cond_BD), cond_BD, memory_BSD, mask_BS)
+    return self.open(self.first(cond_BD), cond_BD, (memory_BSD,), (mask_BS,))
 
   def extend(self, inputs_BLC, cache, scale):
     return self.proceed(self.embed(inputs_BLC), cache, scale)

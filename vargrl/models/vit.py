@@ -48,12 +48,12 @@ class Block(nn.Module):
   c: Config
 
   @nn.compact
-  def __call__(self, x_BLD, turn, seen_B1S):
+  def __call__(self, x_BLD, turn, mask_BLS):
     c, D, N, H = self.c, self.c.width, self.c.heads, self.c.head_dim
     project = lambda name: Einsum('BLD,DNH->BNLH', (D, N, H), bias='NH', name=name)
     y_BLD = Norm(1e-6, name='norm1')(x_BLD).astype(c.dtype)
     q_BNLH, k_BNSH = (layers.rotate(project(name)(y_BLD), turn) for name in 'qk')
-    o_BNLH = layers.attend(q_BNLH, [(k_BNSH, project('v')(y_BLD), seen_B1S)], scale=1 / math.sqrt(H))
+    o_BNLH = layers.attend(q_BNLH, [(k_BNSH, project('v')(y_BLD), mask_BLS)], scale=1 / math.sqrt(H))
     x_BLD += Einsum('BNLH,NHD->BLD', (N, H, D), bias='D', out=jnp.float32, name='o')(o_BNLH)
     y_BLD = Norm(1e-6, name='norm2')(x_BLD).astype(c.dtype)
     y_BLF = Einsum('BLD,DF->BLF', (D, c.mlp_ratio * D), bias='F', name='fc1')(y_BLD).astype(jnp.float32)
@@ -82,15 +82,17 @@ class Model(nn.Module):
     """Images as data/patches.py cuts them -> their embeddings x_BLD in c.dtype, L of them merge ** 2 times fewer.
 
     position_aBL: int32, row and column of each patch. seen_BL: bool, False at padding, which no patch looks at and
-    whose embeddings mean nothing; None: there is none.
+    whose embeddings mean nothing; or int32, the image that a patch is of, where a row has several; None: each row is
+    one image.
     """
     c, (B, L, _), quarter = self.c, patch_BLp.shape, self.c.head_dim // 4
     x_BLctyx = patch_BLp.astype(c.dtype).reshape(B, L, 3, c.frames, c.patch, c.patch)
     x_BLD = Einsum('BLctyx,ctyxD->BLD', (*x_BLctyx.shape[2:], c.width), name='patches')(x_BLctyx)
     turn = layers.rotary(position_aBL, np.repeat([0, 1], quarter), np.tile(layers.frequencies(quarter, 1e4), 2))
     blocks = layers.scanned(Block, c, c.depth, nn.broadcast, name='blocks')
-    seen_B1S = None if seen_BL is None else seen_BL[:, None]
-    x_BLD, _ = blocks(shard(x_BLD.astype(jnp.float32), 'BLD'), turn, seen_B1S)
+    mask_BLS = None if seen_BL is None else seen_BL[:, None]
+    if seen_BL is not None and seen_BL.dtype == jnp.int32: mask_BLS = mask_BLS == seen_BL[:, :, None]
+    x_BLD, _ = blocks(shard(x_BLD.astype(jnp.float32), 'BLD'), turn, mask_BLS)
     return Merger(c, name='merger')(x_BLD)
 
 
