@@ -139,7 +139,9 @@ class Model(nn.Module):
     """What stands at the others, from the tokenizer's inputs."""
     return self.into(self.drawer.embed(inputs_BLC))
 
-  def memory(self, h_BSD): return self.out(h_BSD)
+  def outward(self, h_BLD):
+    """What the decoder works on, or remembers, of what the language model made."""
+    return self.out(h_BLD)
 
   def forward(self, row, inputs_BILC, dropped_BI=None):
     """h_BSD, what the language model makes of rows. inputs: of the tokens 1 .. L-1 of the pictures to draw."""

@@ -55,27 +55,33 @@ def embedded(model, params, prompt):
 
 def begin(model, params, prompt):
   """What is known before the next token is drawn: (x_11D of the last one, cache, position of the next one)."""
+  return read(model, params, prompt, embedded(model, params, prompt))[0]
+
+
+def read(model, params, prompt, x_1SD):
+  """(what is known before the next token is drawn, what the model makes of each token x_1SD)."""
   seen_S = jnp.arange(len(prompt.tokens)) < prompt.length
   position_S = jnp.arange(len(prompt.tokens)) if prompt.position is None else prompt.position.max(0)
   position = None if prompt.position is None else prompt.position[:, None]
-  x_1SD = embedded(model, params, prompt)
   x_1SD, cache = model.apply({'params': params}, x_1SD, position, seen_S[None], method='prefill')
   x_11D = jax.lax.dynamic_slice_in_dim(x_1SD, prompt.length - 1, 1, 1)
-  return x_11D, cache, jnp.where(seen_S, position_S, -1).max() + 1
+  return (x_11D, cache, jnp.where(seen_S, position_S, -1).max() + 1), x_1SD
 
 
-def proceed(model, c, params, known, key, axes=()):
-  """(what is known after the row's last token, Rollout of it).
+def proceed(model, c, params, known, key, axes=(), alive=True, states=False):
+  """(what is known after the row's last token, Rollout of it, x_1LD that the model makes of its tokens or None).
 
-  A row that has ended waits for the others. The loop goes on as long as any row of the vmaps `axes` does: were this
-  asked of each row, vmap would copy every cache at every step, to keep those of rows that have ended.
+  A row that has ended waits for the others, one that is not `alive` from the first token on. The loop goes on as long
+  as any row of the vmaps `axes` does: were this asked of each row, vmap would copy every cache at every step, to keep
+  those of rows that have ended.
   """
   x_11D, cache, start = known
   weights, base = {'params': params}, jnp.zeros(c.length)
   out = Rollout(base.astype(jnp.int32), base, base, base)
+  made = jnp.zeros((1, c.length, x_11D.shape[-1]), x_11D.dtype) if states else None
 
   def step(state):
-    i, _, alive, x_11D, cache, out = state
+    i, _, alive, x_11D, cache, out, made = state
     logits_1V = model.apply(weights, x_11D, method='logits')[0] / c.temperature
     t_1, sampler_1 = sample.draw(jax.random.fold_in(key, i), logits_1V, top_k=c.top_k, top_p=c.top_p)
     new = Rollout(t_1[0], sample.select(logits_1V, t_1)[0], sampler_1[0], jnp.float32(1))
@@ -83,16 +89,18 @@ def proceed(model, c, params, known, key, axes=()):
     y_11D = model.apply(weights, out.tokens[i][None, None], method='embed')
     y_11D, cache = model.apply(weights, y_11D, (start + i)[None, None], cache, method='extend')
     x_11D = jnp.where(alive, y_11D, x_11D)
+    if states: made = jax.lax.dynamic_update_slice_in_dim(made, y_11D, i, 1)
     for token in c.stop: alive &= t_1[0] != token
-    return i + 1, anyone(alive, axes), alive, x_11D, cache, out
+    return i + 1, anyone(alive, axes), alive, x_11D, cache, out, made
 
-  state = jnp.int32(0), True, True, x_11D, caches.room(cache, c.length), out
-  *_, x_11D, cache, out = jax.lax.while_loop(lambda state: (state[0] < c.length) & state[1], step, state)
-  return (x_11D, caches.fork(cache, out.mask[None] > 0), start + out.mask.sum().astype(jnp.int32)), out
+  state = jnp.int32(0), anyone(alive, axes), jnp.asarray(alive), x_11D, caches.room(cache, c.length), out, made
+  *_, x_11D, cache, out, made = jax.lax.while_loop(lambda state: (state[0] < c.length) & state[1], step, state)
+  known = x_11D, caches.fork(cache, out.mask[None] > 0), start + out.mask.sum().astype(jnp.int32)
+  return known, out, made
 
 
 def anyone(alive, axes):
-  return jax.lax.pmax(alive.astype(jnp.int32), axes) > 0 if axes else alive
+  return jax.lax.pmax(jnp.asarray(alive, jnp.int32), axes) > 0 if axes else jnp.asarray(alive)
 
 
 def score(model: Model, c: Config, params, prompt: Prompt, tokens_L, reference=None):

@@ -1,0 +1,359 @@
+"""Words and pictures in turn, by a unified policy (models/unified.py), and their log-probabilities; for one prompt and
+one key, vmapped to P x R.
+
+What a row is made of is a plan that all rows have: so many words at most, a picture, so many words at most, and so on.
+A row whose words do not end with the token that begins a picture is over, and the rest of it masked. A prompt is a
+dictionary, of words and of the pictures that are read, see `Prompt` in types.py: 'tokens', 'length', 'position',
+'place', and 'patches', 'patch_position', 'patch_segment' as in models/unified.py. Tokens are {'words' [W], 'bits' [I L,
+e]}; what is said of them comes in the order of the plan, [L], one number for a word or for the bits of a place.
+"""
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl.models import cache as caches
+from vargrl.models import infinity, layers, qwen2
+from vargrl.parallel import rows
+from vargrl.parallel.rules import shard
+from vargrl.rollout import bits, groups, next_scale, next_token, sample
+from vargrl.rollout.groups import keys as keys  # build.py looks for it in a rollout
+from vargrl.types import Prompt, Rollout, bounds
+
+SAME = ('scales', 'bits')  # what policy and tokenizer must have in common
+AXES = next_token.AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The sampler. words: at most so many before each picture, and after the last: (48, 0) are words, a picture and
+  nothing more, (64,) words alone; a 0 at the beginning is for prompts that end where a picture begins.
+
+  temperature, top_k, top_p: of words; stop: tokens that end a row. guidance, bit_temperature, bit_top_p: of bits, see
+  rollout/bits.py. nothing: tokens of a dialogue that asks for nothing, to where its picture begins; guidance leads away
+  from what is drawn then. released: the positions of pictures and the unconditional stream are those of the released
+  code, which has no such dialogue: its language model sees nothing but the scale at hand. weights: as in
+  rollout/next_scale.py. The log-probabilities that count are the conditional ones, at the sampling temperatures.
+  """
+  words: tuple[int, ...]
+  temperature: float
+  top_k: int
+  top_p: float
+  stop: tuple[int, ...]
+  guidance: float | tuple[float, ...]
+  bit_temperature: float | tuple[float, ...]
+  bit_top_p: float
+  nothing: tuple[int, ...]
+  released: bool
+  weights: str = 'sharded'
+
+  def __post_init__(self):
+    if not self.words or min(self.words) < 0 or 0 in self.words[1:-1] or self.words == (0,):
+      raise ValueError(f'rollout: words={self.words}, expected how many before each picture and after the last, 0 at '
+                       'most at the beginning and at the end')
+    if self.words[0]: self.says(self.words[0], 0)
+    if self.draws.paired and self.pictures and not (self.nothing or self.released):
+      raise ValueError('rollout: guidance without nothing, the tokens of a dialogue that asks for nothing')
+
+  @property
+  def pictures(self): return len(self.words) - 1
+  @property
+  def draws(self):
+    """The sampler of a picture."""
+    return bits.Config(self.guidance, self.bit_temperature, self.bit_top_p, 'cond', self.weights)
+
+  def says(self, length, start):
+    """The sampler of words, which end with `start` too."""
+    return next_token.Config(self.temperature, self.top_k, self.top_p, length, (start, *self.stop), self.weights)
+
+  def strengths(self, count): return self.draws.strengths(count)
+  def temperatures(self, count): return self.draws.temperatures(count)
+
+
+# What https://github.com/VARGPT-family/VARGPT-v1.1 draws with: its code, and its paper's numbers.
+GREEDY = dict(words=(64, 0), temperature=1., top_k=1, top_p=0., stop=(151645,), nothing=(), released=True)
+PRESETS = {'vargpt': Config(**GREEDY, guidance=3., bit_temperature=.5, bit_top_p=.97),
+           'vargpt-paper': Config(**GREEDY, guidance=1.5, bit_temperature=1., bit_top_p=.95)}
+
+
+class Stream(NamedTuple):
+  """What a picture is drawn from: the language model's cache (None: it has none, the released unconditional stream) and
+  the position of the next token; of the decoder, its condition, memory with masks, and its cache once there is one."""
+  cache: Any
+  position: Any
+  cond_BD: jax.Array
+  memory: tuple
+  masks: tuple
+  drawn: Any = None
+
+
+class Parts:
+  """The parts of a unified model and their weights."""
+
+  def __init__(self, model, params):
+    self.c, self.params = model.c, params
+    self.lm, self.drawer = qwen2.Model(model.c.lm), infinity.Model(model.c.draw)
+    self.words = partial(self._apply, self.lm, params['lm'])
+    self.bits = partial(self._apply, self.drawer, params['drawer'])
+    self.both = partial(self._apply, model, params)
+
+  def _apply(self, part, params, method, *args): return part.apply({'params': params}, *args, method=method)
+
+
+def read(parts, prompt):
+  """(known, see next_token.begin, x_1SD of a prompt's words after all layers, which of them are there)."""
+  given = Prompt(*(prompt.get(name) for name in ('tokens', 'length', 'position', 'place')))
+  x_1SD = parts.both('see', jax.tree.map(lambda x: x[None], prompt))
+  known, h_1SD = next_token.read(parts.lm, parts.params['lm'], given, shard(x_1SD, 'BLD'))
+  return known, h_1SD, (jnp.arange(h_1SD.shape[1]) < prompt['length'])[None]
+
+
+class Asked(NamedTuple):
+  """What a dialogue that asks for nothing leaves: see `read`."""
+  cache: Any
+  position: Any
+  h_1SD: jax.Array
+
+
+def nothing(c, parts):
+  """Asked, or None where no picture needs it."""
+  if not (c.pictures and c.draws.paired) or c.released: return None
+  (_, cache, position), h_1SD, _ = read(parts, {'tokens': jnp.array(c.nothing, jnp.int32),
+                                                'length': jnp.int32(len(c.nothing))})
+  return Asked(cache, position, h_1SD)
+
+
+def rollout(model, tokenizer, c, params, vq_params, prompt, key, asked=None, axes=()):
+  """One prompt, one key -> Rollout. asked: of `nothing`. axes: names of the vmaps around; see next_token.proceed."""
+  parts, (start, end, _) = Parts(model, params), model.c.special
+  known, h_1SD, seen_1S = read(parts, prompt)
+  count, alive = prompt['length'], jnp.asarray(True)  # tokens so far
+  memory, out, tokens = [(h_1SD, seen_1S, last(seen_1S) if not c.words[0] else None)], [], {'words': [], 'bits': []}
+  for i, length in enumerate(c.words):
+    if length:
+      known, said, h_1LD = next_token.proceed(parts.lm, c.says(length, start), params['lm'], known,
+                                              jax.random.fold_in(key, 2 * i), axes, alive, states=i < c.pictures)
+      alive &= ((said.tokens == start) & (said.mask > 0)).any()
+      count += said.mask.sum().astype(jnp.int32)
+      there_1L = said.mask[None] > 0
+      memory.append((h_1LD, there_1L, last(there_1L)))
+      tokens['words'].append(said.tokens)
+      out.append(said.replace(tokens=None))
+    if i == c.pictures: break
+    stream = conditional(c, parts, known, count, memory)
+    stream, t_Le, drawn = picture(tokenizer, c, parts, vq_params, stream, asked, jax.random.fold_in(key, 2 * i + 1))
+    tokens['bits'].append(jnp.where(alive, t_Le, 0))
+    out.append(jax.tree.map(lambda x: jnp.where(alive, x, 0.), drawn))
+    count += len(t_Le) + 1
+    if i + 1 == c.pictures and not c.words[-1]: break
+    memory[-1] = (*memory[-1][:2], None)
+    h_11D, cache = parts.words('extend', parts.words('embed', jnp.array([[end]])), stream.position[None, None],
+                               stream.cache)
+    known = h_11D, caches.fork(cache), stream.position + 1
+    memory.append((h_11D, alive[None, None], None))
+  empty = {'words': jnp.zeros(0, jnp.int32), 'bits': jnp.zeros((0, model.c.bits), jnp.int32)}
+  tokens = {name: jnp.concatenate([empty[name], *found]) for name, found in tokens.items()}
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *out).replace(tokens=tokens)
+
+
+def last(seen_1S):
+  """Where the last one is that is there."""
+  return seen_1S & (jnp.cumsum(seen_1S, 1) == seen_1S.sum(1, keepdims=True))
+
+
+def remembered(parts, memory):
+  """(parts, masks) of the decoder's memory: all but the token that begins its picture. memory: (h_BSD, which of them
+  are there, which one it is or None)."""
+  masks = tuple(seen if begins is None else seen & ~begins for _, seen, begins in memory)
+  return tuple(parts.both('outward', h) for h, _, _ in memory), masks
+
+
+def conditional(c, parts, known, count, memory):
+  """The Stream of a picture after what is known."""
+  _, cache, position = known
+  texts, masks = remembered(parts, memory)
+  return Stream(cache, count if c.released else position, parts.both('vector', jnp.zeros(1, bool)), texts, masks)
+
+
+def unconditional(c, parts, asked, masks):
+  """The Stream that guidance leads away from. masks: of the conditional one's memory."""
+  if not c.released:
+    there_1S = jnp.ones((1, asked.h_1SD.shape[1]), bool)
+    texts, masks = remembered(parts, [(asked.h_1SD, there_1S, last(there_1S))])
+    return Stream(asked.cache, asked.position, parts.both('vector', jnp.zeros(1, bool)), texts, masks)
+  room, count = sum(mask.shape[1] for mask in masks), sum(mask.sum() for mask in masks)
+  if room > parts.c.drawer.text_length:
+    raise ValueError(f'rollout: {room} words before a picture, at most {parts.c.drawer.text_length} '
+                     '(drawer.text_length) expected by the released unconditional stream')
+  return Stream(None, jnp.int32(0), parts.both('vector', jnp.ones(1, bool)), (parts.bits('nothing', room),),
+                ((jnp.arange(room) < count)[None],))
+
+
+def scale(parts, stream, x_1LD, i):
+  """(logits_Le2 of scale i, whose places hold x_1LD, the Stream after it)."""
+  position_1L = (stream.position + jnp.arange(x_1LD.shape[1]))[None]
+  if stream.cache is None:  # and begins anew at each scale
+    h_1LD, position, cache = parts.words('forward', x_1LD, position_1L), stream.position, None
+  else:
+    h_1LD, cache = parts.words('extend', x_1LD, position_1L, stream.cache)
+    position = stream.position + x_1LD.shape[1]
+  z_1LD = parts.both('outward', h_1LD)
+  if i: logits, drawn = parts.bits('proceed', z_1LD, stream.drawn, i)
+  else: logits, drawn = parts.bits('open', z_1LD, stream.cond_BD, stream.memory, stream.masks)
+  return logits[0], stream._replace(cache=cache, position=position, drawn=drawn)
+
+
+def picture(tokenizer, c, parts, vq_params, stream, asked, key):
+  """(the Stream after a picture, t_Le, Rollout of it without its tokens)."""
+  sampler, count = c.draws, len(parts.c.scales)
+  streams = [stream] + ([unconditional(c, parts, asked, stream.masks)] if sampler.paired else [])
+  x = [parts.both('first', stream.cond_BD) for stream in streams]
+  z_BhwC, out = tokenizer.zeros(1), []
+  for i, (strength, temperature) in enumerate(zip(sampler.strengths(count), sampler.temperatures(count))):
+    logits, streams = zip(*(scale(parts, stream, x_1LD, i) for stream, x_1LD in zip(streams, x)))
+    guided = next_scale.mix(jnp.stack(logits), strength) / temperature
+    t_Le, sampler_Le = sample.draw(jax.random.fold_in(key, i), guided, top_k=0, top_p=sampler.top_p)
+    out.append((t_Le, sample.select(logits[0] / temperature, t_Le).sum(-1), sampler_Le.sum(-1)))
+    z_BhwC, next_BLC = tokenizer.apply({'params': vq_params}, z_BhwC, t_Le[None], i, method='step')
+    if next_BLC is not None: x = [parts.both('next', next_BLC)] * len(streams)
+  t_Le, logp_L, sampler_L = (jnp.concatenate(part) for part in zip(*out))
+  return streams[0], t_Le, Rollout(None, logp_L, sampler_L, jnp.ones_like(logp_L))
+
+
+def laid_out(c, model, words_W):
+  """How a row of tokens lies in a sequence after its prompt: (spans [(kind, first place, places)], there_S bool).
+
+  Words that follow the end of a row, and pictures of rows that are over, are not there.
+  """
+  start, spans, there, at, alive = model.c.special[0], [], [], 0, jnp.asarray(True)
+
+  def add(kind, places, there_L):
+    spans.append((kind, sum(span[2] for span in spans), places))
+    there.append(jnp.broadcast_to(there_L, (places,)))
+  for i, length in enumerate(c.words):
+    if length:
+      t_L, at = words_W[at:at + length], at + length
+      ends_L = holds(t_L, (start, *c.stop))
+      before_L = jnp.cumsum(ends_L) - ends_L == 0
+      add('words', length, before_L & alive)
+      alive &= (before_L & (t_L == start)).any()
+    if i == c.pictures: break
+    add('bits', model.c.draw.length, alive)
+    if i + 1 < c.pictures or c.words[-1]: add('end', 1, alive)
+  return spans, jnp.concatenate(there)
+
+
+def holds(t_L, tokens):
+  """Where any of some tokens is."""
+  return (t_L[:, None] == jnp.array(tokens)[None]).any(-1)
+
+
+def hidden(model, c, parts, prompt, tokens, inputs_ILC, keep_X2=None):
+  """({'words': x_1WD, 'bits': x_1LD}, head_B2D): what the head of each part works on."""
+  spans, there_S = laid_out(c, model, tokens['words'])
+  (x_11D, cache, position), h_1PD, seen_1P = read(parts, prompt)
+  cond_BD, at, x = parts.both('vector', jnp.zeros(1, bool)), {'words': 0, 'bits': 0}, []
+  for kind, _, places in spans:
+    if kind == 'words': x.append(parts.words('embed', tokens['words'][None, at[kind]:at[kind] + places]))
+    elif kind == 'end': x.append(parts.words('embed', jnp.array([[model.c.special[1]]])))
+    else: x += [parts.both('first', cond_BD), parts.both('next', inputs_ILC[at[kind]][None])]
+    at[kind] = at.get(kind, 0) + (places if kind == 'words' else 1)
+  place_S = jnp.cumsum(there_S) - there_S
+  first = min([at for kind, at, _ in spans if kind == 'bits'], default=len(there_S))
+  shift = np.where(np.arange(len(there_S)) >= first, 1, 0) * (prompt['length'] - position) if c.released else 0
+  h_1SD = parts.words('forward', jnp.concatenate(x, 1), (position + place_S + shift)[None],
+                      there_S.astype(jnp.int32)[None], cache)
+  said, drawn, memory = [], [], [(h_1PD, seen_1P, last(seen_1P) if not c.words[0] else None)]
+  before = x_11D  # the last place before a span
+  for kind, a, places in spans:
+    h_1LD, there_1L = h_1SD[:, a:a + places], there_S[None, a:a + places]
+    if kind == 'bits':
+      z_1LD, (texts, masks) = parts.both('outward', h_1LD), remembered(parts, memory)
+      drawn.append(parts.bits('decode', z_1LD, cond_BD, texts, masks, keep_X2))
+      memory[-1] = (*memory[-1][:2], None)
+      continue
+    if kind == 'words': said.append(jnp.concatenate([before, h_1LD[:, :-1]], 1))
+    memory.append((h_1LD, there_1L, last(there_1L) if kind == 'words' else None))
+    before = h_1LD[:, -1:]
+  join = lambda parts: jnp.concatenate(parts, 1) if parts else jnp.zeros((1, 0, x_11D.shape[-1]), x_11D.dtype)
+  return {'words': join(said), 'bits': join([x for x, _ in drawn])}, drawn[0][1] if drawn else None
+
+
+def score(model, tokenizer, c, params, vq_params, prompt, tokens, keep_X2=None, shown=None, reference=None):
+  """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass over them.
+
+  Logits exist for few of them at a time, see groups.in_chunks. What is not there (see `laid_out`) is scored too: the
+  rollout's mask says so. shown: the bits that the model sees in the place of tokens['bits'] [I L, e]; None: these.
+  keep_X2: drop-path factors of the decoder. reference: parameters of the same model, or None.
+  """
+  stop, length = jax.lax.stop_gradient, model.c.draw.length
+  shown = tokens['bits'] if shown is None else shown
+  inputs_ILC = stop(tokenizer.apply({'params': vq_params}, shown.reshape(c.pictures, length, -1), method='embed')
+                    if c.pictures else None)
+
+  def made(params, keep_X2):
+    parts = Parts(model, params | {'lm': qwen2.with_head(model.c.lm, params['lm'])})
+    keep = None if keep_X2 is None else keep_X2[None]
+    return parts, *hidden(model, c, parts, prompt, tokens, inputs_ILC, keep)
+  ours, theirs = made(params, keep_X2), None
+  if reference is not None:
+    parts, x, head = made(stop(reference), None)
+    theirs = parts, stop(x), stop(head)
+  pair = [part for part in (ours, theirs) if part is not None]
+  temperatures = c.temperatures(len(model.c.scales))
+  by_place = np.tile(np.repeat(np.float32(temperatures), [b - a for a, b in bounds(model.c.scales)]), c.pictures)
+
+  def of_words(x, t_L):
+    logits = [parts.words('logits', x)[0] / c.temperature for x, (parts, *_) in zip(x, pair)]
+    return sample.scores(logits[0], t_L, *map(stop, logits[1:]))
+
+  def of_bits(x, t_Le, temperature_L):
+    logits = [parts.bits('logits', x, head)[0] / temperature_L[:, None, None]
+              for x, (parts, _, head) in zip(x, pair)]
+    out = sample.scores(logits[0], t_Le, *map(stop, logits[1:]))
+    return jax.tree.map(lambda x: x.sum(-1), out).replace(hit=out.hit.mean(-1))
+  found = {}
+  if sum(c.words): found['words'] = groups.in_chunks(of_words, [p[1]['words'] for p in pair], tokens['words'])
+  if c.pictures:
+    found['bits'] = groups.in_chunks(of_bits, [p[1]['bits'] for p in pair], tokens['bits'], by_place,
+                                     wide=bits.Config.wide)
+  pieces, at = [], {'words': 0, 'bits': 0}
+  for kind, places in plan(c, length):
+    pieces.append(jax.tree.map(lambda x: x[at[kind]:at[kind] + places], found[kind]))
+    at[kind] += places
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
+
+
+def plan(c, length):
+  """[('words' or 'bits', how many)] in the order of a row's tokens."""
+  pieces = [[('words', words)] * bool(words) + [('bits', length)] * (i < c.pictures) for i, words in enumerate(c.words)]
+  return sum(pieces, [])
+
+
+def generate(model, tokenizer, c, params, vq_params, prompt_P, keys_PR):
+  """Rollout of P prompts x R keys, its tokens {'words' [P, R, W], 'bits' [P, R, I L, e]}. Equal rows whatever the
+  mesh."""
+  params = jax.lax.optimization_barrier(layers.used(params, model.c.dtype, (*layers.USED, 'tokens')))
+  params, vq_params = groups.laid(c, model, params), groups.laid(c, tokenizer, vq_params)
+  p, r, _ = groups.spread(*keys_PR.shape)
+  asked = nothing(c, Parts(model, params))
+  one = partial(rollout, model, tokenizer, c, params, vq_params, asked=asked, axes=AXES)
+  return jax.vmap(lambda prompt, keys_R: jax.vmap(lambda key: one(prompt, key), axis_name=AXES[1], **r)(keys_R),
+                  axis_name=AXES[0], **p)(prompt_P, keys_PR)
+
+
+def logprobs(model, tokenizer, c, params, vq_params, prompt_P, tokens_PR, keep_PRX2=None, reference=None,
+             shown_PR=None):
+  """Scores of P x R rows of tokens, each field [P, R, L]; a prompt is computed once."""
+  p, r, _ = groups.spread(*jax.tree.leaves(tokens_PR)[0].shape[:2])
+  one = partial(score, model, tokenizer, c, params, vq_params, reference=reference)
+  group = lambda prompt, *given_R: jax.vmap(partial(one, prompt), **r)(*given_R)
+  return jax.vmap(group, **p)(prompt_P, tokens_PR, keep_PRX2, shown_PR)
+
+
+def decode(tokenizer, vq_params, tokens_BL):
+  """Bits of B pictures -> image_Byxc in [-1, 1]."""
+  return shard(tokenizer.apply({'params': vq_params}, rows.spread(tokens_BL), method='decode'), 'Byxc')
