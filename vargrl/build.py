@@ -14,6 +14,7 @@ from vargrl.data import names as class_names
 from vargrl.models import critics, lora
 from vargrl.parallel import place
 from vargrl.rewards import mix, worker
+from vargrl.rollout import packed
 from vargrl.types import Models, lookup
 
 
@@ -103,7 +104,7 @@ def check_reference(config, built, trained):
 
 
 def sampling(config, model, parts):
-  """The functions of a next-scale policy; rollout knobs are checked by its Config."""
+  """The functions of a policy that draws; rollout knobs are checked by its Config."""
   if 'tokenizer' not in parts: raise ValueError('tokenizer: missing in a config that has a rollout')
   rollout, tokenizer = lookup(config.rollout.name, 'Config', 'generate', 'logprobs', 'SAME'), parts['tokenizer']
   for key in rollout.SAME:
@@ -115,6 +116,7 @@ def sampling(config, model, parts):
       raise ValueError(f'policy.{key}: {ours} in policy {config.policy.size!r}, {theirs} in tokenizer '
                        f'{config.tokenizer.size!r}')
   c, presets = sampler(config), getattr(rollout, 'PRESETS', {})
+  if hasattr(rollout, 'check_model'): rollout.check_model(c, model.c)
   c.strengths(len(model.c.scales)), c.temperatures(len(model.c.scales))  # one for each scale, or one for all
 
   def generator(c):
@@ -126,6 +128,18 @@ def sampling(config, model, parts):
                             batch.keep, reference, batch.shown)
 
   found, policy = {}, lookup(config.policy.name)
+  if hasattr(rollout, 'PROMPT'):
+    length = model.c.draw.length
+    found |= dict(
+        prompt=lambda batch: {name: batch[name] for name in rollout.PROMPT},
+        plan=tuple(rollout.plan(c, length)),
+        drawn=lambda tokens, lead: tokens['bits'].reshape(-1, length, model.c.bits),
+        packed=lambda params, frozen, batch: packed.logprobs(
+            model, tokenizer, params, frozen['tokenizer'], batch.label, batch.tokens[:, 0], batch.shown[:, 0],
+            batch.label['dropped'], None if batch.keep is None else batch.keep[:, 0]))
+  if hasattr(rollout, 'branch'):
+    found['branch'] = lambda params, frozen, prompt_P, keys_PG, split, K: rollout.branch(
+        model, tokenizer, c, params, frozen['tokenizer'], prompt_P, keys_PG, split, K)
   if hasattr(policy, 'given'):
     given = policy.given(model.c)
     found |= dict(given=given, prompt=lambda batch: {name: batch[name] for name in given})
@@ -134,10 +148,8 @@ def sampling(config, model, parts):
         {'params': frozen['tokenizer']}, x, flips, method='correct')
   return found | dict(
       scales=model.c.scales, classes=getattr(model.c, 'classes', 0), keys=rollout.keys, logprobs=logprobs,
-      generate=generator(c), unconditional=model.unconditional,
+      generate=generator(c), unconditional=getattr(model, 'unconditional', None),
       presets={name: generator(dataclasses.replace(preset, weights=c.weights)) for name, preset in presets.items()},
-      branch=lambda params, frozen, prompt_P, keys_PG, split, K: rollout.branch(
-          model, tokenizer, c, params, frozen['tokenizer'], prompt_P, keys_PG, split, K),
       encode=lambda frozen, x: tokenizer.apply({'params': frozen['tokenizer']}, x, method='encode'),
       decode=lambda frozen, t_BL: rollout.decode(tokenizer, frozen['tokenizer'], t_BL))
 

@@ -40,11 +40,12 @@ def watching(run, workdir, check, began):
     marks.clear()
     if clock['steps']: clock['useful'] += seconds  # the first step compiles
     clock['steps'] += 1
-    rows = batch.image[:, None] if batch.tokens is None else batch.tokens
+    tokens = jax.tree.leaves(batch.tokens)
+    rows = (tokens or [batch.image[:, None]])[0]
     images = rows.shape[0] * rows.shape[1]
     found |= {'speed/images': images / seconds,
               'speed/goodput': clock['useful'] / (clock['last'] - began)}
-    if batch.tokens is not None: found['speed/tokens'] = images * rows.shape[2] / seconds
+    if tokens: found['speed/tokens'] = images * sum(x.shape[2] for x in tokens) / seconds
     if flops:
       found['speed/tflops_per_device'] = flops / seconds / run.mesh.size / 1e12
       if peak: found['speed/mfu'] = flops / seconds / run.mesh.size / peak

@@ -33,7 +33,7 @@ class State:
 class Rollout:
   """Sampled tokens; [L] inside the rollout, [P, R, L] outside.
 
-  tokens: int32, bits have one axis more. logp: log-probability of each token under the policy of record at the sampling
+  tokens: int32, bits have one axis more; a dictionary of both where words and pictures take turns. logp: log-probability of each token under the policy of record at the sampling
   temperature, before truncation. sampler: under the distribution it was drawn from. float32, nats.
   mask: float32, 0 after the end of a row, where all else is 0 too; None where rows have no end of their own.
   """
@@ -78,8 +78,9 @@ class Scores:
 class Experience:
   """What an update learns from; every array leads with P, R or both, so that it can be cut in parts.
 
-  label [P] int32, or whatever else a prompt is, a pytree that leads with P. tokens [P, R, L], of bits [P, R, L, e];
-  shown, alike: what the model is shown in their place, None: the tokens themselves. old: log-probabilities [P, R, L]
+  label [P] int32, or whatever else a prompt is, a pytree that leads with P. tokens [P, R, L], of bits [P, R, L, e], or
+  a dictionary of both; shown: what the model is shown in the place of these, or of the bits, None: the tokens
+  themselves. old: log-probabilities [P, R, L]
   of the policy that sampled; None means "the present one". reference: those of the reference. advantage, weight [P,
   R]: a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is given to, 0 for the
   others; held [P, R, L]: the same of the KL; None means all. keep: drop-path factors [P, R, X, 2], or those of a
@@ -117,6 +118,10 @@ class Models:
   generate: Callable = None      # (policy, frozen, prompt_P, keys_PR) -> Rollout
   branch: Callable = None        # (policy, frozen, prompt_P, keys_PG, split, K) -> Rollout [P, G, K, L]
   logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
+  packed: Callable = None        # the same of packed rows, see rollout/packed.py: (Scores of words, of bits)
+  plan: tuple = ()               # [('words' or 'bits', how many)] that a row's L are made of; (): one picture
+  # (tokens of rows, by how many axes they lead) -> t_BL of their pictures, one after the other
+  drawn: Callable = lambda tokens, lead: tokens.reshape(-1, *tokens.shape[lead:])
   # (params, frozen) -> the weights that the KL is against, or None
   reference: Callable = lambda params, frozen: frozen.get('reference')
   presets: dict = dataclasses.field(default_factory=dict)  # {name: a `generate` of published settings}

@@ -16,7 +16,7 @@ def split(batch, n):
   Parts are strided over the prompts, so that each stays on the devices that its rows are on. Where
   there are fewer prompts than parts, the groups are cut too: no loss looks across rows.
   """
-  lead = batch.tokens if batch.tokens is not None else batch.image[:, None]
+  lead = jax.tree.leaves(batch.tokens)[0] if batch.tokens is not None else batch.image[:, None]
   P, R = lead.shape[:2]
   if P % n == 0:
     return jax.tree.map(lambda x: x.reshape(P // n, n, *x.shape[1:]).swapaxes(0, 1), batch)

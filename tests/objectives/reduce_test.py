@@ -100,9 +100,12 @@ def test_a_group_without_a_difference_has_no_advantage(std, eps):
   assert np.all(np.isfinite(advantage_PR)) and np.any(advantage_PR[-1] != 0)
 
 
+SPANS = [('scale_0', 0, 1), ('scale_1', 1, 5)]
+
+
 def test_levels_by_hand():
   d_PRL = jnp.array([[[0.1, 0.2, 0.3], [-0.3, 0, 0.6]]])
-  one, ones = jnp.ones((1, 1, 3)), (1, 1, 1)
+  one, ones = jnp.ones((1, 1, 3)), [(f'scale_{i}', i, i + 1) for i in range(3)]
   np.testing.assert_array_equal(reduce.log_ratio(d_PRL, one, ones, level='token'), d_PRL)
   # Means over the row: 0.2 and 0.1; over the two active tokens of the row: 0.25 and 0.3.
   for active_11L, means in ((one, [0.2, 0.1]), (jnp.array([[[0.0, 1, 1]]]), [0.25, 0.3])):
@@ -110,20 +113,20 @@ def test_levels_by_hand():
     np.testing.assert_allclose(found, np.repeat(means, 3).reshape(1, 2, 3), rtol=1e-6)
   # Scales of 1 and 4 tokens: (0.1 + 0.2 + 0.3 + 0.4) / 4 = 0.25.
   d_PRL = jnp.array([[[0.5, 0.1, 0.2, 0.3, 0.4]]])
-  found = reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), (1, 2), level='scale')
+  found = reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), SPANS, level='scale')
   np.testing.assert_allclose(found, [[[0.5, 0.25, 0.25, 0.25, 0.25]]], rtol=1e-6)
   with pytest.raises(ValueError, match='level'):
-    reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), (1, 2), level='image')
+    reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), SPANS, level='image')
 
 
 def test_means_of_a_mask_are_over_its_tokens():
   d_PRL = jnp.array([[[0.5, 0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.2, 0.3, 0.4]]])
   active = jnp.array([[[1.0, 0, 1, 1, 0], [1, 0, 0, 0, 0]]])
-  found = reduce.log_ratio(d_PRL, active, (1, 2), level='scale')
+  found = reduce.log_ratio(d_PRL, active, SPANS, level='scale')
   # Without an active token a scale keeps the mean of all of its own.
   np.testing.assert_allclose(found, [[[0.5] + [0.25] * 4, [0.5] + [0.25] * 4]], rtol=1e-6)
   active = jnp.array([[[1.0, 0, 1, 1, 0], [1, 1, 0, 0, 0]]])
-  found = reduce.log_ratio(d_PRL, active, (1, 2), level='sequence')
+  found = reduce.log_ratio(d_PRL, active, SPANS, level='sequence')
   np.testing.assert_allclose(found, np.repeat([1 / 3, 0.3], 5).reshape(1, 2, 5), rtol=1e-6)
 
 

@@ -65,7 +65,7 @@ def batch_sampler(models, preset=''):
   @jax.jit
   def some(policy, frozen, prompt_B, keys_B):
     out = generate(policy, frozen, prompt_B, keys_B[:, None])
-    image_Byxc = models.decode(frozen, out.tokens[:, 0])
+    image_Byxc = models.decode(frozen, models.drawn(out.tokens, 2))
     return jnp.rint((image_Byxc + 1) * 127.5).astype(jnp.uint8)
 
   return lambda params, frozen, prompt_B, keys_B: some(

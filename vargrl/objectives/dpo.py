@@ -50,11 +50,13 @@ def check_loss(models, *, kind, beta, smoothing, alpha, reference):
 def loss(models, params, frozen, batch, *, kind, beta, smoothing, alpha):
   """kind: 'sigmoid' sums the log-ratios of all tokens; 'sigmoid_norm' and 'ipo' take their weighted
   mean (https://arxiv.org/abs/2310.12036), for sums over hundreds of tokens saturate; 'hinge' is
-  relu(1 - beta margin). alpha weighs scales as in GRPO."""
+  relu(1 - beta margin). alpha weighs scales as in GRPO. Where there is a mask, its tokens alone count."""
   scores = models.logprobs(params['policy'], frozen, batch)
-  weight_L = reduce.token_weights(models.scales, alpha=alpha, first=0, last=len(models.scales) - 1)
-  mean_PR = ((scores.logp - batch.reference) * weight_L[None, None]).sum(-1)
-  size = 1 if kind in ('sigmoid_norm', 'ipo') else len(weight_L)
+  L = scores.logp.shape[-1]
+  weight_11L = reduce.weights(models, L, alpha=alpha, first=0, last=len(models.scales) - 1)[None, None]
+  weight_PRL = reduce.masked(weight_11L, batch.mask)
+  mean_PR = ((scores.logp - batch.reference) * weight_PRL).sum(-1)
+  size = 1 if kind in ('sigmoid_norm', 'ipo') else L if batch.mask is None else batch.mask.sum(-1)
   chosen_P, rejected_P = (size * mean_PR).T
   margin_P = chosen_P - rejected_P
   if kind == 'ipo': each_P = (margin_P - 1 / (2 * beta)) ** 2
@@ -63,9 +65,9 @@ def loss(models, params, frozen, batch, *, kind, beta, smoothing, alpha):
     each_P = -(1 - smoothing) * jax.nn.log_sigmoid(beta * margin_P) \
         - smoothing * jax.nn.log_sigmoid(-beta * margin_P)
   value, stop = average(each_P), reduce.stop
+  logp_PR = (scores.logp if batch.mask is None else scores.logp * batch.mask).sum(-1)
   return value, {'loss': value, 'rewards/margins': average(stop(beta * margin_P)),
                  'rewards/accuracies': average(stop(margin_P > 0)),
                  'rewards/chosen': average(stop(beta * chosen_P)),
                  'rewards/rejected': average(stop(beta * rejected_P)),
-                 'logps/chosen': average(stop(scores.logp[:, 0].sum(-1))),
-                 'logps/rejected': average(stop(scores.logp[:, 1].sum(-1)))}
+                 'logps/chosen': average(stop(logp_PR[:, 0])), 'logps/rejected': average(stop(logp_PR[:, 1]))}

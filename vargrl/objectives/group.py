@@ -12,7 +12,7 @@ import numpy as np
 from vargrl.metrics import average
 from vargrl.objectives import reduce
 from vargrl.parallel import multihost
-from vargrl.types import Collect, Collected, Experience, bounds, leading
+from vargrl.types import Collect, Collected, Experience
 
 OLD = ('trainer', 'sampler', 'now')
 FEATURES = ('label',)  # what a batch of data must have, beside what a prompt is made of
@@ -78,6 +78,8 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
     L = out.logp.shape[-1]
     mask_PRL = inside(image_Byxc, label_B, shape=shape, L=L, start=start)
     held_PRL = jnp.broadcast_to(from_start(L, start), out.logp.shape) if start else None
+    if out.mask is not None:  # what is after the end of a row is nothing
+      mask_PRL, held_PRL = (out.mask if x is None else x * out.mask for x in (mask_PRL, held_PRL))
     return Experience(label=prompt_P, tokens=out.tokens, old=out.logp, mask=mask_PRL, held=held_PRL)
 
   def run(params, frozen, batch, rng, step, phase):
@@ -98,7 +100,9 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
       scores = logprobs(params['policy'], frozen, experience, models.reference(params, frozen) if kl_reward else None)
       experience = experience.replace(old=scores.logp if old == 'trainer' else out.logp)
     value_PR = plan_now.value(combined(r_B, each, (P, R, K), combine, rewards, eps))
-    if kl_reward: value_PR -= kl_reward * (scores.logp - scores.reference).sum(-1)
+    if kl_reward:
+      gap_PRL = scores.logp - scores.reference
+      value_PR -= kl_reward * (gap_PRL if out.mask is None else gap_PRL * out.mask).sum(-1)
     advantage_PR, weight_PR, group = advantages(value_PR)
     metrics = facts | {
         'reward': average(r_B, np.isfinite(r_B)), 'reward_std': average(group['std_P']),
@@ -153,10 +157,9 @@ def count(prompt_P):
   return len(jax.tree.leaves(prompt_P)[0])
 
 
-def images(rollout):
+def images(models, rollout):
   """The tokens of a Rollout [.., L] as those of one image after the other, t_BL."""
-  lead = rollout.logp.ndim - 1
-  return rollout.tokens.reshape(-1, *rollout.tokens.shape[lead:])
+  return models.drawn(rollout.tokens, rollout.logp.ndim - 1)
 
 
 def trained(models, image_Byxc, label_B, *, shape, L, start, spatial):
@@ -193,15 +196,15 @@ def loss(models, params, frozen, batch, *, level, clip, clip_high, kl, estimator
   spatial mask leaves out is not pushed, but held. The weights of either sum to 1 in each row.
   """
   scores = models.logprobs(params['policy'], frozen, batch, models.reference(params, frozen))
-  scales = leading(models.scales, scores.logp.shape[-1])
-  weight_11L = reduce.token_weights(scales, alpha=alpha, first=first, last=min(last, len(scales) - 1))[None, None]
+  L = scores.logp.shape[-1]
+  spans, weight_11L = reduce.spans(models, L), reduce.weights(models, L, alpha=alpha, first=first, last=last)[None, None]
   push = reduce.masked(weight_11L, batch.mask)
   active = (push > 0).astype(np.float32)
   weight_PR, advantage_PR1 = batch.weight, batch.advantage[..., None]
 
   old = reduce.stop(scores.logp) if batch.old is None else batch.old
   d_PRL = jnp.clip(scores.logp - old, -20, 20)
-  ratio_PRL = jnp.exp(reduce.log_ratio(d_PRL, active, scales, level=level))
+  ratio_PRL = jnp.exp(reduce.log_ratio(d_PRL, active, spans, level=level))
   gain_PRL, low_PRL, high_PRL = reduce.clipped(ratio_PRL, advantage_PR1, low=clip, high=clip_high)
   term_PRL = -gain_PRL * push
   # k3_is weighs each token by its own ratio, whatever the level of the surrogate's.
@@ -220,7 +223,7 @@ def loss(models, params, frozen, batch, *, level, clip, clip_high, kl, estimator
     if batch.mask is not None: metrics['kl/image'] = average(reduce.stop(scores.kl.sum(-1)), weight_PR)
     families['kl'] = scores.kl
   for name, x_PRL in families.items():
-    for i, (a, b) in enumerate(bounds(scales)):  # a scale without a token in the mask has no value
-      metrics[f'{name}/scale_{i}'] = average(reduce.stop(x_PRL[..., a:b]),
+    for span, a, b in spans:  # one without a token in the mask has no value
+      metrics[f'{name}/{span}'] = average(reduce.stop(x_PRL[..., a:b]),
                                              weight_PR[..., None] * inside_PRL[..., a:b])
   return value, metrics

@@ -25,7 +25,7 @@ def collect(models, *, rollouts, old, std, eps, kl_reward, combine, mask, reward
   @jax.jit
   def sample(policy, frozen, prompt_P, rng):
     out = models.generate(policy, frozen, prompt_P, models.keys(rng, group.count(prompt_P), rollouts))
-    return group.images(out), out
+    return group.images(models, out), out
 
   plan = group.Plan(sample, value=lambda r_PRK: r_PRK[..., 0])
   return group.collector(models, {'': (plan, {})}, lambda step: '', old=old, std=std, eps=eps, kl_reward=kl_reward,

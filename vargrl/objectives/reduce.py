@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.types import bounds, sides, sizes
+from vargrl.types import bounds, leading, sides, sizes
 
 KL = ('exact', 'k1', 'k2', 'k3', 'k3_is')
 LEVELS = ('token', 'scale', 'sequence')
@@ -26,6 +26,34 @@ def token_weights(scales, *, alpha, first, last):
   if alpha < 0: raise ValueError(f'objective.loss.alpha: {alpha}, expected at least 0')
   parts = [np.full(n, float(n) ** -alpha if first <= i <= last else 0.) for i, n in enumerate(sizes(scales))]
   weight_L = np.concatenate(parts)
+  return (weight_L / weight_L.sum()).astype(np.float32)
+
+
+def spans(models, length):
+  """[(name, start, stop)] of what `length` tokens of a row are: whole scales, from the first one, or all of
+  models.plan."""
+  scales = lambda at, name='': [(f'{name}scale_{i}', at + a, at + b) for i, (a, b) in enumerate(bounds(models.scales))]
+  if not models.plan: return scales(0)[:len(leading(models.scales, length))]
+  out, at, seen = [], 0, {'words': 0, 'bits': 0}
+  for kind, count in models.plan:
+    number = seen[kind]
+    seen[kind] += 1
+    if kind == 'words': out.append((f'words_{number}' if number else 'words', at, at + count))
+    else: out += scales(at, f'picture_{number}/' if number else '')
+    at += count
+  return out
+
+
+def weights(models, length, *, alpha, first, last):
+  """token_weights of a row; where words and pictures take turns, a word weighs as the token of a scale that has but
+  one."""
+  if not models.plan:
+    scales = leading(models.scales, length)
+    return token_weights(scales, alpha=alpha, first=first, last=min(last, len(scales) - 1))
+  one = token_weights(models.scales, alpha=alpha, first=first, last=last)
+  size = next(n for i, n in enumerate(sizes(models.scales)) if i == first)
+  one *= float(size) ** -alpha / one[bounds(models.scales)[first][0]]
+  weight_L = np.concatenate([np.ones(count) if kind == 'words' else one for kind, count in models.plan])
   return (weight_L / weight_L.sum()).astype(np.float32)
 
 
@@ -66,12 +94,12 @@ def pool(mask_Byx, rows, columns):
   return (jnp.einsum('Byx,hy,wx->Bhw', mask_Byx, rows, columns) > 0).astype(jnp.float32)
 
 
-def log_ratio(d_PRL, active, scales, *, level):
+def log_ratio(d_PRL, active, spans, *, level):
   """log pi - log pi_old -> what the ratio is the exponential of, still [P, R, L].
 
   'scale' and 'sequence' are geometric means (the product over 256 tokens would be noise alone) over the
   active tokens, `active` being 1 or 0 for each, [1, 1, L] or [P, R, L]. A scale without any has the mean of
-  all its tokens: nothing is learned from it, it is only looked at.
+  all its tokens: nothing is learned from it, it is only looked at. spans: of `spans`; words are a scale too.
   """
   if level == 'token': return d_PRL
   if level not in LEVELS: raise ValueError(f'level: {level!r}, expected one of {LEVELS}')
@@ -80,7 +108,7 @@ def log_ratio(d_PRL, active, scales, *, level):
     active = jnp.where(active.sum(-1, keepdims=True) > 0, active, 1.)
     return jnp.broadcast_to((d * active).sum(-1, keepdims=True) / active.sum(-1, keepdims=True), d.shape)
   if level == 'sequence': return mean(d_PRL, active)
-  return jnp.concatenate([mean(d_PRL[..., a:b], active[..., a:b]) for a, b in bounds(scales)], -1)
+  return jnp.concatenate([mean(d_PRL[..., a:b], active[..., a:b]) for _, a, b in spans], -1)
 
 
 def kl(scores, ratio, *, estimator):

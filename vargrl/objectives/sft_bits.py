@@ -10,7 +10,11 @@ FEATURES = ('image',)  # what a batch of data must have, beside what a prompt is
 
 def check(models, *, prompt_drop, drop_path, flip, flip_scales, updates, reference):
   sft.check(models, label_drop=prompt_drop, drop_path=drop_path, updates=updates, reference=reference)
-  if models.correct is None: raise ValueError('tokenizer: one of bits expected by objectives.sft_bits')
+  check_flips(models, flip=flip, flip_scales=flip_scales)
+
+
+def check_flips(models, *, flip, flip_scales):
+  if models.correct is None: raise ValueError('tokenizer: one of bits expected, for self-correction')
   if not 0 <= flip <= 1: raise ValueError(f'objective.collect.flip: {flip}, expected 0 to 1')
   if flip_scales < 0: raise ValueError(f'objective.collect.flip_scales: {flip_scales}, expected at least 0')
 

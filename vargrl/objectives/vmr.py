@@ -51,13 +51,13 @@ def collect(models, *, rollouts, split, continuations, eta, prefix_steps, suffix
   def prefixes(policy, frozen, prompt_P, rng):
     keys_PG = models.keys(rng, group.count(prompt_P), rollouts)
     out = models.branch(policy, frozen, prompt_P, keys_PG, split, continuations)
-    return group.images(out), jax.tree.map(lambda x: x[:, :, 0, :at], out)
+    return group.images(models, out), jax.tree.map(lambda x: x[:, :, 0, :at], out)
 
   @jax.jit
   def suffixes(policy, frozen, prompt_P, rng):
     keys_PG = models.keys(rng, group.count(prompt_P), 1)
     out = models.branch(policy, frozen, prompt_P, keys_PG, split, rollouts)
-    return group.images(out), jax.tree.map(lambda x: x[:, 0], out)
+    return group.images(models, out), jax.tree.map(lambda x: x[:, 0], out)
 
   value = jax.jit(partial(reduce.soft_value, eta=eta))
   plans = {'prefix': (group.Plan(prefixes, value), {'vmr/prefix': 1.}),

@@ -9,7 +9,7 @@ e]}; what is said of them comes in the order of the plan, [L], one number for a 
 """
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from vargrl.rollout.groups import keys as keys  # build.py looks for it in a rol
 from vargrl.types import Prompt, Rollout, bounds
 
 SAME = ('scales', 'bits')  # what policy and tokenizer must have in common
+PROMPT = ('tokens', 'length', 'position', 'place', 'patches', 'patch_position', 'patch_segment')
 AXES = next_token.AXES
 
 
@@ -90,17 +91,22 @@ class Stream(NamedTuple):
   drawn: Any = None
 
 
-class Parts:
-  """The parts of a unified model and their weights."""
+class Parts(NamedTuple):
+  """A unified model with its weights: what its parts do, each (method, *arguments) -> result."""
+  c: Any
+  lm: Any
+  params: Any
+  words: Callable  # of the language model
+  bits: Callable   # of the decoder
+  both: Callable   # of all
 
-  def __init__(self, model, params):
-    self.c, self.params = model.c, params
-    self.lm, self.drawer = qwen2.Model(model.c.lm), infinity.Model(model.c.draw)
-    self.words = partial(self._apply, self.lm, params['lm'])
-    self.bits = partial(self._apply, self.drawer, params['drawer'])
-    self.both = partial(self._apply, model, params)
 
-  def _apply(self, part, params, method, *args): return part.apply({'params': params}, *args, method=method)
+def parted(model, params):
+  """The Parts of it."""
+  def of(part, params): return lambda method, *args: part.apply({'params': params}, *args, method=method)
+  lm = qwen2.Model(model.c.lm)
+  return Parts(model.c, lm, params, of(lm, params['lm']), of(infinity.Model(model.c.draw), params['drawer']),
+               of(model, params))
 
 
 def read(parts, prompt):
@@ -128,7 +134,7 @@ def nothing(c, parts):
 
 def rollout(model, tokenizer, c, params, vq_params, prompt, key, asked=None, axes=()):
   """One prompt, one key -> Rollout. asked: of `nothing`. axes: names of the vmaps around; see next_token.proceed."""
-  parts, (start, end, _) = Parts(model, params), model.c.special
+  parts, (start, end, _) = parted(model, params), model.c.special
   known, h_1SD, seen_1S = read(parts, prompt)
   count, alive = prompt['length'], jnp.asarray(True)  # tokens so far
   memory, out, tokens = [(h_1SD, seen_1S, last(seen_1S) if not c.words[0] else None)], [], {'words': [], 'bits': []}
@@ -236,7 +242,7 @@ def laid_out(c, model, words_W):
   for i, length in enumerate(c.words):
     if length:
       t_L, at = words_W[at:at + length], at + length
-      ends_L = holds(t_L, (start, *c.stop))
+      ends_L = (t_L[:, None] == jnp.array((start, *c.stop))[None]).any(-1)
       before_L = jnp.cumsum(ends_L) - ends_L == 0
       add('words', length, before_L & alive)
       alive &= (before_L & (t_L == start)).any()
@@ -246,9 +252,16 @@ def laid_out(c, model, words_W):
   return spans, jnp.concatenate(there)
 
 
-def holds(t_L, tokens):
-  """Where any of some tokens is."""
-  return (t_L[:, None] == jnp.array(tokens)[None]).any(-1)
+def check_model(c, model):
+  """ValueError where the sampler cannot be of this model."""
+  start, end, pad = model.special
+  for name in ('stop', 'nothing'):
+    if bad := [t for t in getattr(c, name) if not 0 <= t < model.text.vocab]:
+      raise ValueError(f'rollout.{name}: token {bad[0]} found, 0 .. {model.text.vocab - 1} expected')
+  if c.nothing and c.nothing[-1] != start:
+    raise ValueError(f'rollout.nothing: ends with token {c.nothing[-1]}, expected {start}, where a picture begins')
+  if {start, end, pad} & {*c.stop}:
+    raise ValueError(f'rollout.stop: {c.stop} found, others than the tokens of a picture {model.special} expected')
 
 
 def hidden(model, c, parts, prompt, tokens, inputs_ILC, keep_X2=None):
@@ -295,7 +308,7 @@ def score(model, tokenizer, c, params, vq_params, prompt, tokens, keep_X2=None, 
                     if c.pictures else None)
 
   def made(params, keep_X2):
-    parts = Parts(model, params | {'lm': qwen2.with_head(model.c.lm, params['lm'])})
+    parts = parted(model, params | {'lm': qwen2.with_head(model.c.lm, params['lm'])})
     keep = None if keep_X2 is None else keep_X2[None]
     return parts, *hidden(model, c, parts, prompt, tokens, inputs_ILC, keep)
   ours, theirs = made(params, keep_X2), None
@@ -339,7 +352,7 @@ def generate(model, tokenizer, c, params, vq_params, prompt_P, keys_PR):
   params = jax.lax.optimization_barrier(layers.used(params, model.c.dtype, (*layers.USED, 'tokens')))
   params, vq_params = groups.laid(c, model, params), groups.laid(c, tokenizer, vq_params)
   p, r, _ = groups.spread(*keys_PR.shape)
-  asked = nothing(c, Parts(model, params))
+  asked = nothing(c, parted(model, params))
   one = partial(rollout, model, tokenizer, c, params, vq_params, asked=asked, axes=AXES)
   return jax.vmap(lambda prompt, keys_R: jax.vmap(lambda key: one(prompt, key), axis_name=AXES[1], **r)(keys_R),
                   axis_name=AXES[0], **p)(prompt_P, keys_PR)

@@ -1,0 +1,53 @@
+"""DPO (https://arxiv.org/abs/2305.18290) on pairs of pictures that a unified policy draws in answer to a prompt, as in
+VARGPT-v1.1 (https://arxiv.org/abs/2504.02949): the bits count, the words around them are given."""
+import jax
+import jax.numpy as jnp
+
+from vargrl.objectives import dpo, sft_bits
+from vargrl.types import Collect, Collected, Experience
+
+KINDS, ROWS, loss = dpo.KINDS, dpo.ROWS, dpo.loss
+# What a batch of data must have, beside what a prompt is made of.
+FEATURES = ('label', 'chosen', 'rejected', 'chosen_text', 'rejected_text')
+
+
+def check(models, *, flip, flip_scales, updates, reference):
+  if tuple(kind for kind, _ in models.plan) not in (('bits',), ('words', 'bits')):
+    raise ValueError('rollout.words: a picture expected, and nothing after it, by objectives.dpo_unified')
+  sft_bits.check_flips(models, flip=flip, flip_scales=flip_scales)
+
+
+def check_loss(models, **options):
+  dpo.check_loss(models, **options)
+
+
+def collect(models, *, flip, flip_scales):
+  """Prompts with {'chosen', 'rejected'} [P, y, x, c] and their words {'chosen_text', 'rejected_text'} [P, n] ->
+  Experience with the reference's log-probabilities.
+
+  flip, flip_scales: bitwise self-correction, see sft_bits.collect. A pair has the same flips, and so have policy and
+  reference: what is compared differs in nothing but pictures and weights.
+  """
+  scales, bits, plan = models.scales, models.config.bits, dict(models.plan)
+
+  @jax.jit
+  def prepare(params, frozen, batch, rng):
+    P = len(batch['chosen'])
+    flips_PLe = sft_bits.flips(rng, P, scales, bits, flip=flip, flip_scales=flip_scales)
+    found = [models.correct(frozen, batch[name], flips_PLe) for name in ('chosen', 'rejected')]
+    tokens, shown = (jnp.stack(pair, 1) for pair in zip(*found))
+    words, room = jnp.stack([batch[f'{name}_text'] for name in ('chosen', 'rejected')], 1), plan.get('words', 0)
+    if words.shape[-1] > room: raise ValueError(f'data.answer: {words.shape[-1]} words found, at most {room} expected')
+    words = jnp.pad(words, ((0, 0), (0, 0), (0, room - words.shape[-1])))
+    zeros = lambda kind, x: jnp.full((P, 2, plan.get(kind, 0)), x, jnp.float32)
+    mask = jnp.concatenate([zeros('words', 0.), zeros('bits', 1.)], -1)
+    experience = Experience(label=models.prompt(batch), tokens={'words': words, 'bits': tokens}, shown=shown, mask=mask)
+    scores = models.logprobs(models.reference(params, frozen), frozen, experience)
+    return experience.replace(reference=scores.logp)
+
+  def run(params, frozen, batch, rng, step, phase):
+    return Collected(prepare(params, frozen, batch, rng), {})
+
+  def programs(call, params, frozen, batch, rng):
+    return [('', call('prepare', prepare, params, frozen, batch, rng))]
+  return Collect(run, programs)
