@@ -1,6 +1,7 @@
 """Pictures: encoded bytes to pixels of one size, and pixels to floats and back."""
 
 import io
+import math
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -92,6 +93,25 @@ def cover(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
   y, x = max(height, round(y * ratio)), max(width, round(x * ratio))
   image, top, left = resize(image, height=y, width=x), (y - height) // 2, (x - width) // 2
   return image[top:top + height, left:left + width]
+
+
+def framed(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+  """uint8 [y, x, 3]: of the picture's pixels, what `cover` shows."""
+  y, x = image.shape[:2]
+  tall, wide = min(y, max(1, round(x * height / width))), min(x, max(1, round(y * width / height)))
+  top, left = (y - tall) // 2, (x - wide) // 2
+  return image[top:top + tall, left:left + wide]
+
+
+def shrunk(image: np.ndarray, *, most: int) -> np.ndarray:
+  """uint8 [y, x, 3] of at most so many pixels, by leaving some out: as LLaMA-Factory does, and VARGPT-v1.1 with it.
+
+  https://github.com/hiyouga/LLaMA-Factory/blob/main/src/llamafactory/data/mm_plugin.py
+  """
+  y, x = image.shape[:2]
+  if y * x <= most: return image
+  ratio = math.sqrt(most / (y * x))
+  return resize(image, height=int(y * ratio), width=int(x * ratio), how=Image.Resampling.NEAREST)
 
 
 def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -24,18 +24,25 @@ class Stream:
   """An endless iterator of {feature: array [rows, ...]}, the rows of this host, and its state.
 
   Attributes: `features`, the names in a batch; `classes`, how many values 'label' has, or None;
-  `class_names`, () if they have none; `counts`, {'seen': n, 'skipped': m} of this host's records.
+  `class_names`, () if they have none; `counts`, {'seen': n, 'skipped': m, share: per record seen} of
+  this host's records; `texts`, labels -> the prompts' texts, or None.
   """
 
   def __init__(self, records: grain.MapDataset, *, name: str, rows: int, block: int,
                features: Sequence[str], class_names: Sequence[str], classes: int | None,
-               max_unreadable: float, threads: int, workers: int):
-    """`records` yields {'rows': {feature: [block, ...]}, 'bad': -1, or an unreadable's index}."""
+               max_unreadable: float, threads: int, workers: int, each: int = 1,
+               shares: Sequence[str] = (), texts=None):
+    """`records` yields {'rows': {feature: [block, ...]}, 'bad': -1, or an unreadable's index, or several}.
+
+    `each` records are in a row; 'why', if it is there, says what is wrong with the bad ones; `shares` are names of
+    numbers beside them.
+    """
     assert rows % block == 0, (rows, block)
     self.features, self.classes = tuple(features), classes
     self.class_names = tuple(class_names)
     self._records, self._name, self._rows, self._pulls = records, name, rows, rows // block
     self._max_unreadable, self._threads, self._workers = max_unreadable, threads, workers
+    self._each, self._shares, self.texts = each, dict.fromkeys(shares, 0), texts
     self._step = self._seen = self._skipped = 0
     self._running = []  # The iterator of the records, once there is one.
     # Also at exit: a worker that outlives the interpreter leaves its records in /dev/shm.
@@ -43,7 +50,8 @@ class Stream:
 
   @property
   def counts(self) -> dict[str, int]:
-    return {'seen': self._seen, 'skipped': self._skipped}
+    shares = {k: x / max(self._seen, 1) for k, x in self._shares.items()}
+    return {'seen': self._seen, 'skipped': self._skipped, **shares}
 
   def __iter__(self):
     return self
@@ -58,14 +66,16 @@ class Stream:
       self.close()
       raise
     self._step += 1
-    self._seen += self._rows
-    bad = [int(part['bad']) for part in parts if part['bad'] >= 0]
+    self._seen += self._rows * self._each
+    for k in self._shares: self._shares[k] += sum(int(part[k]) for part in parts)
+    bad = [int(i) for part in parts for i in np.atleast_1d(part['bad']) if i >= 0]
+    why = next((f' ({part["why"]})' for part in parts[::-1] if part.get('why')), '')
     self._skipped += len(bad)
     # At least 100, so that one bad record among the first ten is no reason to stop.
     if bad and self._skipped > self._max_unreadable * max(self._seen, 100):
       raise ValueError(
           f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
-          f'{bad[-1]}; at most a share of {self._max_unreadable} expected')
+          f'{bad[-1]}{why}; at most a share of {self._max_unreadable} expected')
     if not all(part['rows'] for part in parts):
       raise ValueError(
           f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
@@ -76,7 +86,7 @@ class Stream:
     """What is needed to go on after the last batch, fit for JSON and for any number of hosts."""
     # Batch k is a function of k alone, so there is nothing of grain's to save: its own state
     # would tie a run to its number of workers.
-    return {'stream': self._name, 'step': self._step, **self.counts}
+    return {'stream': self._name, 'step': self._step, **self.counts, **self._shares}
 
   def set_state(self, state: dict[str, int | str]) -> None:
     """Makes `state` the point to go on from; ValueError if it is another stream's."""
@@ -84,6 +94,7 @@ class Stream:
       raise ValueError(f'data: state of {state["stream"]!r} found, of {self._name!r} expected')
     self.close()
     self._step, self._seen, self._skipped = state['step'], state['seen'], state['skipped']
+    self._shares = {k: state[k] for k in self._shares}
 
   def close(self) -> None:
     """Stops threads and workers; the next batch starts them again."""

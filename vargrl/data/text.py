@@ -16,16 +16,18 @@ WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # Special tokens of Qwen2 and Qwen2-VL.
 START, END, TEXT_END = '<|im_start|>', '<|im_end|>', '<|endoftext|>'
 IMAGE, IMAGE_START, IMAGE_END = '<|image_pad|>', '<|vision_start|>', '<|vision_end|>'
-# Of a checkpoint that has no template; what Qwen2-VL's gives for these messages.
-CHATML = (
+# And what VARGPT-v1.1 adds to them, in this order: around a picture that is drawn, and for each of its tokens.
+DRAW_START, DRAW_END, DRAW = '<|image_gen_start|>', '<|image_gen_end|>', '<|image_gen_pad|>'
+TURNS = (
     "{% for message in messages %}"
-    "{% if loop.first and message.role != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+# Of a checkpoint that has no template; what Qwen2-VL's gives for these messages.
+CHATML = ("{% if messages and messages[0].role != 'system' %}"
+          "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}" + TURNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,27 @@ def read(folder) -> Words:
     raise ValueError(f'{path}: found no tokenizer in it ({e})') from e
   add(tokenizer, config.get('added_tokens_decoder', {}), folder)
   return Words(tokenizer, chat_template(folder, config), str(folder))
+
+
+def write(words: Words, folder):
+  """tokenizer.json and tokenizer_config.json, from which `read` makes the same Words; the folder may hold more."""
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  added = {str(n): {'content': t.content, 'special': t.special, 'normalized': t.normalized, 'lstrip': t.lstrip,
+                    'rstrip': t.rstrip, 'single_word': t.single_word}
+           for n, t in sorted(words.tokenizer.get_added_tokens_decoder().items())}
+  config = {'added_tokens_decoder': added, 'chat_template': words.template, 'eos_token': END, 'pad_token': TEXT_END,
+            'tokenizer_class': 'PreTrainedTokenizerFast'}
+  words.tokenizer.save(str(folder / 'tokenizer.json'))
+  (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
+
+
+def with_drawing(words: Words) -> Words:
+  """The same with the tokens that VARGPT-v1.1 adds, after all others where they are missing."""
+  from tokenizers import AddedToken, Tokenizer
+  tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
+  tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (DRAW_START, DRAW_END, DRAW)])
+  return dataclasses.replace(words, tokenizer=tokenizer)
 
 
 def described(path):
