@@ -131,7 +131,7 @@ def sampling(config, model, parts):
   if hasattr(rollout, 'PROMPT'):
     length = model.c.draw.length
     found |= dict(
-        prompt=lambda batch: {name: batch[name] for name in rollout.PROMPT},
+        asks=rollout.PROMPT, prompt=lambda batch: {name: batch[name] for name in rollout.PROMPT},
         plan=tuple(rollout.plan(c, length)),
         drawn=lambda tokens, lead: tokens['bits'].reshape(-1, length, model.c.bits),
         packed=lambda params, frozen, batch: packed.logprobs(
@@ -148,7 +148,8 @@ def sampling(config, model, parts):
         {'params': frozen['tokenizer']}, x, flips, method='correct')
   return found | dict(
       scales=model.c.scales, classes=getattr(model.c, 'classes', 0), keys=rollout.keys, logprobs=logprobs,
-      generate=generator(c), unconditional=getattr(model, 'unconditional', None),
+      generate=generator(c), otherwise=lambda **changes: generator(dataclasses.replace(c, **changes)),
+      unconditional=getattr(model, 'unconditional', None),
       presets={name: generator(dataclasses.replace(preset, weights=c.weights)) for name, preset in presets.items()},
       encode=lambda frozen, x: tokenizer.apply({'params': frozen['tokenizer']}, x, method='encode'),
       decode=lambda frozen, t_BL: rollout.decode(tokenizer, frozen['tokenizer'], t_BL))
@@ -163,15 +164,15 @@ def sampler(config):
   return Config(**knobs)
 
 
-def scored(config, built, lean=False):
+def scored(config, built, lean=False, texts=None):
   """built.models with the rewards of `objective.collect`, started (host rewards have worker processes); lean: those
-  on the device alone, whose weights are abstract."""
-  collect, models = config.objective.collect, built.models
+  on the device alone, whose weights are abstract. texts: see Models."""
+  collect, models = config.objective.collect, dataclasses.replace(built.models, texts=texts)
   if 'rewards' not in collect: return models
   if 'mask' in collect: models = dataclasses.replace(models, mask=mask(collect.mask))
   if 'classifier' not in models.bind and any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
-  rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, **collect.pool)
+  rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, texts=texts, **collect.pool)
   for nickname in rewards.judges:
     section = collect.rewards[nickname]
     if models.classes and 'names' in section and (count := len(class_names.names(section.names))) != models.classes:

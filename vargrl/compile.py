@@ -152,16 +152,17 @@ class Compiler:
   def batch(self):
     """What the data set gives a step: labels, and pictures or tokens."""
     data, models = self.run.config.data, self.run.models
-    rows = data.prompts if 'prompts' in data else data.batch
+    rows, known = data.prompts if 'prompts' in data else data.batch, {}
+    if hasattr(self.run.data_module, 'shapes'): known = self.run.data_module.shapes(data)
     def one(feature):
       if feature == 'label': return (rows,), np.int32
-      if feature in models.given:
-        shape, dtype = models.given[feature]
+      if feature in known or feature in models.given:
+        shape, dtype = (known or models.given)[feature]
         return (rows, *shape), np.dtype(dtype)
       if 'size' in data: return (rows, *sides(data.size), 3), np.float32
       return (rows, offsets(models.scales)[-1]), np.int32
     here = NamedSharding(self.run.mesh, PartitionSpec(self.spread(rows)))
-    return {f: jax.ShapeDtypeStruct(*one(f), sharding=here) for f in (*self.run.objective.FEATURES, *models.given)}
+    return {f: jax.ShapeDtypeStruct(*one(f), sharding=here) for f in self.run.features()}
 
 
 def too_large(message):

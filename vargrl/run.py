@@ -44,7 +44,7 @@ class Run:
     self.check_data()
     self.evals = evaluators.make(config.evals, self.models)  # last: these two may start processes
     try:
-      self.models = building.scored(config, self.built)
+      self.models = building.scored(config, self.built, texts=getattr(self.data, 'texts', None))
     except BaseException:
       evaluators.close(self.evals)
       raise
@@ -97,7 +97,7 @@ class Run:
   def check_data(self):
     """The data's features, labels and image size must fit objective and models."""
     data, config, name = self.data, self.config, self.config.objective.name
-    missing = [f for f in (*self.objective.FEATURES, *self.models.given) if f not in data.features]
+    missing = [f for f in self.features() if f not in data.features]
     if missing:
       raise ValueError(f'data: features {sorted(data.features)} in the data set, {name} needs {missing[0]!r}')
     if 'text' in self.models.given and 'tokens' in config.data:
@@ -112,6 +112,11 @@ class Run:
         else self.models.config
     if size and sides(getattr(part, 'image_size', size)) != sides(size):
       raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
+
+  def features(self):
+    """What a batch of data must have."""
+    own, models = self.objective.FEATURES, self.models
+    return (*own, *models.given, *(() if 'tokens' in own else models.asks))
 
   def frozen(self, say=print, only=None):
     """{name: weights} that are used and never trained, `rewards` of the networks that judge; `only` some

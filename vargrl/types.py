@@ -113,9 +113,12 @@ class Models:
   classes: int = 0
   # A prompt is made of these features of a batch, {name: (shape of a row, dtype)}; of its label where there are none.
   given: dict = dataclasses.field(default_factory=dict)
+  asks: tuple = ()               # the same where only the data knows their shapes
+  texts: Callable = None         # labels of a batch -> what its prompts say, for rewards and captions; None: classes
   prompt: Callable = lambda batch: batch['label']  # a batch's prompts, a pytree that leads with P
   unconditional: Callable = None  # prompts -> those of the unconditional policy
   generate: Callable = None      # (policy, frozen, prompt_P, keys_PR) -> Rollout
+  otherwise: Callable = None     # (**other settings of the sampler) -> a `generate`
   branch: Callable = None        # (policy, frozen, prompt_P, keys_PG, split, K) -> Rollout [P, G, K, L]
   logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
   packed: Callable = None        # the same of packed rows, see rollout/packed.py: (Scores of words, of bits)

@@ -72,9 +72,11 @@ SIZES = {
                    dataclasses.replace(vit.SIZES['2b'], out=896),
                    dataclasses.replace(infinity.SIZES['125m'], scales='0.06M', text=768)),
     # For a laptop, with the words of vargrl/scenes: pictures of 32 x 32 pixels are read as 4 x 4 embeddings.
-    'small': Config(qwen2.Config(4, 192, 6, 2, 512, 512, tied=True, theta=1e4, sections=(4, 6, 6)),
-                    vit.Config(3, 128, 4, 192, patch=4, frames=1), infinity.SIZES['small']),
-    'smoke': Config(LM['smoke'], vit.Config(1, 32, 2, 32, patch=4, frames=1), infinity.SIZES['smoke']),
+    'small': Config(qwen2.Config(4, 192, 6, 2, 512, 256, tied=True, theta=1e4, sections=(4, 6, 6)),
+                    vit.Config(3, 128, 4, 192, patch=4, frames=1),
+                    dataclasses.replace(infinity.SIZES['small'], scales=(1, 2, 4, 8), text=192), special=(6, 7, 8)),
+    'smoke': Config(dataclasses.replace(LM['smoke'], vocab=256), vit.Config(1, 32, 2, 32, patch=4, frames=1),
+                    dataclasses.replace(infinity.SIZES['smoke'], scales=(1, 2, 4)), special=(6, 7, 8)),
 }
 HUB = 'VARGPT-family/VARGPT-v1.1'  # of the published folder, on huggingface.co
 

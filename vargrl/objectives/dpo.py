@@ -2,6 +2,8 @@
 
 A data set has them as pictures or, where a policy drew them (vargrl/pairs.py), as tokens.
 """
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -64,10 +66,11 @@ def loss(models, params, frozen, batch, *, kind, beta, smoothing, alpha):
   else:
     each_P = -(1 - smoothing) * jax.nn.log_sigmoid(beta * margin_P) \
         - smoothing * jax.nn.log_sigmoid(-beta * margin_P)
-  value, stop = average(each_P), reduce.stop
+  weight_P = None if batch.weight is None else batch.weight[:, 0]  # a pair of which neither is better has none
+  told, stop = partial(average, weight=weight_P), reduce.stop
+  value = told(each_P)
   logp_PR = (scores.logp if batch.mask is None else scores.logp * batch.mask).sum(-1)
-  return value, {'loss': value, 'rewards/margins': average(stop(beta * margin_P)),
-                 'rewards/accuracies': average(stop(margin_P > 0)),
-                 'rewards/chosen': average(stop(beta * chosen_P)),
-                 'rewards/rejected': average(stop(beta * rejected_P)),
-                 'logps/chosen': average(stop(logp_PR[:, 0])), 'logps/rejected': average(stop(logp_PR[:, 1]))}
+  return value, {'loss': value, 'rewards/margins': told(stop(beta * margin_P)),
+                 'rewards/accuracies': told(stop(margin_P > 0)),
+                 'rewards/chosen': told(stop(beta * chosen_P)), 'rewards/rejected': told(stop(beta * rejected_P)),
+                 'logps/chosen': told(stop(logp_PR[:, 0])), 'logps/rejected': told(stop(logp_PR[:, 1]))}

@@ -117,7 +117,7 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
     metrics |= counts
     experience = experience.replace(advantage=advantage_PR, weight=weight_PR,
                                     old=None if old == 'now' else experience.old)
-    return Collected(experience, metrics, lambda: pictures(image_Byxc, label_B, r_B))
+    return Collected(experience, metrics, lambda: pictures(image_Byxc, label_B, r_B, models.texts))
 
   def programs(call, params, frozen, batch, rng):
     found = []
@@ -179,11 +179,12 @@ def from_start(L, start):
   return (np.arange(L) >= start).astype(np.float32)[None, None]
 
 
-def pictures(image_Byxc, label_B, r_B):
+def pictures(image_Byxc, label_B, r_B, texts=None):
   """The best and the worst rows of a step, with prompt and reward."""
   order = np.argsort(np.where(np.isfinite(r_B), r_B, -np.inf))[::-1]
   order = order[np.isfinite(r_B[order])]
-  caption = lambda i: f'class {label_B[i]}\n{r_B[i]:.3g}'
+  said = lambda i: texts(label_B[i:i + 1])[0] if texts else f'class {label_B[i]}'
+  caption = lambda i: f'{said(i)}\n{r_B[i]:.3g}'
   n = min(8, len(order))
   return {name: (multihost.whole(image_Byxc[rows]), [caption(i) for i in rows])
           for name, rows in {'best': order[:n], 'worst': order[len(order) - n:]}.items() if n}

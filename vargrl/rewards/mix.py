@@ -17,10 +17,11 @@ from vargrl.rewards import preprocess, worker
 FILES = ('file', 'head', 'tokenizer', 'vocab')  # options of judges that name files
 
 
-def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=False):
+def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=False, texts=None):
   """The Mix of {nickname: {'name': path, 'weight': float, **options}}.
 
-  lean: one that is only compiled: no file is looked for, no worker started.
+  lean: one that is only compiled: no file is looked for, no worker started. texts: labels -> what host rewards get
+  in the place of them, None: the labels.
 
   Of `bind`, functions that no config can hold, a device reward gets those that it has a
   keyword-only parameter for.
@@ -48,7 +49,7 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=Fa
     for pool in host.values():
       pool.close()
     raise
-  return Mix(names, weights, device, judges, host, max_failed)
+  return Mix(names, weights, device, judges, host, max_failed, texts)
 
 
 def plain(x):
@@ -99,9 +100,9 @@ def judge(nickname, name, function, options):
 class Mix:
   """A handle to the rewards of an experiment, made by `make`."""
 
-  def __init__(self, names, weights, device, judges, host, max_failed):
+  def __init__(self, names, weights, device, judges, host, max_failed, texts=None):
     self.names, self.weights, self.host, self.max_failed = names, weights, host, max_failed
-    self.judges, self.towers = judges, {}
+    self.judges, self.towers, self.texts = judges, {}, texts
     for judge in judges.values():
       self.towers = judge.towers | self.towers
     functions = functools.partial(device_scores, names, device, judges, self.towers)
@@ -131,6 +132,7 @@ class Mix:
     if self.host:  # while the device works
       image_nyxc, at = multihost.own(pixels_Byxc)
       label_n = label_B[at] if hasattr(label_B, 'dtype') else [label_B[i] for i in at]
+      if self.texts: label_n = self.texts(label_n)
       allowed = min(1., self.max_failed * len(label_B) / max(len(at), 1))  # the share is of the rows of all hosts
       judged = lambda: pools.run(self.host.values(), image_nyxc, label_n, max_failed=allowed)
       r = multihost.together(multihost.agreed(judged), at, len(label_B))

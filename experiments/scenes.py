@@ -1,0 +1,120 @@
+r"""From nothing to a model that reads, answers, draws and edits: the world `scenes` at 32x32.
+
+  python -m vargrl.main train --config experiments/scenes.py --workdir runs/scenes
+
+A chain: a bitwise tokenizer; a language model with a tower that learns to answer questions about pictures; all tasks
+together, the decoder that draws included; and DPO on pairs of the model's own pictures, as the world's checker judges
+them. Everything is scored on scenes that training has no like of.
+
+  --config experiments/scenes.py:smoke     every run for two steps
+"""
+from ml_collections import ConfigDict
+
+SCALES, DRAWN = (1, 2, 4, 8), 85
+LOOK = dict(patch=4, merge=2, frames=1, least=32 * 32, most=32 * 32)
+SEEN = dict(size=(32, 32), tokenizer='scenes', look=LOOK)
+
+
+def get_config(arg=''):
+  c = ConfigDict()
+  c.title = 'vargrl: a unified model of scenes'
+  c.chain = ('tokenizer', 'read', 'draw', 'dpo')
+  c.summary = (('understanding/overall', 'higher'), ('generation/overall', 'higher'), ('editing/overall', 'higher'))
+  for name in c.chain: c[name] = common()
+  tokenizer = dict(name='tokenizers.bsq', size='small', width=32, scales=SCALES)
+
+  r = c.tokenizer
+  r.description = 'A bitwise multi-scale autoencoder learns pictures of 32x32.'
+  r.steps, r.save_every, r.show_every = 1500, 500, 500
+  r.policy = dict(tokenizer)
+  r.objective = dict(name='objectives.tokenizer', collect={})
+  r.objective.loss = dict(l1=1.0, l2=1.0, quantizer=0.2, perceptual=0.0, adversarial=0.0)
+  r.data = dict(name='data.source', dataset='scenes/32', split='train', batch=32, size=32, crop='none', flip=False,
+                shuffle=True, max_unreadable=0.01, dir='', threads=2, workers=0)
+  r.optim.update(peak=2e-3, warmup=50, schedule='cosine', end=0.05)
+
+  policy = dict(name='models.unified', size='small', scales=SCALES, remat='blocks')
+  # nothing: an empty message, and the beginning of a picture, in the tokens of scenes.
+  rollout = dict(name='rollout.interleaved', words=(0, 0), temperature=1.0, top_k=0, top_p=0.0, stop=(2,),
+                 guidance=2.0, bit_temperature=1.0, bit_top_p=0.0, nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6),
+                 released=False, weights='gathered')
+  sources = {kind: dict(dataset=f'scenes/small/32/{kind}', split='train', dir='', records=100_000, weight=weight)
+             for kind, weight in dict(understanding=2.0, text=1.0, generation=2.0, editing=1.0).items()}
+  rows = dict(name='data.dialogues', batch=16, records=4, length=384, patches=256, pictures=4, memory=48, drawn=DRAWN,
+              crop='cover', wanted='assistant', prompt_drop=0.1, shuffle=True, max_unreadable=0.01, threads=2,
+              workers=0, **SEEN)
+  scored = {task: dict(name='eval.scenes', every=0, task=task, world='small', pixels=32, split='test', records=350,
+                       words=12 if task == 'question' else 0, greedy=task == 'question', length=48, patches=64,
+                       batch=50, seed=1, strict=True, show=16, **SEEN)
+            for task in ('question', 'generation', 'editing')}
+  evals = dict(understanding=scored['question'], generation=scored['generation'], editing=scored['editing'])
+
+  r = c.read
+  r.description = 'The language model and the tower learn to answer questions, and to speak.'
+  r.steps, r.save_every = 2000, 500
+  r.policy, r.tokenizer, r.rollout, r.init = dict(policy), dict(tokenizer), dict(rollout), dict(tokenizer='tokenizer')
+  r.objective = dict(name='objectives.sft_unified',
+                     collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=4),
+                     loss=dict(bits=0.0, alpha=0.5))
+  r.data = dict(rows, sources={kind: sources[kind] for kind in ('understanding', 'text')}, length=256, pictures=0)
+  r.optim.scale = (('policy/(drawer|into|out|start)', None), ('.*', 1.0))
+  r.optim.update(peak=1e-3, warmup=100, schedule='cosine', end=0.1)
+  r.evals = dict(understanding=dict(scored['question']))
+
+  r = c.draw
+  r.description = 'All tasks together: answers, pictures from captions, edited pictures.'
+  r.steps, r.save_every, r.show_every = 4000, 500, 1000
+  r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
+  r.init = dict(policy='read', tokenizer='tokenizer')
+  r.objective = dict(name='objectives.sft_unified',
+                     collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=4),
+                     loss=dict(bits=3.0, alpha=0.5))
+  r.data = dict(rows, sources=dict(sources))
+  r.optim.update(peak=1e-3, warmup=100, schedule='cosine', end=0.05)
+  r.evals = dict(evals)
+
+  r = c.dpo
+  r.description = 'DPO: of the pictures that the model draws of a caption, the best against the worst.'
+  r.steps, r.save_every, r.show_every = 100, 25, 25
+  r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
+  r.reference, r.init = True, dict(policy='draw', tokenizer='tokenizer')
+  r.objective = dict(name='objectives.dpo_groups')
+  r.objective.collect = dict(rollouts=8, rewards=dict(scenes=dict(
+      name='rewards.scenes', weight=1.0, world='small', strict=True, partial=True)),
+      pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=64))
+  r.objective.loss = dict(kind='sigmoid_norm', beta=10.0, smoothing=0.0, alpha=0.5)
+  r.data = dict(name='data.dialogue_prompts', dataset='scenes/small/32/generation', split='train', dir='',
+                records=100_000, prompts=16, length=48, patches=0, draw=True, crop='cover', shuffle=True,
+                max_unreadable=0.01, threads=2, workers=0, **SEEN)
+  # What reads is left alone.
+  r.optim.scale = (('policy/(drawer|into|out)', 1.0), ('.*', None))
+  r.optim.update(peak=5e-5, warmup=5, schedule='constant')
+  r.optim.decay = (('.*', 0.0),)
+  r.evals = dict(evals)
+
+  if arg == 'smoke':
+    for name in c.chain:
+      r = c[name]
+      r.steps, r.save_every, r.optim.warmup = 2, 1, 1
+      for part in ('policy', 'tokenizer'):
+        if part in r: r[part].update(size='smoke', scales=(1, 2, 4)) if r[part].name == 'models.unified' else None
+      for e in r.evals.values(): e.records = 8
+  elif arg: raise ValueError(f'scenes: no variant {arg!r}, expected smoke')
+  return c
+
+
+def common():
+  """What every run of the chain says alike."""
+  r = ConfigDict()
+  r.description, r.seed, r.keep = '', 0, 2
+  r.steps, r.save_every, r.show_every = 0, 1, 1000000
+  r.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/RUN/profile
+  r.pod, r.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
+  r.replicated_at_most = 0.02
+  r.reference, r.init, r.evals = False, {}, {}
+  r.minibatches, r.accum, r.epochs = 1, 1, 1
+  r.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-3, warmup=10,
+                 schedule='constant', end=1.0)
+  r.optim.scale = (('.*', 1.0),)
+  r.optim.decay = (('/(b|bias|scale|temperature|start|levels|ada|uncond|text_norm|pool_q)$', 0.0), ('.*', 0.05))
+  return r
