@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 setup(
     name='vargrl',
     version='0.1.0',
-    description='JAX library for training and RL post-training of visual autoregressive models',
+    description='Training and RL post-training of unified visual autoregressive models in JAX',
     packages=find_packages(include=['vargrl', 'vargrl.*']),
     package_data={'vargrl.data': ['*.txt']},
     python_requires='>=3.11',

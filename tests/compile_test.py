@@ -1,7 +1,9 @@
 """Every program of an experiment, compiled for TPUs that are not there; needs libtpu."""
 import importlib.util
+import os
 import pathlib
 
+import jax
 import pytest
 
 from vargrl import compile as compiling
@@ -20,7 +22,21 @@ def test_what_cannot_be_compiled_is_told(capsys):
   assert 'KIND:AxB' in capsys.readouterr().err
   if not LIBTPU:
     assert compile('grpo_var_d16_jpeg.py:smoke') == 2
-    assert "pip install 'vargrl[tpu]'" in capsys.readouterr().err
+    assert "pip install -e '.[tpu]'" in capsys.readouterr().err
+
+
+def test_the_process_is_left_as_it_was(monkeypatch):
+  before = jax.config.jax_platforms, jax.config.jax_enable_compilation_cache, dict(os.environ)
+  monkeypatch.setattr(compiling, 'compiled', lambda *_: os.environ.update(TPU_WORKER_HOSTNAMES='localhost') or False)
+  assert compile('grpo_var_d16_jpeg.py:smoke') == 1
+  assert (jax.config.jax_platforms, jax.config.jax_enable_compilation_cache, dict(os.environ)) == before
+
+
+def test_a_config_without_a_pod_wants_a_topology(capsys, tmp_path):
+  text = (EXPERIMENTS / 'grpo_var_d16_jpeg.py').read_text()
+  (tmp_path / 'podless.py').write_text(text.replace("c.pod, ", "c.other, "))
+  assert main.main(['vargrl', 'compile', '--config', f'{tmp_path}/podless.py:smoke']) == 2
+  assert 'neither --topology nor a pod in the config' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -49,9 +65,7 @@ def test_networks_of_rewards_and_two_slices_are_compiled(capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason='libtpu is not installed')
 def test_what_does_not_fit_is_exit_code_1_with_buffers_and_advice(capsys):
-  with pytest.raises(SystemExit) as end:
-    compile('grpo_var_d16_jpeg.py:smoke', '--topology=v5e:2x2', '--config.data.prompts=16777216', '--effort=-1')
-  assert end.value.code == 1
+  assert compile('grpo_var_d16_jpeg.py:smoke', '--topology=v5e:2x2', '--config.data.prompts=16777216', '--effort=-1') == 1
   out = capsys.readouterr().out
   assert 'rollout            does not fit into 15.75 GiB: it needs fewer data.prompts' in out
   assert 'GiB  moments' in out and out.count(' GiB  ') > 6

@@ -218,3 +218,10 @@ def test_a_chain_is_checked_before_its_first_run(capsys, compiles, tmp_path, cha
 def test_pairs_are_not_cut(capsys, compiles, tmp_path):
   error = train(capsys, compiles, tmp_path, '--config.accum=32', config='experiments/dpo_digits.py:smoke')
   assert '32 parts of 16 pairs' in error
+
+
+@pytest.mark.parametrize('argv', [['compile', '--help'], ['train', '-h']])
+def test_help_of_a_command_names_its_flags(argv, capsys):
+  assert main.main(['vargrl', *argv]) == 0
+  out = capsys.readouterr().out
+  assert out.startswith(argv[0]) and '--topology' in out and '--workdir' in out

@@ -312,6 +312,25 @@ def test_create_of_what_exists_creates_nothing(pod, state):
   assert not pod.calls('create')
 
 
+def test_create_waits_for_one_that_is_being_deleted_and_then_creates_another(pod):
+  pod.states('DELETING', 'DELETING', ABSENT, ABSENT, 'CREATING', 'READY')
+  pod.run('create.sh', says='pod: exists already, DELETING')
+  assert len(pod.calls('create')) == 1
+
+
+@pytest.mark.parametrize('script', ['create.sh', 'setup.sh'])
+def test_one_that_was_stopped_is_started_not_deleted(pod, script):
+  pod.states('STOPPED')
+  pod.run(script, code=2, says='tpu-vm start pod --project=my-project --zone=us-west4-a')
+
+
+@pytest.mark.parametrize('script', [('setup.sh',), ('run.sh', 'train')])
+def test_outside_of_git_there_is_one_sentence(pod, script):
+  shutil.rmtree(pod.repo / '.git')
+  out = pod.run(*script, code=2, says='a Git checkout of vargrl with one expected')
+  assert len(out.splitlines()) < 3
+
+
 def test_create_beside_a_preempted_one_says_to_delete_it(pod):
   pod.states('PREEMPTED')
   pod.run('create.sh', code=2, says='pod: PREEMPTED, delete it first: tpu/delete.sh --yes && tpu/create.sh')

@@ -8,24 +8,32 @@ for argument; do
   limit=${BASH_REMATCH[1]}
 done
 
-found=$(state)
-if [ "$found" = ABSENT ]; then
+create() {
   set -- --accelerator-type="$ACCELERATOR"
   if [ "$QUEUED" = no ]; then set -- "$@" --version="$RUNTIME"
   elif [ "$SLICES" = 1 ]; then set -- "$@" --runtime-version="$RUNTIME" --node-id="$NAME"
   else set -- "$@" --runtime-version="$RUNTIME" --node-count="$SLICES" --node-prefix="$NAME"; fi
   [ "$SPOT" = no ] || set -- "$@" --spot
   tpu create "$NAME" "$@"
-  found=$(state)
-else
-  echo "$NAME: exists already, $found"
-fi
+}
 
+created=
+found=$(state)
+[ "$found" = ABSENT ] || echo "$NAME: exists already, $found"
 until [ "$found" = READY ] || [ "$found" = ACTIVE ]; do
   case $found in
-    PREEMPTED | SUSPENDING | SUSPENDED | TERMINATED | STOPPED | FAILED)
+    PREEMPTED | SUSPENDING | SUSPENDED | TERMINATED | FAILED)
       die "$NAME: $found, delete it first: tpu/delete.sh --yes && tpu/create.sh";;
+    STOPPED) die "$NAME: $found, start it: gcloud compute tpus tpu-vm start $NAME --project=$PROJECT --zone=$ZONE";;
   esac
+  if [ "$found" = ABSENT ] && [ -z "$created" ]; then  # Or what was there is deleted by now.
+    create
+    created=$SECONDS
+    found=$(state)
+    continue
+  fi
+  [ "$found" != ABSENT ] || [ $((SECONDS - created)) -lt 600 ] \
+    || die "$NAME: $found $((SECONDS - created)) s after it was created: see gcloud compute tpus queued-resources list"
   [ "$SECONDS" -lt "$limit" ] || die "$NAME: $found after $SECONDS s, it stays as it is; wait on: tpu/create.sh"
   echo "$NAME: $found, $SECONDS s"
   sleep "${POLL:-15}"

@@ -63,6 +63,7 @@ usable() {  # COMMAND...: what to give again on a new TPU.
     PREEMPTED | SUSPENDING | SUSPENDED | TERMINATED | FAILED)
       die "$NAME: $found, and its disk is lost; delete it, create it again and give the same command:
   tpu/delete.sh --yes && tpu/create.sh && tpu/setup.sh && $(printf '%q ' "$@")";;
+    STOPPED) die "$NAME: $found, start it: gcloud compute tpus tpu-vm start $NAME --project=$PROJECT --zone=$ZONE";;
     *) die "$NAME: $found found, READY or ACTIVE expected; try again later, or wait: tpu/create.sh";;
   esac
 }
@@ -78,6 +79,7 @@ on_workers() {  # FUNCTION ARGUMENTS...: of these scripts, with what it may call
 
 copy() {  # HEAD, to ~/vargrl.tar.gz of every worker.
   local changed
+  git rev-parse --verify --quiet HEAD > /dev/null || die 'no commit found, a Git checkout of vargrl with one expected'
   changed=$(git diff --name-only HEAD -- . ':!tpu/pod.env' && git ls-files --others --exclude-standard '*.py')
   [ -z "$changed" ] || die "changes that are not committed, commit them first: ${changed//$'\n'/, }"
   git archive --format=tar.gz --output="$scratch/vargrl.tar.gz" HEAD

@@ -48,6 +48,7 @@ start() {  # COMMIT LOGS ARGUMENTS...
 }
 
 usable tpu/run.sh "$@"
+git rev-parse --verify --quiet HEAD > /dev/null || die 'no commit found, a Git checkout of vargrl with one expected'
 found=$(on_workers obstacles "$(git show HEAD:setup.py | cksum)" "$BUCKET")
 [ -z "$found" ] || die "nothing was started:"$'\n'"$found"
 copy

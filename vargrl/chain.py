@@ -30,6 +30,7 @@ def chosen(config, name):
   """One run of the chain by its name, the last one if the name is empty."""
   known = dict(runs(config))
   if not name: return runs(config)[-1]
+  if [*known] == ['']: raise ValueError(f'--run: {name!r}, but the experiment has one run: leave it out')
   if name not in known: raise ValueError(f'--run: {name!r}, expected one of {list(known)}')
   return name, known[name]
 

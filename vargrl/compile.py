@@ -4,6 +4,7 @@ The programs are those of the run itself, by the objective's own `programs` and 
 """
 from functools import partial
 import math
+import os
 import re
 import time
 
@@ -26,16 +27,22 @@ ADVICE = {
 
 
 def main(flags):
-  """Prints some lines for each program of each run; exit code 1 if one does not fit, ValueError, hence exit code 2, for
-  what cannot be compiled."""
-  jax.config.update('jax_platforms', 'cpu')  # no TPU is asked for, there may be none
+  """Prints some lines for each program of each run. Returns the exit code, 1 if one does not fit; ValueError for what
+  cannot be compiled. The process is left as it was: in a notebook, a TPU may be used after it."""
   found = chain.runs(flags.config) if not flags.run else [chain.chosen(flags.config, flags.run)]
-  fits, before = True, jax.config.jax_enable_compilation_cache
+  where = {name: flags.topology or config.get('pod', '') for name, config in found}
+  if not all(where.values()): raise ValueError('compile: neither --topology nor a pod in the config found, one expected')
+  fits, before = True, (jax.config.jax_enable_compilation_cache, jax.config.jax_platforms, dict(os.environ))
+  jax.config.update('jax_platforms', 'cpu')  # no TPU is asked for, there may be none
   caching(False)
   try:
-    for name, config in found: fits &= compiled(name, config, flags.topology or config.pod, flags.effort)
-  finally: caching(before)
-  if not fits: raise SystemExit(1)
+    for name, config in found: fits &= compiled(name, config, where[name], flags.effort)
+  finally:
+    caching(before[0])
+    jax.config.update('jax_platforms', before[1])
+    for name in os.environ.keys() - before[2].keys(): del os.environ[name]
+    os.environ.update(before[2])
+  return 0 if fits else 1
 
 
 def caching(on):
@@ -126,7 +133,7 @@ class Compiler:
     for kind, (count, travels) in sent.items():
       print(f'{"":18} {kind:20} {count:6} x, {travels / 2 ** 20:10.1f} MiB sent by a device')
     least, travels = work.traffic(self.run, name.partition(' (')[0]), sum(t for _, t in sent.values())
-    if least: print(f'{"":18} {travels / least:.2f} of the {least / 2 ** 20:.1f} MiB that FSDP has to send')
+    if least: print(f'{"":18} {travels / least:.2f} of the {least / 2 ** 20:.1f} MiB of all weights, gathered once in each pass')
     if need > self.capacity: self.unfit(name, text)
 
   def unfit(self, name, program, where='', kinds=None):

@@ -30,6 +30,9 @@ def main(argv=None):
     if mode and not mode.startswith('-'):
       print(f'\nerror: no command {mode!r}' + (f', did you mean {near[0]!r}?' if near else ''), file=sys.stderr)
     return 0 if mode in ('-h', '--help') else 2
+  if {'-h', '--help'} & {*argv[2:]}:
+    print(f'{mode}: {MODES[mode]}\n\n{defined()[0].get_help()}')
+    return 0
   try:
     flags = parse([argv[0], *argv[2:]], mode)
     start(mode, flags)
@@ -37,7 +40,7 @@ def main(argv=None):
     from vargrl import compile as compiling
     run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'export': export.main,
            'pairs': pairs.main, 'bench': bench.main, 'compile': compiling.main}
-    run[mode](flags)
+    return run[mode](flags) or 0
   except Exception as e:
     known = isinstance(e, (ValueError, KeyError, AttributeError, OSError, FloatingPointError, RuntimeError))
     if os.environ.get('VARGRL_TRACEBACK') or not (known and (told(e) or full(e))):
@@ -47,7 +50,6 @@ def main(argv=None):
     if left_alone(e): end(text, 2)
     print(text, file=sys.stderr)
     return 2
-  return 0
 
 
 def left_alone(e):
@@ -87,15 +89,14 @@ def sentence(e):
   return ' '.join(text.split('\n')) if '\n  ' not in text else text
 
 
-def parse(argv, mode='train'):
-  """Flags; absl and ml_collections do the work, their errors come out as ValueError."""
+def defined(argv=()):
+  """(absl's flags of all modes, its module)."""
   from absl import flags as absl_flags
   from ml_collections import config_flags
   values = absl_flags.FlagValues()
-  check_overrides(argv)
   config_flags.DEFINE_config_file('config', None, 'The experiment, experiments/NAME.py or '
                                   'experiments/NAME.py:variant.', lock_config=True, flag_values=values,
-                                  sys_argv=argv)
+                                  sys_argv=list(argv))
   absl_flags.DEFINE_string('workdir', None, 'Where everything of the experiment is kept.', flag_values=values)
   absl_flags.DEFINE_string('run', '', 'A run of a chain; the last one if empty.', flag_values=values)
   absl_flags.DEFINE_integer('each', 8, 'sample: images of each class.', flag_values=values)
@@ -117,6 +118,13 @@ def parse(argv, mode='train'):
   absl_flags.DEFINE_float('effort', 0., "compile: from -1, where the compiler tries least, to 0, as it runs the programs.",
                          lower_bound=-1., upper_bound=0., flag_values=values)
   absl_flags.DEFINE_integer('repeats', 3, 'bench: timed calls of each piece.', flag_values=values)
+  return values, absl_flags
+
+
+def parse(argv, mode='train'):
+  """Flags; absl and ml_collections do the work, their errors come out as ValueError."""
+  check_overrides(argv)
+  values, absl_flags = defined(argv)
   try:
     rest = values(argv)
   except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:

@@ -18,8 +18,8 @@ def start():
   A kernel is one process. On a TPU jax would look for others, and ask a metadata server that Colab may not have.
   """
   if note := multihost.start(heartbeat=100, search=False): print(note)
-  found = {d.name: d.version for d in importlib.metadata.distributions()}
-  versions = [f'{name} {found[name]}' for name in PACKAGES if name in found]
+  names = {d.name for d in importlib.metadata.distributions()}
+  versions = [f'{name} {importlib.metadata.version(name)}' for name in PACKAGES if name in names]
   print(', '.join([f'Python {platform.python_version()}', *versions]))
   kinds = [d.device_kind for d in jax.devices()]
   print(', '.join(f'{kinds.count(kind)} x {kind}' for kind in dict.fromkeys(kinds)), f'({jax.default_backend()})')
@@ -30,6 +30,12 @@ def run(mode, *arguments):
   so that the cells below do not go on."""
   code = main.main(['vargrl', mode, *map(str, arguments)])
   if code: raise RuntimeError(f'{mode} ended with exit code {code}, for the reason said above')
+
+
+def config(experiment, *arguments):
+  """The config of an experiment, 'experiments/NAME.py[:variant]', changed by arguments such as
+  '--config.grpo.steps=200': what sample.draw takes."""
+  return main.parse(['vargrl', '--config', str(experiment), '--workdir', '.', *map(str, arguments)]).config
 
 
 def page(workdir, height=720):

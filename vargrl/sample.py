@@ -2,6 +2,7 @@
 from concurrent.futures import ThreadPoolExecutor
 import difflib
 import json
+import os
 import pathlib
 import zipfile
 
@@ -22,10 +23,11 @@ ABOUT = '.samples.json'  # in a folder of images: what they were drawn from
 def draw(experiment, workdir, *, labels=(), each=8, seed=0, run='', preset=''):
   """(image_Byxc uint8, label_B) of the last good checkpoint: `each` images of every class in `labels`.
 
-  experiment: 'experiments/NAME.py[:variant]', trained in `workdir`. labels: classes, all (at most 10)
+  experiment: 'experiments/NAME.py[:variant]', trained in `workdir`, or its config. labels: classes, all (at most 10)
   if empty. run: of a chain; its last one if empty. preset: the sampler's settings, the run's own if ''.
   """
-  return images(experiments.load(experiment), workdir, labels=labels, each=each, seed=seed, run=run,
+  config = experiments.load(experiment) if isinstance(experiment, (str, os.PathLike)) else experiment
+  return images(config, workdir, labels=labels, each=each, seed=seed, run=run,
                 preset=preset)[:2]
 
 

@@ -53,6 +53,7 @@ def step(run):
 # bfloat16 FLOP/s of a device, from the makers' pages. A v4 or v5p chip is one device, a tpu7x chip two.
 PEAKS = {'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12,
          'TPU v6 lite': 918e12, 'TPU v6e': 918e12, 'TPU7x': 1154e12, 'NVIDIA A100': 312e12, 'NVIDIA H100': 989e12,
+         'NVIDIA H100 PCIe': 756e12, 'NVIDIA H100 NVL': 835e12,
          'NVIDIA H200': 989e12}
 
 

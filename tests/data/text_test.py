@@ -130,3 +130,17 @@ def test_what_is_no_tokenizer_is_told_in_a_sentence(words, tmp_path):
     with pytest.raises(ValueError, match=f'{name}: (no dictionary in JSON|found no tokenizer in it)') as error:
       text.read(folder)
     assert '\n' not in str(error.value)
+
+
+def test_tokens_for_drawing_come_after_all_others_and_are_written_and_read(words, tmp_path):
+  ours = words()
+  many = ours.tokenizer.get_vocab_size()
+  drawing = text.with_drawing(ours)
+  added = [text.number(drawing, token) for token in (text.DRAW_START, text.DRAW_END, text.DRAW)]
+  assert added == [many, many + 1, many + 2]
+  line = f'hello{text.DRAW_START}{text.DRAW}{text.DRAW_END} naïve'
+  text.write(drawing, tmp_path / 'written')
+  for again in (text.with_drawing(drawing), text.read(tmp_path / 'written')):
+    np.testing.assert_array_equal(text.encode(again, line), text.encode(drawing, line))
+    assert again.template == text.CHATML and text.decode(again, text.encode(again, line), special=True) == line
+  with pytest.raises(ValueError, match='no token'): text.number(ours, text.DRAW)

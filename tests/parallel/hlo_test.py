@@ -105,11 +105,14 @@ ENTRY %main (p: f32[4,8]) -> f32[32,8] {
   ROOT %done = f32[32,8]{1,0} all-gather-done(%start)
 }'''
   assert hlo.collectives(hlo.parse(text)) == {'all-gather': (1, 7 / 8 * 32 * 8 * 4)}
+  # That of a sum has the results alone.
+  text = text.replace('all-gather', 'all-reduce').replace('(f32[4,8]{1,0}, f32[32,8]{1,0})', '(f32[256], f8e4m3fn[512])')
+  assert hlo.collectives(hlo.parse(text)) == {'all-reduce': (1, 2 * 7 / 8 * (256 * 4 + 512))}
 
 
 def test_topologies_by_name():
   assert topology.parse('v5e:4x4') == (1, 'v5e', (4, 4))
   assert topology.parse('2*v5p:2x2x4') == (2, 'v5p', (2, 2, 4))
   assert topology.memory('2*v6e:4x4') == 31.25 * 2 ** 30
-  for wrong in ('v5e', 'v5litepod:4x4', 'v5e:4x4x4', 'v4:2x2', 'v5e:4', 'x*v5e:4x4', ''):
+  for wrong in ('v5e', 'v5litepod:4x4', 'v5e:4x4x4', 'v4:2x2', 'v5e:4', 'x*v5e:4x4', '0*v5e:4x4', 'v5e:0x4', ''):
     with pytest.raises(ValueError, match='topology: '): topology.parse(wrong)

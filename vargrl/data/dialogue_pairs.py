@@ -28,12 +28,20 @@ def make(*, dataset: str, split: str, dir: str, records: int, prompts: int, leng
       max_unreadable=max_unreadable, threads=threads, workers=workers, seed=seed, rows=rows)
 
 
+def shapes(data) -> dict:
+  """{feature: (shape of a row, dtype)} of a config's section, none of whose files is looked for."""
+  picture, words = ((*data.size, 3), np.dtype(np.float32)), ((data.answer,), np.dtype(np.int32))
+  return dialogue_prompts.shapes(data) | dict.fromkeys(FIELDS[:2], picture) | dict.fromkeys(FIELDS[2:4], words) \
+      | dict.fromkeys(FIELDS[4:], ((), np.dtype(np.int32)))
+
+
 def pair(both, draw, *, form, length, patches, answer):
   """The row of a (chosen, rejected)."""
   row = dialogue_prompts.asked(both[0], draw, form=form, length=length, patches=patches, draw=False)
   for name, dialogue in zip(('chosen', 'rejected'), both, strict=True):
     ids = sequences.begun(form, dialogue.messages[-1][1])
-    if len(ids) > answer: raise sequences.Unfit(f'{len(ids)} tokens of the {name} answer found, at most {answer} expected')
+    if len(ids) > answer:
+      raise sequences.Unfit(f'{len(ids)} tokens of the {name} answer found, at most {answer} expected')
     padded, many = text.padded(ids, answer, pad=text.number(form.words, text.TEXT_END))
     row |= {name: sequences.target(form, dialogue.pictures[-1], draw), f'{name}_text': padded,
             f'{name}_length': np.int32(many)}

@@ -63,6 +63,13 @@ def texts(found, labels) -> list[str]:
   return [(x if isinstance(x, sequences.Dialogue) else x[0]).text for x in said]
 
 
+def shapes(data) -> dict:
+  """{feature: (shape of a row, dtype)} of a config's section, none of whose files is looked for."""
+  form = sequences.form(tokenizer='scenes', look=data.look, size=data.size, crop=data.crop)
+  row = packing.blank(form, data.length, data.patches) | {'label': np.int32(0), 'length': np.int32(0)}
+  return packing.shapes(row)
+
+
 def table(*, dataset: str, split: str, dir: str, records: int, length: int, patches: int, draw: bool,
           size: Sequence[int], crop: str, tokenizer: str, look):
   """(the prompts of the first records, {feature: array [n, ...]}, their Dialogues): what an evaluator scores against

@@ -44,7 +44,8 @@ def make(*, sources, batch: int, records: int, length: int, patches: int, pictur
   unreadable picture, is skipped; more than a share `max_unreadable` of these is an error.
   """
   source.check_rows(batch, rows)
-  form, room = sequences.form(tokenizer=tokenizer, look=look, size=size, crop=crop), packing.Room(length, patches, pictures, memory)
+  form = sequences.form(tokenizer=tokenizer, look=look, size=size, crop=crop)
+  room = packing.Room(length, patches, pictures, memory)
   packing.check_room(room, form)
   for name, value, least in (('records', records, 1), ('drawn', drawn, 1)):
     if value < least: raise ValueError(f'data.{name}: {value} found, at least {least} expected')
@@ -61,6 +62,12 @@ def make(*, sources, batch: int, records: int, length: int, patches: int, pictur
       class_names=(), max_unreadable=max_unreadable, threads=threads, workers=workers, each=records,
       shares=('left_out',),
       name=f'{name}, batch {batch} x {records}, seed {seed}{", shuffled" if shuffle else ""}')
+
+
+def shapes(data) -> dict:
+  """{feature: (shape of a row, dtype)} of a config's section, none of whose files is looked for."""
+  form = sequences.form(tokenizer='scenes', look=data.look, size=data.size, crop=data.crop)
+  return packing.shapes(packing.empty(form, packing.Room(data.length, data.patches, data.pictures, data.memory)))
 
 
 def mixture(sources) -> tuple[list[Source], list[float]]:

@@ -21,11 +21,11 @@ class Room:
 def check_room(room: Room, form: Form):
   """ValueError for a row that could hold nothing, or parts of embeddings."""
   if room.length < 2 or room.memory < 1 or min(room.pictures, room.patches) < 0:
-    raise ValueError(f'data: length {room.length}, patches {room.patches}, pictures {room.pictures}, memory {room.memory} '
-                     'found, at least 2, 0, 0, 1 expected')
+    raise ValueError(f'data: length {room.length}, patches {room.patches}, pictures {room.pictures}, memory '
+                     f'{room.memory} found, at least 2, 0, 0, 1 expected')
   if room.patches % form.merge ** 2:
-    raise ValueError(f'data.patches: {room.patches} found, a multiple of {form.merge ** 2}, the patches of an embedding, '
-                     'expected')
+    raise ValueError(f'data.patches: {room.patches} found, a multiple of {form.merge ** 2}, the patches of an '
+                     'embedding, expected')
 
 
 def sizes(told: Told):
@@ -86,6 +86,11 @@ def blank(form: Form, S: int, T: int):
   return {'tokens': np.full(S, text.number(form.words, text.TEXT_END), np.int32), 'position': zeros((3, S), np.int32),
           'place': np.full(S, -1, np.int32), 'patches': zeros((T, form.width), np.float32),
           'patch_position': zeros((2, T), np.int32), 'patch_segment': zeros(T, np.int32)}
+
+
+def shapes(row) -> dict:
+  """{feature: (shape, dtype)} of a row."""
+  return {k: (np.shape(x), np.asarray(x).dtype) for k, x in row.items()}
 
 
 def prompt(told: Told, form: Form, *, length: int, patches: int):

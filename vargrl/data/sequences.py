@@ -82,7 +82,8 @@ def form(*, tokenizer: str, look, size: Sequence[int], crop: str) -> Form:
   if set(look) != knobs: raise ValueError(f'data.look: keys {sorted(look)} found, {sorted(knobs)} expected')
   if crop not in CROPS: raise ValueError(f'data.crop: {crop!r} found, one of {CROPS} expected')
   y, x = size
-  if crop == 'released' and y != x: raise ValueError(f"data.size: {y} x {x} found with crop 'released', a square expected")
+  if crop == 'released' and y != x:
+    raise ValueError(f"data.size: {y} x {x} found with crop 'released', a square expected")
   words = scenes.words() if tokenizer == 'scenes' else text.read(tokenizer)
   for token in scenes.SPECIAL: text.number(words, token)
   return Form(words=words, size=(y, x), crop=crop, **look)

@@ -47,7 +47,8 @@ def listed(path: str):
       for i, line in enumerate(x for x in file if x.strip()): yield loads(line, f'{path}: record {i}')
       return
     records = loads(file.read(), path)
-  if not isinstance(records, list): raise ValueError(f'{path}: {type(records).__name__} found, a list of records expected')
+  if not isinstance(records, list):
+    raise ValueError(f'{path}: {type(records).__name__} found, a list of records expected')
   yield from records
 
 
@@ -106,7 +107,9 @@ def check_roles(messages, where, *, empty):
     raise ValueError(f"{where}: roles {roles} found, 'user' and 'assistant' in turns expected, the last 'assistant'")
   for i, (role, said) in enumerate(messages):
     wrong = {'system': PLACE.findall(said), 'user': DRAWN in said, 'assistant': SEEN in said}[role]
-    if wrong: raise ValueError(f'{where}: message {said!r} of {role!r} found, {SEEN} expected of users, {DRAWN} of assistants')
+    if wrong:
+      raise ValueError(f'{where}: message {said!r} of {role!r} found, {SEEN} expected of users alone, {DRAWN} of '
+                       'assistants')
     if role == 'assistant' and not said.strip() and not (empty and i == len(messages) - 1):
       raise ValueError(f'{where}: an empty answer found, words or {DRAWN} expected')
 

@@ -6,8 +6,9 @@ import re
 from typing import NamedTuple
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8,
-         'u64': 8, 'f64': 8}
+BYTES = {'token': 0, 's4': .5, 'u4': .5, 'pred': 1, 's8': 1, 'u8': 1, 'f8e4m3fn': 1, 'f8e4m3b11fnuz': 1, 'f8e5m2': 1,
+         's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8,
+         'c128': 16}
 KERNEL = '%splash_'  # begins the name of a call of models/splash.py, whose arithmetic is not in the program's text
 HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{\s*$')
 OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
@@ -101,7 +102,7 @@ def collectives(program):
       if channel and (kind, channel[1]) in seen: continue
       if channel: seen.add((kind, channel[1]))
       count, sent = total.get(kind, (0, 0))
-      size = result_bytes(operation.shape, operation.kind.endswith('-start'))
+      size = result_bytes(operation.shape, operation.kind in ('all-gather-start', 'collective-permute-start'))
       total[kind] = count + factor, sent + factor * ring(kind, size, group(operation.rest, program.devices))
   return dict(sorted((kind, (count, round(sent))) for kind, (count, sent) in total.items()))
 
@@ -194,8 +195,8 @@ def dims(shape):
 
 def result_bytes(shape, started):
   """Bytes of an HLO shape, a tuple's summed; `started`: a tuple of operands and results, of which the results."""
-  sizes = [BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(',') if n)
-           for kind, dims in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', shape)]
+  sizes = [BYTES[kind] * math.prod(int(n) for n in sides.split(',') if n)
+           for kind, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape)]
   if not started or len(sizes) < 2: return sum(sizes)
   sizes = [size for size in sizes if size > 4] or sizes  # context tokens aside
   return sum(sizes[len(sizes) // 2:])

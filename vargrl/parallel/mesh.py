@@ -26,8 +26,8 @@ def make(axes, devices=None):
     raise ValueError(f'mesh: sizes {sizes} in config, expected positive numbers and at most one -1')
   known = math.prod(size for size in sizes if size > 0)
   if len(devices) % known or (-1 not in sizes and known != len(devices)):
-    raise ValueError(f'mesh: {dict(zip(names, sizes))} needs {known} devices or a multiple where a '
-                     f'size is -1, found {len(devices)}')
+    needs = f'a multiple of {known}' if -1 in sizes else str(known)
+    raise ValueError(f'mesh: {dict(zip(names, sizes))} needs {needs} devices, found {len(devices)}')
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
   # Auto, said aloud: newer versions of jax.make_mesh default to Explicit, which refuses our constraints.
   return Mesh(placed(devices, sizes), names, axis_types=(AxisType.Auto,) * len(names))

@@ -2,6 +2,7 @@
 
 'v5e:4x4' is a slice of 4 x 4 chips of TPU v5e, '2*v5e:4x4' two of them, joined by the data centre's network.
 """
+import math
 import os
 import re
 
@@ -10,7 +11,7 @@ from jax.experimental import topologies
 # What a program may use of the memory of one device, in GiB, as libtpu's compiler says. A device is a chip, but half a
 # chip of tpu7x, whose two cores are two devices. https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
 MEMORY = {'v4': 30.75, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25, 'tpu7x': 94.75}
-NAME = re.compile(r'(?:(\d+)\*)?([a-z0-9]+):(\d+(?:x\d+)+)')
+NAME = re.compile(r'(?:([1-9]\d*)\*)?([a-z0-9]+):([1-9]\d*(?:x[1-9]\d*)+)')
 
 
 def parse(name):
@@ -34,12 +35,12 @@ def devices(name):
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no metadata server to ask
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # no chip is used that another process might have
-  os.environ.setdefault('TPU_ACCELERATOR_TYPE', f'{kind}-{len(grid)}')
+  os.environ['TPU_ACCELERATOR_TYPE'] = f'{kind}-{math.prod(grid)}'
   try:
     found = topologies.get_topology_desc(platform='tpu', topology_name=f'{kind}:{"x".join(map(str, grid))}', **options)
   except RuntimeError as e:
     if 'not installed' in str(e) or 'libtpu.so' in str(e):
-      raise ValueError("compile: libtpu is not installed, expected pip install 'vargrl[tpu]'") from e
+      raise ValueError("compile: libtpu is not installed, expected pip install -e '.[tpu]'") from e
     raise ValueError(f'topology: {name!r} is not known to libtpu: {str(e).splitlines()[0][:200]}') from e
   return sorted(found.devices, key=lambda d: (getattr(d, 'slice_index', 0), d.id))
 
