@@ -96,9 +96,13 @@ def get_config(arg=''):
     for name in c.chain:
       r = c[name]
       r.steps, r.save_every, r.optim.warmup = 2, 1, 1
-      for part in ('policy', 'tokenizer'):
-        if part in r: r[part].update(size='smoke', scales=(1, 2, 4)) if r[part].name == 'models.unified' else None
-      for e in r.evals.values(): e.records = 8
+      (r.policy if name == 'tokenizer' else r.tokenizer).update(
+          size='smoke-square', mults=(1, 1, 1, 1), scales=(1, 2, 4))
+      if name != 'tokenizer': r.policy.update(size='smoke', scales=(1, 2, 4))
+      for e in r.evals.values(): e.records, e.words = 8, min(e.words, 2)
+    for r in (c.read, c.draw): r.data.update(batch=8, records=2, drawn=21, length=192)
+    c.tokenizer.data.batch = c.dpo.data.prompts = 8
+    c.dpo.objective.collect.rollouts = 2
   elif arg: raise ValueError(f'scenes: no variant {arg!r}, expected smoke')
   return c
 

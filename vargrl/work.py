@@ -16,10 +16,11 @@ COUNTED = ('objectives.grpo', 'objectives.sft', 'objectives.sft_bits')
 def passes(config, all_trained):
   """(forward passes of a rollout, of an update), per image; a backward pass counts as two, as one if the
   weights are not all trained, but a few beside them."""
-  pair = 2 if build.sampler(config).paired else 1
-  record = 1 if config.rollout.record == 'cond' else pair
+  sampler = build.sampler(config)
+  pair = 2 if sampler.paired else 1
+  record = 2 if sampler.records_pair else 1
   one = 3 if all_trained else 2
-  policy = one + {'guided': one, 'guided_stopgrad': 1}[config.rollout.record] if record == 2 else one
+  policy = one + {'guided': one, 'guided_stopgrad': 1}[sampler.record] if record == 2 else one
   return pair, policy + record * (config.reference and config.objective.name == 'objectives.grpo')
 
 
@@ -36,7 +37,7 @@ def flops(run, name):
   rows = config.data.prompts if 'prompts' in config.data else config.data.batch
   if 'rollouts' in config.objective.collect: rows *= config.objective.collect.rollouts
   rollout, update = passes(config, whole(run))
-  record = 1 if config.rollout.record == 'cond' else rollout
+  record = 2 if build.sampler(config).records_pair else 1
   count = {'rollout': rollout, 'logprobs': record, 'update': update / config.minibatches}.get(name, 0)
   return rows * count * lookup(config.policy.name, 'flops').flops(run.models.config)
 
@@ -45,7 +46,7 @@ def step(run):
   """Of all programs of a step that are counted; 0 if none is."""
   collect = run.config.objective.collect
   names = ['rollout'] if 'rollouts' in collect else []
-  if 'rollouts' in collect and (collect.old == 'trainer' or collect.kl_reward):
+  if 'old' in collect and (collect.old == 'trainer' or collect.kl_reward):
     names += ['logprobs'] * (2 if collect.kl_reward else 1)  # that of the reference too
   return sum(flops(run, name) for name in names) + run.updates_per_step * flops(run, 'update')
 

@@ -35,7 +35,8 @@ def collect(models, *, condition_drop, drop_path, flip, flip_scales):
     image = batch['image']
     B, I = image.shape[:2]
     flips_BLe = sft_bits.flips(flip_key, B * I, scales, bits, flip=flip, flip_scales=flip_scales)
-    tokens, shown = models.correct(frozen, image.reshape(B * I, *image.shape[2:]), flips_BLe)
+    tokens, shown = flips_BLe, flips_BLe
+    if I: tokens, shown = models.correct(frozen, image.reshape(B * I, *image.shape[2:]), flips_BLe)
     by_row = lambda x: x.reshape(B, 1, I, *x.shape[1:])
     share = lambda x: x * (B / jnp.maximum(x.sum(), 1))
     label = {name: batch[name] for name in FEATURES if name != 'image'} | {

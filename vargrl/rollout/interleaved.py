@@ -56,7 +56,7 @@ class Config:
       raise ValueError(f'rollout: words={self.words}, expected how many before each picture and after the last, 0 at '
                        'most at the beginning and at the end')
     if self.words[0]: self.says(self.words[0], 0)
-    if self.draws.paired and self.pictures and not (self.nothing or self.released):
+    if self.paired and not (self.nothing or self.released):
       raise ValueError('rollout: guidance without nothing, the tokens of a dialogue that asks for nothing')
 
   @property
@@ -69,6 +69,11 @@ class Config:
   def says(self, length, start):
     """The sampler of words, which end with `start` too."""
     return next_token.Config(self.temperature, self.top_k, self.top_p, length, (start, *self.stop), self.weights)
+
+  @property
+  def paired(self): return self.pictures > 0 and self.draws.paired
+  @property
+  def records_pair(self): return False
 
   def strengths(self, count): return self.draws.strengths(count)
   def temperatures(self, count): return self.draws.temperatures(count)
@@ -126,7 +131,7 @@ class Asked(NamedTuple):
 
 def nothing(c, parts):
   """Asked, or None where no picture needs it."""
-  if not (c.pictures and c.draws.paired) or c.released: return None
+  if not c.paired or c.released: return None
   (_, cache, position), h_1SD, _ = read(parts, {'tokens': jnp.array(c.nothing, jnp.int32),
                                                 'length': jnp.int32(len(c.nothing))})
   return Asked(cache, position, h_1SD)

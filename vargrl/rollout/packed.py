@@ -20,9 +20,11 @@ def logprobs(model, tokenizer, params, vq_params, row, bits_BILe, shown_BILe, dr
   c, (B, I, L, e) = model.c, bits_BILe.shape
   params = params | {'lm': qwen2.with_head(c.lm, params['lm'])}
   call = lambda *args, method: model.apply({'params': params}, *args, method=method)
-  inputs_BLC = jax.lax.stop_gradient(
-      tokenizer.apply({'params': vq_params}, shown_BILe.reshape(B * I, L, e), method='embed'))
-  h_BSD = call(row, inputs_BLC.reshape(B, I, L - 1, -1), dropped_BI, method='forward')
+  inputs_BILC = jnp.zeros((B, I, L - 1, e))
+  if I:
+    inputs_BLC = tokenizer.apply({'params': vq_params}, shown_BILe.reshape(B * I, L, e), method='embed')
+    inputs_BILC = jax.lax.stop_gradient(inputs_BLC).reshape(B, I, L - 1, e)
+  h_BSD = call(row, inputs_BILC, dropped_BI, method='forward')
   lm, drawer = (partial(part(c).apply, {'params': params[name]}, method='logits')
                 for part, c, name in ((qwen2.Model, c.lm, 'lm'), (infinity.Model, c.draw, 'drawer')))
   b, *_ = groups.spread(B, 1)
