@@ -122,7 +122,7 @@ class Model(nn.Module):
   def see(self, row):
     """Words and the pictures that are read, x_BSD."""
     x_BSD = self.lm.embed(row['tokens'])
-    if 'patches' not in row: return x_BSD
+    if 'patches' not in row or not row['patches'].shape[1]: return x_BSD
     image_BTD = self.vision(row['patches'], jnp.moveaxis(row['patch_position'], 1, 0), row['patch_segment'])
     return qwen2.with_images(x_BSD, row['place'], image_BTD)
 
