@@ -52,10 +52,10 @@ def pairs(P=4):
   made = toys.experience(P, 2)
   models = toys.Models(
     init=None, config=None, scales=toys.SCALES, logprobs=toys.logprobs,
-    encode=lambda frozen, image: made.tokens[:, image],
+    encode=lambda frozen, image: made.tokens[:, image[0, 0, 0, 0].astype(int)],
   )  # fmt: skip
   frozen = {'reference': toys.params()['policy']}
-  data = {'label': made.label, 'chosen': 0, 'rejected': 1}
+  data = {'label': made.label, 'chosen': jnp.zeros((P, 1, 1, 1)), 'rejected': jnp.ones((P, 1, 1, 1))}
   return made, dpo.collect(models)({}, frozen, data, None, 0).batch
 
 

@@ -117,7 +117,7 @@ def test_what_follows_a_row_sees_it_and_not_its_room(drawn):
   keys_PR, c = next_token.keys(jax.random.key(5), 2, 6), dataclasses.replace(SAMPLER, length=4)
   def one(params, prompt, key):
     begun = next_token.begin(MODEL, params, prompt)
-    known, first = next_token.proceed(MODEL, SAMPLER, params, begun, key, next_token.AXES)
+    known, first, _ = next_token.proceed(MODEL, SAMPLER, params, begun, key, next_token.AXES)
     return first, next_token.proceed(MODEL, c, params, known, jax.random.fold_in(key, 99), next_token.AXES)[1]
   inner = lambda params, prompt, keys_R: jax.vmap(partial(one, params, prompt), axis_name='rollouts')(keys_R)
   first, second = jax.jit(jax.vmap(inner, (None, 0, 0), axis_name='prompts'))(PARAMS, prompts(), keys_PR)

@@ -19,10 +19,10 @@ def make(models, *, path, prompts, each, seed, preset):
   some, (tokens, width) = samples.batch_sampler(models, preset), models.given['text'][0]
   table = features.table(path, tokens=tokens, width=width, first=prompts)
 
-  def evaluate(params, frozen):
+  def evaluate(params, frozen, poll=None):
     keys_B = models.keys(jax.random.key(seed), prompts, each).reshape(-1)
     label_B, images = np.repeat(np.arange(prompts), each), []
-    for row_B, counts_B in rows.calls(len(label_B), BATCH):
+    for row_B, counts_B in rows.calls(len(label_B), BATCH, poll):
       prompt_B = {k: x[label_B[row_B]] for k, x in table.items()}
       images.append(multihost.whole(some(params, frozen, prompt_B, keys_B[row_B]))[counts_B])
     yield 'grid', pictures.grid(np.concatenate(images), columns=each, cell=48)

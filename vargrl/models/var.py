@@ -159,9 +159,8 @@ def torch_layouts(c):
 
 
 def torch_table(c):
-  table = decoder.TORCH | decoder.torch_block('blocks', 'blocks.{X}', 'attn') | {
-      'classes': ('class_emb.weight', 'V D -> V D'),
-      'positions': ('pos_1LC', '1 L D -> L D')}
+  table = {'classes': ('class_emb.weight', 'V D -> V D'), 'positions': ('pos_1LC', '1 L D -> L D')}
+  table |= decoder.TORCH | decoder.torch_block('blocks', 'blocks.{X}', 'attn')
   if c.l2_norm: table['blocks/temperature'] = ('blocks.{X}.attn.scale_mul_1H11', '1 N 1 1 -> N')
   if c.shared_adaln: return table | decoder.SHARED_ADALN | {'blocks/ada': ('blocks.{X}.ada_gss', '1 1 c D -> c D')}
   return table | {
