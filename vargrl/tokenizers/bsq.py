@@ -219,12 +219,17 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """The official file, whose weights lie under 'vae', in both spellings that its loader knows; see types.Layout.
+  """The official file, whose weights lie under 'vae', in both spellings that its loader knows; and those within the
+  folder of VARGPT-v1.1. See types.Layout.
 
   The masks are powers of two that nothing is learned in, and that 64 bits have no room for: whatever they hold is
   ignored.
   """
   mask = np.left_shift(np.int64(1), np.arange(c.channels - 1, -1, -1, dtype=np.int64))
   constants = {f'{name}.lfq.mask': mask for name in ('quantizer', 'quantize')}
-  return tuple(Layout(autoencoder.torch_table(c.mults, c.blocks, attend=False, inner=inner), constants,
-                      ignored=tuple(constants), nests=('vae',), prefixes=WRAPPERS) for inner in (True, False))
+  tables = {inner: autoencoder.torch_table(c.mults, c.blocks, attend=False, inner=inner) for inner in (True, False)}
+  alone = tuple(Layout(table, constants, ignored=tuple(constants), nests=('vae',), prefixes=WRAPPERS)
+                for table in tables.values())
+  inside = {ours: (f'vae_local.{theirs}', pattern) for ours, (theirs, pattern) in tables[True].items()}
+  masks = {'vae_local.quantizer.lfq.mask': mask}
+  return *alone, Layout(inside, masks, ignored=(r'(?!vae_local\.).*', *masks))
