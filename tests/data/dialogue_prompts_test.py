@@ -11,13 +11,15 @@ from vargrl.scenes import captions, score
 from vargrl.scenes import world as worlds
 
 SCENES = dict(dataset='scenes/small/32/generation', split='test', dir='', records=7, length=64, patches=64,
-              size=(32, 32), crop='cover', tokenizer='scenes', look=dict(patch=4, merge=2, frames=1, least=1024, most=1024))
+              size=(32, 32), crop='cover', tokenizer='scenes',
+              look=dict(patch=4, merge=2, frames=1, least=1024, most=1024))
 
 
 @pytest.fixture(scope='module')
 def options(talks):
   return dict(dataset=talks.path, split='', dir='', records=0, prompts=4, length=64, patches=16, size=(8, 8),
-              crop='cover', tokenizer=talks.words, look=talks.look, shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0)
+              crop='cover', tokenizer=talks.words, look=talks.look, shuffle=False, max_unreadable=0.,
+              threads=0, workers=0, seed=0)
 
 
 @pytest.fixture(scope='module')
