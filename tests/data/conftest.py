@@ -13,7 +13,8 @@ SAID = [  # messages, pictures
     ([('user', '<image>hello'), ('assistant', 'a cat')], ['0.png']),
     ([('user', 'hello the dog'), ('assistant', 'the dog.<image_gen>')], ['1.png']),
     ([('user', 'make <image> a cat'), ('assistant', 'it is: <image_gen>')], ['0.png', '1.png']),
-    ([('system', 'a cat'), ('user', 'hello'), ('assistant', 'the world'), ('user', 'a dog'), ('assistant', 'hello')], []),
+    ([('system', 'a cat'), ('user', 'hello'), ('assistant', 'the world'), ('user', 'a dog'), ('assistant', 'hello')],
+     []),
 ]
 
 

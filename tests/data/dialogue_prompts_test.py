@@ -10,14 +10,16 @@ from vargrl.data import dialogue_pairs, dialogue_prompts, sequences, text
 from vargrl.scenes import captions, score
 from vargrl.scenes import world as worlds
 
-SCENES = dict(dataset='scenes/small/32/generation', split='test', dir='', records=7, length=64, patches=64, size=(32, 32),
-              crop='cover', tokenizer='scenes', look=dict(patch=4, merge=2, frames=1, least=1024, most=1024))
+SCENES = dict(dataset='scenes/small/32/generation', split='test', dir='', records=7, length=64, patches=64,
+              size=(32, 32), crop='cover', tokenizer='scenes',
+              look=dict(patch=4, merge=2, frames=1, least=1024, most=1024))
 
 
 @pytest.fixture(scope='module')
 def options(talks):
-  return dict(dataset=talks.path, split='', dir='', records=0, prompts=4, length=64, patches=16, size=(8, 8), crop='cover',
-              tokenizer=talks.words, look=talks.look, shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0)
+  return dict(dataset=talks.path, split='', dir='', records=0, prompts=4, length=64, patches=16, size=(8, 8),
+              crop='cover', tokenizer=talks.words, look=talks.look, shuffle=False, max_unreadable=0.,
+              threads=0, workers=0, seed=0)
 
 
 @pytest.fixture(scope='module')
@@ -37,9 +39,10 @@ def test_prompts_are_what_the_assistant_continues_with_the_records_number(option
   assert batch['label'].tolist() == [0, 1, 2, 3]
   for name, x in dialogues[0].items(): np.testing.assert_array_equal(x, batch[name])
   assert said(form, batch, 1).endswith('user\nhello the dog<|im_end|>\n<|im_start|>assistant\n')
-  assert said(form, batch, 3).endswith('the world<|im_end|>\n<|im_start|>user\na dog<|im_end|>\n<|im_start|>assistant\n')
+  assert said(form, batch, 3).endswith('world<|im_end|>\n<|im_start|>user\na dog<|im_end|>\n<|im_start|>assistant\n')
   assert stream.texts(batch['label'][[3, 2]]) == ['a dog', 'make a cat'] and dialogues[1][3].messages[-1][1] == 'hello'
-  assert (batch['place'] >= 0).sum(1).tolist() == [2, 0, 4, 0] and batch['patch_segment'].max(1).tolist() == [1, 0, 1, 0]
+  assert (batch['place'] >= 0).sum(1).tolist() == [2, 0, 4, 0]
+  assert batch['patch_segment'].max(1).tolist() == [1, 0, 1, 0]
   end = int(batch['length'][0])
   assert (batch['tokens'][0][end:] == text.number(form.words, text.TEXT_END)).all() and end < 64
   other = dialogue_prompts.make(**options | {'shuffle': True, 'prompts': 3}, draw=False, rows=[2])
@@ -68,9 +71,9 @@ def test_a_prompt_that_draws_at_once_ends_with_the_assistants_words_and_begins_a
 
 
 def test_questions_and_edits_have_their_answers_beside_them():
-  options = SCENES | {'length': 96}
   for kind in ('question', 'editing'):
-    batch, dialogues = dialogue_prompts.table(**options | {'dataset': f'scenes/small/32/{kind}'}, draw=kind == 'editing')
+    options = SCENES | {'length': 96, 'dataset': f'scenes/small/32/{kind}'}
+    batch, dialogues = dialogue_prompts.table(**options, draw=kind == 'editing')
     assert (batch['patch_segment'] == 1).all() and ((batch['place'] >= 0).sum(1) == 16).all()
     for d in dialogues:
       assert d.text == (d.about[0].question if kind == 'question' else d.about.instruction)
@@ -94,7 +97,7 @@ def test_pairs_are_a_prompt_and_two_answers_up_to_their_pictures(pairs, talks):
 
 def test_what_does_not_fit_is_told_or_skipped(options, pairs, talks):
   take = lambda **changes: next(dialogue_prompts.make(**options | dict(draw=False, rows=range(4)) | changes))
-  with pytest.raises(ValueError, match=r'1 of 4 .*the last is record 2 .* tokens found, at most 36 expected\); at most'):
+  with pytest.raises(ValueError, match=r'1 of 4 .*is record 2 .* tokens found, at most 36 expected\); at most'):
     take(length=36)
   label = take(length=36, max_unreadable=1.)['label']
   assert label[[0, 1, 3]].tolist() == [0, 1, 3] and label[2] != 2

@@ -1,4 +1,4 @@
-"""Packed rows as batches: the same whatever the hosts, resumed, in proportion; scenes as rows; what is wrong is told."""
+"""Packed rows as batches: the same whatever the hosts, resumed, in proportion; scenes as rows; errors."""
 import collections
 import json
 
@@ -97,13 +97,13 @@ def test_sources_are_mixed_exactly_in_proportion_each_record_once_an_epoch(weigh
 
 @pytest.mark.parametrize('change, message', [
     (dict(sources={}), 'data.sources: none found'),
-    (dict(sources={'a': {'dataset': 'x.json'}}), r"data.sources.a: keys \['dataset'\] found, \['dataset', 'dir', 'record"),
+    (dict(sources={'a': {'dataset': 'x.json'}}), r"data.sources.a: keys \['dataset'\] found, \['dataset', 'dir',"),
     (dict(source={'weight': 0}), 'data.sources.a.weight: 0.0 found, more than 0 expected'),
     (dict(source={'records': 9}), 'records 9 found, 0 for all or at most 4 expected'),
     (dict(drawn=0), 'data.drawn: 0 found, at least 1 expected'), (dict(records=0), 'data.records: 0 found, at least 1'),
     (dict(wanted='some'), r"data.wanted: 'some' found, one of \('assistant', 'all'\) expected"),
     (dict(prompt_drop=2.), 'data.prompt_drop: 2.0 found, a share expected'),
-    (dict(source={'dataset': 'scenes/small/32/x', 'records': 1}), "'scenes/small/32/x' found, 'scenes/WORLD/PIXELS/KIND' with"),
+    (dict(source={'dataset': 'scenes/small/32/x', 'records': 1}), "'scenes/small/32/x' found, 'scenes/WORLD/PIX"),
     (dict(source={'dataset': 'scenes/small/16/text', 'records': 4, 'split': 'train'}), 'at least 32 pixels expected'),
     (dict(source={'dataset': 'scenes/small/32/text', 'split': 'train'}), "dir '', records 0 found, '' and at least 1"),
     (dict(source={'dataset': 'scenes/small/32/text', 'records': 4}), "split: '' found, one of")])

@@ -127,7 +127,7 @@ def test_the_released_crop_leaves_pixels_out_resizes_and_crops_at_random(talks):
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(look=dict(patch=2)), r"data.look: keys \['patch'\] found, \['frames', 'least', 'merge', 'most', 'patch'\] exp"),
+    (dict(look=dict(patch=2)), r"data.look: keys \['patch'\] found, \['frames', 'least', 'merge', 'most', 'patch'\]"),
     (dict(crop='middle'), r"data.crop: 'middle' found, one of \('cover', 'released'\) expected"),
     (dict(size=(8, 4), crop='released'), "data.size: 8 x 4 found with crop 'released', a square expected")])
 def test_a_form_that_does_not_fit_is_told(talks, change, message):

@@ -85,7 +85,8 @@ def test_pictures_lie_below_the_folder_or_where_they_are_said_to(talks, tmp_path
   monkeypatch.chdir(talks.pictures)
   assert read(path)[0].pictures == ('p.png',)
   (talks.pictures / 'p.png').unlink()
-  with pytest.raises(ValueError, match=f"record 0: picture 'p.png' found neither in '{tmp_path}' nor as it is"): read(path)
+  with pytest.raises(ValueError, match=f"record 0: picture 'p.png' found neither in '{tmp_path}' nor as it is"):
+    read(path)
 
 
 def test_a_prompt_needs_neither_an_answer_nor_its_picture(talks, tmp_path):
@@ -94,7 +95,8 @@ def test_a_prompt_needs_neither_an_answer_nor_its_picture(talks, tmp_path):
   path.write_text(json.dumps([full, full | {'images': ['0.png']}, talks.record(asked[:1], ['0.png'])]))
   found = read(path, 'prompt', dir=talks.pictures)
   assert [len(d.pictures) for d in found] == [2, 1, 1] and found[2].messages[-1] == ('assistant', '')
-  with pytest.raises(ValueError, match='record 1: 2 places of pictures .* and 1 images found'): read(path, dir=talks.pictures)
+  with pytest.raises(ValueError, match='record 1: 2 places of pictures .* and 1 images found'):
+    read(path, dir=talks.pictures)
 
 
 WRONG = [  # change of [ASK, ANSWER] with 0.png; what is said of it
@@ -105,7 +107,7 @@ WRONG = [  # change of [ASK, ANSWER] with 0.png; what is said of it
     (lambda r: r['messages'].reverse(), "roles ['assistant', 'user'] found"),
     (lambda r: r['messages'][1].update(role='gpt'), "roles ['user', 'gpt'] found"),
     (lambda r: r['messages'][1].update(content=' \n'), 'an empty answer found, words or <image_gen> expected'),
-    (lambda r: r['messages'][1].update(content='<image>'), "message '<image>' of 'assistant' found, <image> expected of"),
+    (lambda r: r['messages'][1].update(content='<image>'), "message '<image>' of 'assistant' found, <image> expected"),
     (lambda r: r['messages'][0].update(content='<image_gen>'), "message '<image_gen>' of 'user' found"),
     (lambda r: r['messages'][0].update(content=None), "texts 'role' and 'content' expected"),
     (lambda r: r.pop('messages'), "['images'] found, keys ['messages'] expected"),
