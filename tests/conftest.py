@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_talks import talks, tell  # noqa: F401: fixtures
+from small_talks import talks, tell  # noqa: F401
 
 from vargrl.models import infinity, var
 from vargrl.tokenizers import bsq, vq
