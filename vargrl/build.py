@@ -202,10 +202,22 @@ def key_of(seed, name):
   return jax.random.fold_in(jax.random.key(seed), sum(map(ord, name)))
 
 
+def pieces(config, name, shapes):
+  """{part: (reference checkpoint, its layouts, its shapes)} where config.init has a checkpoint for each of some parts of
+  a model, {'lm': ..., 'drawer': ...}; {} where it has one for all, or none."""
+  found = config.init.get(name, '')
+  if not hasattr(found, 'items'): return {}
+  python, model = module(config.policy, 'policy')
+  known = python.parts(model.c) if hasattr(python, 'parts') else {}
+  for part in found:
+    if part not in known: raise ValueError(f'init.{name}.{part}: {config.policy.name} has the parts {sorted(known)}')
+  return {part: (str(path), known[part][0].torch_layouts(known[part][1]), shapes[part]) for part, path in found.items()}
+
+
 def source(config, name, root):
   """What config.init names for `name`, or None: a checkpoint folder of ours, or a reference checkpoint
   (a file, or a folder with one). A run of the chain is a folder below the chain's workdir `root`."""
-  if name not in config.init or not config.init[name]: return None
+  if name not in config.init or not config.init[name] or hasattr(config.init[name], 'items'): return None
   path = str(config.init[name])
   if '/' in path or path.endswith(files.ENDINGS): return path
   return str(pathlib.Path(root) / path / 'checkpoints')
@@ -226,6 +238,13 @@ def weights(config, name, init, mesh, root, say=print):
   so, drawn from the seed otherwise; no meta comes with these, nor with reference checkpoints."""
   shapes, name = place.abstract(init, mesh), origin(config, name)
   path = source(config, name, root)
+  if found := pieces(config, name, shapes):
+    rest = lora.off({part: x for part, x in shapes.items() if part not in found})
+    say(f'{name}: random weights of {", ".join(sorted(rest))}')
+    drawn = place.born(lambda key: lora.off({part: nn.unbox(init(key)[part]) for part in rest}),
+                       key_of(config.seed, name), rest)
+    tree = {part: torch.load(*about) for part, about in found.items()} | drawn
+    return (adapted(tree, init, key_of(config.seed, name), shapes) if name == 'policy' else tree), {}
   if path:
     if files.known(path):
       tree, meta = torch.load(path, layouts(config, name), shapes), {}
@@ -262,8 +281,11 @@ def check_sources(config, built, mesh, root, upstream):
   """
   for name, init in (built.trained | built.frozen).items():
     folder, kind = source(config, name, root), item(name).removeprefix('params/')
-    if not folder: continue
     want = place.abstract(init, mesh)
+    for part, about in pieces(config, name, want).items():
+      told(f'init.{name}.{part}', about[0], module(config.policy, 'policy')[0].parts(built.models.config)[part][0].HUB,
+           about[1], about[2])
+    if not folder: continue
     if files.known(folder):
       check_file(config, name, folder, want)
     elif config.init[name] in upstream:
@@ -276,12 +298,17 @@ def check_sources(config, built, mesh, root, upstream):
 
 def check_file(config, name, path, shapes):
   """What torch.load would refuse, told by the config's key and without reading an array."""
-  theirs = layouts(config, name)
+  hub = module(config['policy' if name == 'reference' else name], name)[0].HUB
+  told(f'init.{name}', path, hub, layouts(config, name), shapes)
+
+
+def told(what, path, hub, theirs, shapes):
+  """The same of one file or folder; `what` of the config names it."""
   try:
     torch.check(path, theirs, shapes)
   except FileNotFoundError as e:
-    hub, path = module(config['policy' if name == 'reference' else name], name)[0].HUB, pathlib.Path(path)
-    raise FileNotFoundError(f'init.{name}: {e}; `huggingface-cli download {hub} {path.name} --local-dir {path.parent}` '
+    path = pathlib.Path(path)
+    raise FileNotFoundError(f'{what}: {e}; `huggingface-cli download {hub} {path.name} --local-dir {path.parent}` '
                             'brings it, if it is a published one') from e
   except ValueError as e:
-    raise ValueError(f'init.{name}: {e}') from e
+    raise ValueError(f'{what}: {e}') from e

@@ -107,11 +107,26 @@ class Run:
     wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
     if wanted and data.classes and data.classes > wanted:
       raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')
+    if hasattr(self.data_module, 'special'): self.check_dialogues()
     size = config.data.size if 'size' in config.data else None
     part = building.module(config.tokenizer, 'tokenizer')[1].c if 'tokenizer' in config \
         else self.models.config
     if size and sides(getattr(part, 'image_size', size)) != sides(size):
       raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
+
+  def check_dialogues(self):
+    """Tokens, patches and places of dialogues must be the policy's."""
+    data, c = self.config.data, self.models.config
+    if self.models.packed is None: raise ValueError(f'data: dialogues found, {self.config.policy.name} reads none')
+    (special, vocab) = self.data_module.special(data)
+    if special != c.special:
+      raise ValueError(f'policy.special: {c.special} found, {special} expected, the tokens of {data.tokenizer} for drawing')
+    if vocab > c.text.vocab: raise ValueError(f'data.tokenizer: {vocab} tokens found, at most {c.text.vocab} expected')
+    for name in ('patch', 'merge', 'frames'):
+      if data.look[name] != getattr(c.image, name):
+        raise ValueError(f'data.look.{name}: {data.look[name]} found, {getattr(c.image, name)} expected by the policy')
+    if 'drawn' in data and data.drawn != c.places:
+      raise ValueError(f'data.drawn: {data.drawn} found, {c.places} expected, the places of a picture in the policy')
 
   def features(self):
     """What a batch of data must have."""

@@ -191,8 +191,8 @@ def test_a_prompt_is_read_once_for_its_group():
   short, long = (flops(1, S) for S in (9, 41))
   grown = [flops(5, S) - one for S, one in ((9, short), (41, long))]
   assert long > 1.1 * short
-  # To attend to a longer prompt costs each row something, to read it would cost as much as the first row's.
-  assert grown[1] - grown[0] < 4 * (long - short) / 4, 'each row reads the prompt again'
+  # To attend to a longer prompt costs a row a thirtieth of what reading it does.
+  assert grown[1] - grown[0] < 4 * (long - short) / 10, 'each row reads the prompt again'
 
 
 @pytest.mark.parametrize('axes', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])

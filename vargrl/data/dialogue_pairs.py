@@ -8,6 +8,8 @@ from vargrl.data import dialogue_prompts, dialogues, packing, sequences, source,
 
 FIELDS = ('chosen', 'rejected', 'chosen_text', 'rejected_text', 'chosen_length', 'rejected_length')
 
+special = sequences.special
+
 
 def make(*, dataset: str, split: str, dir: str, records: int, prompts: int, length: int, patches: int, answer: int,
          size: Sequence[int], crop: str, tokenizer: str, look, shuffle: bool, max_unreadable: float, threads: int,

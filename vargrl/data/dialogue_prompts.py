@@ -7,6 +7,8 @@ import numpy as np
 
 from vargrl.data import dialogues, packing, sequences, source
 
+special = sequences.special
+
 
 def make(*, dataset: str, split: str, dir: str, records: int, prompts: int, length: int, patches: int, draw: bool,
          size: Sequence[int], crop: str, tokenizer: str, look, shuffle: bool, max_unreadable: float, threads: int,

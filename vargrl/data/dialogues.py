@@ -17,6 +17,8 @@ class Source(NamedTuple):
   count: int
   name: str
 
+special = sequences.special
+
 
 def make(*, sources, batch: int, records: int, length: int, patches: int, pictures: int, memory: int, drawn: int,
          size: Sequence[int], crop: str, wanted: str, prompt_drop: float, tokenizer: str, look, shuffle: bool,

@@ -188,6 +188,11 @@ def init(model, key):
           'into': bridge(keys[3], c.drawer.width, c.text.width), 'out': bridge(keys[4], c.text.width, c.drawer.width)}
 
 
+def parts(c):
+  """{part: (its module, its Config)} of those that have checkpoints of their own."""
+  return {'lm': (qwen2, c.lm), 'vision': (vit, c.vision), 'drawer': (infinity, c.draw)}
+
+
 def torch_layouts(c):
   """Of the released folder (see types.Layout), whose tokenizer is tokenizers/bsq.py's.
 

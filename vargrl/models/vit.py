@@ -2,6 +2,7 @@
 for its language model, one for each 2 x 2 of them."""
 import dataclasses
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from vargrl.models import layers
 from vargrl.models.layers import Einsum, Norm, torch_dense, torch_mlp, torch_norm
 from vargrl.parallel.rules import shard
+from vargrl.types import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,9 @@ SIZES = {  # https://huggingface.co/Qwen: vision_config of Qwen2-VL-*
     '72b': Config(32, 1280, 16, 8192),
     'smoke': Config(2, 32, 2, 32),
 }
+
+
+HUB = 'Qwen/Qwen2-VL-7B-Instruct'  # of the published folders, on huggingface.co
 
 
 class Block(nn.Module):
@@ -101,6 +106,12 @@ def init(model, key):
   c = model.c
   patch_BLp = jnp.zeros((1, c.merge ** 2, 3 * c.frames * c.patch ** 2))
   return model.init(key, patch_BLp, jnp.zeros((2, 1, c.merge ** 2), jnp.int32))['params']
+
+
+def torch_layouts(c):
+  """What a Qwen2-VL has of it, in both spellings."""
+  return tuple(Layout(torch_table(theirs=theirs), ignored=(rf'(?!{re.escape(theirs)}).*',),
+                      config={'vision_config': described(c)}) for theirs in ('visual.', 'model.visual.'))
 
 
 def torch_table(ours='', theirs='visual.'):
