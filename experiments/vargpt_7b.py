@@ -90,10 +90,11 @@ def smoke(r, name):
   r.steps, r.save_every, r.mesh, r.optim.warmup = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1)), 1
   r.policy.update(size='smoke', scales='1x1 2x2 4x4', dtype='float32', attention='dense')
   r.tokenizer.update(size='smoke-square', mults=(1, 1, 1, 1), scales='1x1 2x2 4x4', dtype='float32')
-  r.rollout.update(words=(8, 0), stop=(2,), nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6))
+  r.rollout.update(words=(24, 0), stop=(2,), nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6))
   r.init = dict(policy=BEFORE[name]) if name in BEFORE else {}
   r.data.update(size=(32, 32), tokenizer='scenes', look=dict(patch=4, merge=2, frames=1, least=1024, most=1024), workers=0)
-  if name in PREFERENCES: r.data.update(dataset='scenes/small/32/pairs', split='train', records=64, prompts=8, length=48, answer=8)
+  if name in PREFERENCES:
+    r.data.update(dataset='scenes/small/32/pairs', split='train', records=64, prompts=8, length=48, answer=24)
   else:
     kind = dict(stage2='understanding', edit='editing').get(name, 'generation')
     r.data.update(batch=8, records=2, length=256, patches=128, pictures=2, memory=48, drawn=21, sources={

@@ -11,15 +11,17 @@ from vargrl.run import Run
 
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
 # What these run, others run too.
-ALIKE = ('grpo_var_aesthetic', 'grpo_var_painting', 'dpo_digits', 'vmr_digits')
-VARIANTS = ('grpo_var_aesthetic.py:d30', 'grpo_var_aesthetic.py:d36', 'grpo_var_aesthetic.py:lora', 'vmr_digits.py:vmr')
+ALIKE = ('grpo_var_aesthetic', 'grpo_var_painting', 'grpo_var_aesthetic_painting', 'dpo_digits', 'vmr_digits',
+         'dpo_var_d16_best_of_group', 'vmr_var_d16_aesthetic', 'vargpt_7b')
+VARIANTS = ('grpo_var_aesthetic.py:d30', 'grpo_var_aesthetic.py:d36', 'grpo_var_aesthetic.py:lora', 'vmr_digits.py:vmr',
+            'vargpt_7b.py:0.5b')
 SMOKED = [pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f for f in FILES
           if f.stem != 'quickstart']  # its smoke is the chain of resume_test
 
 
 BENCH = ('rollout', '. tokenizer', '. transformer', '. sampler', 'decode', 'gradient', 'update', 'tokens/s', 'images/s',
          'matmul peak')
-SIZES = {'d16': 310_283_520, 'd30': 2_010_020_356, '2b': 2_204_564_032}
+SIZES = {'d16': 310_283_520, 'd30': 2_010_020_356, '2b': 2_204_564_032, 'vargpt-v1.1': 10_527_683_648}
 
 
 @pytest.mark.parametrize('path', [*map(str, FILES), *(f'{FILES[0].parent}/{v}' for v in VARIANTS)],
@@ -39,8 +41,8 @@ def test_full_size_fits_together(path, tmp_path):
 def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
   argv = ['--config', f'{path}:smoke', '--workdir', str(tmp_path)]
   assert main.main(['vargrl', 'train', *argv]) == 0, capsys.readouterr().err
-  config = experiment.load(f'{path}:smoke')
-  assert (tmp_path / 'checkpoints' / str(config.steps)).is_dir()
+  for name, config in chain.runs(experiment.load(f'{path}:smoke')):
+    assert (tmp_path / name / 'checkpoints' / str(config.steps)).is_dir()
   assert '<svg' in (tmp_path / 'report.html').read_text()
   if path.stem in ('pretrain_var_d16_imagenet256', 'grpo_var_d16_jpeg'):
     assert main.main(['vargrl', 'sample', *argv, '--each=2', '--labels=1,3', f'--out={tmp_path}/s']) == 0

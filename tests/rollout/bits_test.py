@@ -102,6 +102,7 @@ def test_continuations_of_a_branch_share_their_beginning_and_the_first_is_the_ro
   assert (many.tokens[:, :, 1] != many.tokens[:, :, 2]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sizes', [(2, 2, 2)], ids=str)
 def test_bits_and_gradients_are_the_same_on_a_mesh(bits, said, sizes):
   prompt_P = jax.tree.map(lambda x: x.repeat(2, 0), said[0])

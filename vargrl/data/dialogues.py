@@ -93,7 +93,8 @@ def opened(*, dataset: str, split: str, dir: str, records: int, ends: str) -> So
   which has as many records as are asked for. ends: one of sharegpt.ENDS.
   """
   if dataset.startswith('scenes/') and dataset.count('/') > 1:
-    if ends == 'pair': raise ValueError(f'dataset: {dataset!r} found, a data set of preferences expected')
+    if (ends == 'pair') != dataset.endswith('/pairs'):
+      raise ValueError(f'dataset: {dataset!r} found, a data set of {"preferences" if ends == "pair" else "dialogues"} expected')
     if dir or records < 1:
       raise ValueError(f"{dataset}: dir {dir!r}, records {records} found, '' and at least 1 expected")
     return Source(scenes_dialogues.opened(dataset, split), records, f'{dataset}/{split}')

@@ -5,7 +5,7 @@ from vargrl.data.sequences import DRAWN, SEEN, Dialogue
 from vargrl.scenes import captions, draw, records
 from vargrl.scenes import world as worlds
 
-KINDS = ('understanding', 'question', 'generation', 'editing', 'text')
+KINDS = ('understanding', 'question', 'generation', 'editing', 'text', 'pairs')
 SEED = 0  # as the data sets scenes/32 to scenes/256 have it
 KEPT = 1 << 15  # records in memory: drawing one takes 2 to 6 ms
 
@@ -15,6 +15,7 @@ def opened(dataset: str, split: str):
 
   understanding: all questions of the record, turn by turn; question: the first alone. generation: its caption, of
   which the answer is the plainest phrasing, and the picture. editing: its edit. text: its caption, to be said plainly.
+  pairs: (chosen, rejected), a preference: both answer the caption, the second with the picture of the edited scene.
   """
   parts = dataset.split('/')
   if len(parts) != 4 or not parts[2].isdigit() or parts[3] not in KINDS:
@@ -38,6 +39,9 @@ def read(world: str, pixels: int, kind: str, split: str, index: int) -> Dialogue
   if kind == 'text': return Dialogue(turns((f'in short: {found.caption}', plain)), (), found.meaning)
   if kind == 'generation':
     return Dialogue(turns((found.caption, f'here is {plain}.{DRAWN}')), (picture(found.scene),), found.meaning)
+  if kind == 'pairs':
+    say = turns((found.caption, f'here is {plain}.{DRAWN}'))
+    return tuple(Dialogue(say, (picture(scene),), found.meaning) for scene in (found.scene, found.edit.result))
   if kind == 'editing':
     both = picture(found.scene), picture(found.edit.result)
     return Dialogue(turns((f'{SEEN}{found.edit.instruction}', f'the output image is:{DRAWN}')), both, found.edit)
