@@ -10,7 +10,7 @@ from vargrl.models import lora
 from vargrl.parallel import hlo
 from vargrl.types import lookup
 
-COUNTED = ('objectives.grpo', 'objectives.sft', 'objectives.sft_bits')
+COUNTED = ('objectives.grpo', 'objectives.sft', 'objectives.sft_bits', 'objectives.sft_unified')
 
 
 def passes(config, all_trained):
@@ -39,7 +39,16 @@ def flops(run, name):
   rollout, update = passes(config, whole(run))
   record = 2 if build.sampler(config).records_pair else 1
   count = {'rollout': rollout, 'logprobs': record, 'update': update / config.minibatches}.get(name, 0)
-  return rows * count * lookup(config.policy.name, 'flops').flops(run.models.config)
+  return rows * count * row(run)
+
+
+def row(run):
+  """Of one forward pass over one row: a picture, or words and pictures."""
+  config, count, plan = run.config, lookup(run.config.policy.name, 'flops').flops, run.models.plan
+  if run.models.packed is None: return count(run.models.config)
+  if 'batch' in config.data:
+    return count(run.models.config, config.data.length, config.data.patches, config.data.pictures)
+  return count(run.models.config, sum(length for _, length in plan), 0, sum(kind == 'bits' for kind, _ in plan))
 
 
 def step(run):

@@ -223,8 +223,9 @@ def described(c):
       'vision_config': vit.described(c.vision), 'special_tokens': special}
 
 
-def flops(c, length, patches=0, pictures=1):
-  """Multiply-adds x 2 of one forward pass of a row of `length` tokens, of which those of the pictures are a part."""
+def flops(c, length, patches, pictures):
+  """Multiply-adds x 2 of one forward pass of a row of `length` tokens, of which those of the pictures to draw are a part,
+  with so many patches of pictures that are read, as if all were of one. A prompt that rows share is not counted."""
   bridges = c.text.width + c.drawer.width
   bridges = 2 * pictures * c.draw.length * bridges * (c.text.width + c.drawer.width)
   return (qwen2.flops(c.lm, length) + (vit.flops(c.vision, patches) if patches else 0)
