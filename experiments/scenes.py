@@ -25,7 +25,7 @@ def get_config(arg=''):
 
   r = c.tokenizer
   r.description = 'A bitwise multi-scale autoencoder learns pictures of 32x32.'
-  r.steps, r.save_every, r.show_every = 1500, 500, 500
+  r.steps, r.save_every, r.show_every = 1000, 500, 500
   r.policy = dict(tokenizer)
   r.objective = dict(name='objectives.tokenizer', collect={})
   r.objective.loss = dict(l1=1.0, l2=1.0, quantizer=0.2, perceptual=0.0, adversarial=0.0)
@@ -51,7 +51,7 @@ def get_config(arg=''):
 
   r = c.read
   r.description = 'The language model and the tower learn to answer questions, and to speak.'
-  r.steps, r.save_every = 2000, 500
+  r.steps, r.save_every = 1000, 250
   r.policy, r.tokenizer, r.rollout, r.init = dict(policy), dict(tokenizer), dict(rollout), dict(tokenizer='tokenizer')
   r.objective = dict(name='objectives.sft_unified',
                      collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=4),
@@ -63,7 +63,7 @@ def get_config(arg=''):
 
   r = c.draw
   r.description = 'All tasks together: answers, pictures from captions, edited pictures.'
-  r.steps, r.save_every, r.show_every = 4000, 500, 1000
+  r.steps, r.save_every, r.show_every = 3000, 250, 1000
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.init = dict(policy='read', tokenizer='tokenizer')
   r.objective = dict(name='objectives.sft_unified',
