@@ -7,17 +7,6 @@ from vargrl import main
 QUICK = 'experiments/quickstart.py:smoke'
 
 
-@pytest.fixture(scope='module')
-def compiles():
-  """A list that grows by one with every program that XLA compiles."""
-  seen = []
-  jax.monitoring.register_event_duration_secs_listener(
-      lambda name, *_, **__: seen.append(name) if 'backend_compile' in name else None)
-  jax.jit(lambda x: x * 3.25 + 1)(1.5)
-  assert seen, 'the listener hears no compilation, so the tests below would prove nothing'
-  return seen
-
-
 def run(capsys, compiles, *argv, code=2):
   before = len(compiles)
   assert main.main(['vargrl', *argv]) == code

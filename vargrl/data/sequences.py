@@ -84,9 +84,14 @@ def form(*, tokenizer: str, look, size: Sequence[int], crop: str) -> Form:
   y, x = size
   if crop == 'released' and y != x:
     raise ValueError(f"data.size: {y} x {x} found with crop 'released', a square expected")
+  return Form(words=worded(tokenizer), size=(y, x), crop=crop, **look)
+
+
+def worded(tokenizer: str) -> text.Words:
+  """The tokenizer of a checkpoint's folder, or that of 'scenes'; ValueError where it has no tokens for pictures."""
   words = scenes.words() if tokenizer == 'scenes' else text.read(tokenizer)
   for token in scenes.SPECIAL: text.number(words, token)
-  return Form(words=words, size=(y, x), crop=crop, **look)
+  return words
 
 
 def pictured(picture) -> np.ndarray:
