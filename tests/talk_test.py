@@ -41,7 +41,7 @@ def test_answers_are_words_and_pictures_in_turn(drawn, spoken):
   for answer in drawn:
     for part in answer:
       if isinstance(part, str): assert set(part.split()) <= vocabulary
-      else: assert part.shape == (8, 8, 3) and part.dtype == np.uint8
+      else: assert part.shape == (32, 32, 3) and part.dtype == np.uint8
   pictures = [part for part in plain(drawn) for part in part if isinstance(part, bytes)]
   assert len({*pictures}) == len(pictures) > 2
 
@@ -93,7 +93,7 @@ def test_the_command_writes_data(spoken, tmp_path, capsys):
     assert found.messages[0] == ('user', said[i])
     assert found.messages[1][1].startswith(f'{"here is a circle." if i == 2 else "it is a cat."}<image_gen>')
     assert found.pictures[-1] == str(out / f'{i:05d}_0.png')
-    assert sequences.pictured(found.pictures[-1]).shape == (8, 8, 3)
+    assert sequences.pictured(found.pictures[-1]).shape == (32, 32, 3)
   np.testing.assert_array_equal(sequences.pictured(read(1).pictures[0]), PICTURE)
   page = (out / 'index.html').read_text()
   assert page.count('<img src="data:image/png;base64,') == 12 and page.count('<section>') == 10
