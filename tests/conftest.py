@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_chain import spoken  # noqa: F401
 from small_talks import talks, tell  # noqa: F401
 
 from vargrl.models import infinity, var
@@ -103,3 +104,14 @@ def said(bits):
   t_BLe = jax.random.randint(jax.random.key(7), (2, bits.c.length, bits.c.bits), 0, 2)
   prompt_B = {'text': jax.random.normal(jax.random.key(8), (2, 8, bits.c.text)), 'length': jnp.array([8, 3])}
   return prompt_B, t_BLe, bits.vae.apply({'params': bits.vq_params}, t_BLe, method='embed')
+
+
+@pytest.fixture(scope='session')
+def compiles():
+  """A list that grows by one with every program that XLA compiles."""
+  seen = []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda name, *_, **__: seen.append(name) if 'backend_compile' in name else None)
+  jax.jit(lambda x: x * 3.25 + 1)(1.5)
+  assert seen, 'the listener hears no compilation, so the tests below would prove nothing'
+  return seen

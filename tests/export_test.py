@@ -6,12 +6,15 @@ import numpy as np
 import official
 import pytest
 import safetensors.numpy
+from small_chain import SCENES
 
-from vargrl import build, experiment, main
+from vargrl import build, experiment, main, talk
 from vargrl.checkpoint import digest, store, torch
+from vargrl.data import sequences, text
 from vargrl.models import var
 from vargrl.parallel import place
 from vargrl.run import Run
+from vargrl.scenes import words as scenes
 from vargrl.tokenizers import vq
 from vargrl.types import State
 
@@ -112,7 +115,42 @@ def test_a_file_of_another_model_is_told_by_the_configs_key_before_anything_is_r
     build.layouts(config, 'critic')
 
 
+def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_path, capsys):
+  out = tmp_path / 'released'
+  assert export(spoken.workdir, out, SCENES) == 0, capsys.readouterr().err
+  assert f'of models.unified smoke in {out}, with its tokenizer' in capsys.readouterr().out
+  config = spoken.chain.dpo.copy_and_resolve_references()
+  config.init = {'policy': str(out), 'tokenizer': str(out)}
+  again = Run(config, tmp_path, lean=True)
+  assert equal(again.frozen(only=('tokenizer',))['tokenizer'], spoken.weights['tokenizer'])
+  assert equal(build.weights(config, 'policy', again.built.trained['policy'], again.mesh, tmp_path)[0],
+               spoken.weights['policy'])
+  prefixes = {key.split('.')[0] for key in safetensors.numpy.load_file(out / 'model.safetensors')}
+  assert {'vae_local', 'vargpt_gen', 'visual', 'model'} <= prefixes
+  form = sequences.form(tokenizer=str(out), look=config.data.look, size=(32, 32), crop='cover')
+  talk.check_words(form, again.models.config)
+  said = [{'role': 'user', 'content': 'write "AB" in red.'}]
+  np.testing.assert_array_equal(text.prompt(form.words, said), text.prompt(scenes.words(), said))
+  # The words of a folder go along as they are, but for what is not theirs; weights that are there stay.
+  before = (out / 'config.json').read_bytes()
+  text.copy(form.words, tmp_path)
+  assert {path.name for path in tmp_path.glob('*.json')} == {'tokenizer.json', 'tokenizer_config.json'}
+  assert export(spoken.workdir, out, SCENES) == 2 and (out / 'config.json').read_bytes() == before
+  assert 'a folder with weights found' in capsys.readouterr().err
+
+
+def test_a_unified_policy_goes_into_one_file_too(spoken, tmp_path):
+  out = tmp_path / 'whole.safetensors'
+  assert export(spoken.workdir, out, SCENES) == 0
+  config = spoken.chain.dpo.copy_and_resolve_references()
+  config.init = {'tokenizer': str(out)}
+  assert equal(Run(config, tmp_path, lean=True).frozen(only=('tokenizer',))['tokenizer'], spoken.weights['tokenizer'])
+  assert [path.name for path in tmp_path.iterdir()] == ['whole.safetensors']
+
+
 @pytest.mark.parametrize('out, config, words', [
+    ('x.npz', SCENES, "--out: x.npz: ending '.npz', expected .safetensors or .pth, or a folder"),
+    ('x', SCENES, 'no checkpoint in'),
     ('x.npz', GRPO, "--out: x.npz: ending '.npz', expected .safetensors or .pth"),
     ('', GRPO, '--out is missing'),
     ('x.safetensors', GRPO, 'no such folder'),

@@ -29,7 +29,7 @@ MAY = {
                   'scenes'},
   'report': {'pictures'},
   **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'export', 'pairs', 'bench', 'compile',
-                  'work', 'speed', 'notebook'), ANY),
+                  'work', 'speed', 'notebook', 'talk'), ANY),
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
 NEVER = {'data': ('jax', 'flax'), 'scenes': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}

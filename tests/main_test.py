@@ -1,21 +1,12 @@
 """Wrong input gives one clear sentence and exit code 2, before anything is compiled."""
+import json
+
 import jax
 import pytest
 
 from vargrl import main
 
 QUICK = 'experiments/quickstart.py:smoke'
-
-
-@pytest.fixture(scope='module')
-def compiles():
-  """A list that grows by one with every program that XLA compiles."""
-  seen = []
-  jax.monitoring.register_event_duration_secs_listener(
-      lambda name, *_, **__: seen.append(name) if 'backend_compile' in name else None)
-  jax.jit(lambda x: x * 3.25 + 1)(1.5)
-  assert seen, 'the listener hears no compilation, so the tests below would prove nothing'
-  return seen
 
 
 def run(capsys, compiles, *argv, code=2):
@@ -163,6 +154,30 @@ def test_a_sampler_that_nobody_published(capsys, compiles, tmp_path):
   assert "preset: 'vars' found" in error and "'var', 'var-demo'" in error
   assert "'vars'" in run(capsys, compiles, *argv, '--preset=vars', f'--folder={tmp_path}/folder')
   assert '--npz' in run(capsys, compiles, *argv, f'--npz={tmp_path}/a.npz') and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('config, argv, words', [
+    ('scenes', ['--labels=3'], '--labels: models.unified found, which takes --prompts, --words and --begin'),
+    ('scenes', ['--each=8'], '--each: models.unified found'),
+    ('grpo_var_d16_jpeg', ['--prompts=a.txt'], '--prompts: models.var found, a policy of words and pictures expected'),
+    ('grpo_var_d16_jpeg', ['--begin='], '--begin: models.var found'),
+    ('scenes', [], '--prompts is missing: models.unified answers dialogues'),
+    ('scenes', ['--prompts=README.md'], '--prompts: README.md found, a file .json, .jsonl or .txt expected'),
+    ('scenes', ['--prompts=none.json'], '--prompts: none.json found, which is no file'),
+    ('scenes', ['--prompts=none.json', '--words=a'], "--words: 'a' found, numbers such as 64,64 expected"),
+    ('scenes', ['--prompts={}/lost.json'], "lost.json: record 0: picture 'lost.png' found neither"),
+    ('scenes', ['--prompts={}/empty.txt'], 'empty.txt: 0 prompts found'),
+    ('scenes', ['--prompts={}/cat.txt'], 'no checkpoint in'),
+    ('scenes', ['--prompts={}/cat.txt', '--run=tokenizer'], '--prompts: tokenizers.bsq found'),
+])
+def test_sampling_knows_words_from_classes(capsys, compiles, tmp_path, config, argv, words):
+  (tmp_path / 'empty.txt').write_text('\n')
+  (tmp_path / 'cat.txt').write_text('a cat')
+  said = {'messages': [{'role': 'user', 'content': '<image>what?'}], 'images': ['lost.png']}
+  (tmp_path / 'lost.json').write_text(json.dumps([said]))
+  error = run(capsys, compiles, 'sample', '--config', f'experiments/{config}.py:smoke', '--workdir', str(tmp_path / 'w'),
+              *(x.format(tmp_path) for x in argv))
+  assert words in error and not (tmp_path / 'w').exists()
 
 
 def test_resuming_with_another_shape(capsys, compiles, tmp_path):

@@ -10,8 +10,9 @@ from vargrl import experiment
 
 MODES = {'train': 'train, or continue, every run of the experiment in --workdir',
          'eval': 'run the evaluators on the last checkpoint',
-         'sample': 'draw images from the last checkpoint: a PNG grid and an .npz, or a folder of PNGs',
-         'export': 'write the last checkpoint as --out=FILE.safetensors or FILE.pth in the reference layout',
+         'sample': 'draw images from the last checkpoint: a PNG grid and an .npz, or a folder of PNGs; or answer --prompts',
+         'export': 'write the last checkpoint as --out=FILE.safetensors or FILE.pth, or as a folder of a model that is '
+                   'published as one, in the reference layout',
          'pairs': 'best and worst of groups that a GRPO run would draw, as a data set for DPO in --out',
          'compile': 'compile every program for the TPU pod of the experiment, or --topology, without one: does it fit?',
          'bench': 'time the rollout, its parts, decoding, gradient and update of a GRPO or SFT run'}
@@ -36,9 +37,9 @@ def main(argv=None):
   try:
     flags = parse([argv[0], *argv[2:]], mode)
     start(mode, flags)
-    from vargrl import bench, chain, export, pairs, sample
+    from vargrl import bench, chain, export, pairs, talk
     from vargrl import compile as compiling
-    run = {'train': chain.train, 'eval': chain.evaluate, 'sample': sample.main, 'export': export.main,
+    run = {'train': chain.train, 'eval': chain.evaluate, 'sample': talk.main, 'export': export.main,
            'pairs': pairs.main, 'bench': bench.main, 'compile': compiling.main}
     return run[mode](flags) or 0
   except Exception as e:
@@ -107,9 +108,15 @@ def defined(argv=()):
                            flag_values=values)
   absl_flags.DEFINE_string('npz', '', "sample: file for the images of --folder as OpenAI's evaluator reads them.",
                            flag_values=values)
+  absl_flags.DEFINE_string('prompts', '', 'sample: dialogues for a policy of words and pictures, .json or .jsonl, or .txt '
+                           'with one prompt in each line.', flag_values=values)
+  absl_flags.DEFINE_list('words', ['64', '64'], 'sample: at most so many words before each picture of an answer, and '
+                         'after the last; 64: words alone.', flag_values=values)
+  absl_flags.DEFINE_string('begin', None, 'sample: words after which each answer begins a picture; may be empty.',
+                           flag_values=values)
   absl_flags.DEFINE_integer('seed', 0, 'sample, pairs: seed.', flag_values=values)
-  absl_flags.DEFINE_string('out', '', 'sample: path without ending, WORKDIR/samples if empty; export: the file; '
-                           'pairs: the folder.', flag_values=values)
+  absl_flags.DEFINE_string('out', '', 'sample: path without ending, WORKDIR/samples if empty; of --prompts the '
+                           'folder, WORKDIR/answers; export: the file; pairs: the folder.', flag_values=values)
   absl_flags.DEFINE_integer('groups', 1000, 'pairs: groups to draw.', flag_values=values)
   absl_flags.DEFINE_string('topology', '', "compile: such as v5e:4x4 or 2*v5e:4x4; the config's pod if empty.",
                            flag_values=values)

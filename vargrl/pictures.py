@@ -1,5 +1,7 @@
 """Images for people: a captioned grid, and files that are whole or not there at all."""
 
+import base64
+import html
 import io
 import os
 import pathlib
@@ -88,6 +90,23 @@ def embedded(path: str | os.PathLike, budget: float) -> tuple[str, bytes, tuple[
     kind, data = 'jpeg', out.getvalue()
     image = image.resize([round(0.8 * n) for n in image.size], Image.Resampling.LANCZOS)
   return kind, data, size
+
+
+def inline(path: str | os.PathLike, budget: float, alt: str) -> tuple[str, tuple[int, int]]:
+  """(an <img> that holds the picture itself, (x, y)); see `embedded`."""
+  kind, data, (x, y) = embedded(path, budget)
+  source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
+  return f'<img src="{source}" width="{x}" height="{y}" alt="{html.escape(alt)}">', (x, y)
+
+
+def page(title: str, style: str, body: str) -> str:
+  """A whole page in HTML."""
+  return (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width,initial-scale=1">'
+    f'<title>{html.escape(title)}</title><style>{style}</style></head>'
+    f'<body>{body}</body></html>\n'
+  )
 
 
 def _check(images, captions, columns):

@@ -1,6 +1,5 @@
 """One page per run for people: the result, the curves, the samples over time, the config."""
 
-import base64
 import html
 import io
 import json
@@ -82,12 +81,7 @@ def write(
     _table(summary),
     *(f'<section id="run{i}">{section}</section>' for i, section in enumerate(sections)),
   ]
-  page = (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    f'<title>{_text(title)}</title><style>{STYLE}</style></head>'
-    f'<body>{"".join(body)}</body></html>\n'
-  )
+  page = pictures.page(title, STYLE, ''.join(body))
   pictures.save_bytes(workdir / 'report.html', page.encode())
   return workdir / 'report.html'
 
@@ -339,12 +333,10 @@ def _chosen(folder):
 
 
 def _figure(path, budget):
+  step = f'step {int(path.stem):,}'
   try:
-    kind, data, (x, y) = pictures.embedded(path, budget)
+    image, (x, y) = pictures.inline(path, budget, step)
   except OSError:  # not a picture, or removed since
     return ''
-  source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
-  step = f'step {int(path.stem):,}'
-  image = f'<img src="{source}" width="{x}" height="{y}" alt="{step}">'
   kind = ' class="wide"' if x > max(450, 1.25 * y) else ''  # captions would be too small to read
   return f'<figure{kind}>{image}<figcaption>{step}</figcaption></figure>'

@@ -86,17 +86,17 @@ def fill(folder, models, params, frozen, *, classes, each, seed, preset, about, 
   return paths, new
 
 
-def settle(folder, about):
-  """Writes down what the images of a folder are drawn from; ValueError if it has others."""
+def settle(folder, about, flag='--folder'):
+  """Writes down what the images of a folder are drawn from; ValueError if it has others. flag: which names it."""
   path = folder / ABOUT
   if not path.exists():
     if folder.exists() and any(folder.iterdir()):
-      raise ValueError(f'--folder: {folder} holds files that were not drawn by this command, expected a new folder')
+      raise ValueError(f'{flag}: {folder} holds files that were not drawn by this command, expected a new folder')
     pictures.save_bytes(path, json.dumps(about, indent=2).encode())
   old = json.loads(path.read_text())
   for key, value in about.items():
     if old.get(key) != value:
-      raise ValueError(f'--folder: {folder} was begun with {key} {old.get(key)}, {value} found; choose another folder')
+      raise ValueError(f'{flag}: {folder} was begun with {key} {old.get(key)}, {value} found; choose another folder')
 
 
 def to_npz(path, paths, seed=0):
@@ -141,8 +141,8 @@ def classes_of(config, labels):
   """Labels, numbers or names, as ints, checked against the model."""
   c = build.module(config.policy, 'policy')[1].c
   if not hasattr(c, 'classes'):
-    raise ValueError(f'sample: {config.policy.name} found, which reads text, one of labels expected; the evaluator '
-                     'eval.prompts draws of text features')
+    raise ValueError(f'sample: {config.policy.name} found, which reads text, one of labels expected; vargrl.talk '
+                     'draws of dialogues, the evaluator eval.prompts of text features')
   count = c.classes
   if not len(labels): return np.arange(min(count, 10))
   if list(labels) == ['all']: return np.arange(count)

@@ -84,19 +84,20 @@ def form(*, tokenizer: str, look, size: Sequence[int], crop: str) -> Form:
   y, x = size
   if crop == 'released' and y != x:
     raise ValueError(f"data.size: {y} x {x} found with crop 'released', a square expected")
-  words = named(tokenizer)
+  return Form(words=worded(tokenizer), size=(y, x), crop=crop, **look)
+
+
+def worded(tokenizer: str) -> text.Words:
+  """The tokenizer of a checkpoint's folder, or that of 'scenes'. One that has no tokens for drawing gets them after its
+  last; ValueError where it has none for pictures that are seen."""
+  words = scenes.words() if tokenizer == 'scenes' else text.with_drawing(text.read(tokenizer))
   for token in scenes.SPECIAL: text.number(words, token)
-  return Form(words=words, size=(y, x), crop=crop, **look)
-
-
-def named(tokenizer: str) -> text.Words:
-  """The tokenizer of a folder, or of 'scenes'. One that has no tokens for drawing gets them after its last."""
-  return scenes.words() if tokenizer == 'scenes' else text.with_drawing(text.read(tokenizer))
+  return words
 
 
 def special(data) -> tuple[tuple[int, ...], int]:
   """(the tokens where a drawn picture begins, ends, and of its places; how many tokens there are) of a config's section."""
-  words = named(data.tokenizer)
+  words = worded(data.tokenizer)
   numbers = [text.number(words, token) for token in (text.DRAW_START, text.DRAW_END, text.DRAW)]
   return tuple(numbers), words.tokenizer.get_vocab_size()
 

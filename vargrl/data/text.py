@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -18,6 +19,8 @@ START, END, TEXT_END = '<|im_start|>', '<|im_end|>', '<|endoftext|>'
 IMAGE, IMAGE_START, IMAGE_END = '<|image_pad|>', '<|vision_start|>', '<|vision_end|>'
 # And what VARGPT-v1.1 adds to them, in this order: around a picture that is drawn, and for each of its tokens.
 DRAW_START, DRAW_END, DRAW = '<|image_gen_start|>', '<|image_gen_end|>', '<|image_gen_pad|>'
+FILES = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt', 'added_tokens.json', 'special_tokens_map.json',
+         'chat_template.jinja', 'chat_template.json', 'preprocessor_config.json')  # of a checkpoint's folder
 TURNS = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n"
@@ -65,6 +68,15 @@ def write(words: Words, folder):
             'tokenizer_class': 'PreTrainedTokenizerFast'}
   words.tokenizer.save(str(folder / 'tokenizer.json'))
   (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
+
+
+def copy(words: Words, folder):
+  """The files that `words` was read from, as they are; of a tokenizer that has none, what `write` makes of it."""
+  source, folder = pathlib.Path(words.folder).expanduser(), pathlib.Path(folder).expanduser()
+  found = [source / name for name in FILES if (source / name).is_file()]
+  if not found: write(words, folder)
+  for path in found:
+    if path.resolve() != (folder / path.name).resolve(): shutil.copyfile(path, folder / path.name)
 
 
 def with_drawing(words: Words) -> Words:

@@ -80,6 +80,7 @@ SIZES = {
                     dataclasses.replace(infinity.SIZES['smoke'], scales=(1, 2, 4)), special=(6, 7, 8)),
 }
 HUB = 'VARGPT-family/VARGPT-v1.1'  # of the published folder, on huggingface.co
+ALONG = {'tokenizer': 'vae_local.'}  # what else lies in it, and under which prefix
 
 
 class Bridge(nn.Module):
