@@ -101,6 +101,9 @@ def get_config(arg=''):
       if name != 'tokenizer': r.policy.update(size='smoke', scales=(1, 2, 4))
       for e in r.evals.values(): e.records, e.words = 8, min(e.words, 2)
     for r in (c.read, c.draw): r.data.update(batch=8, records=2, drawn=21, length=192)
+    # Fewer programs to compile: all tasks at once from nothing, and one look at the end.
+    c.chain, c.draw.init, c.draw.evals = ('tokenizer', 'draw', 'dpo'), dict(tokenizer='tokenizer'), {}
+    c.dpo.evals = {name: c.dpo.evals[name] for name in ('understanding', 'editing')}
     c.tokenizer.data.batch = c.dpo.data.prompts = 8
     c.dpo.objective.collect.rollouts = 2
   elif arg: raise ValueError(f'scenes: no variant {arg!r}, expected smoke')

@@ -12,7 +12,7 @@ from vargrl.run import Run
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
 # What these run, others run too.
 ALIKE = ('grpo_var_aesthetic', 'grpo_var_painting', 'grpo_var_aesthetic_painting', 'dpo_digits', 'vmr_digits',
-         'dpo_var_d16_best_of_group', 'vmr_var_d16_aesthetic', 'vargpt_7b')
+         'dpo_var_d16_best_of_group', 'vmr_var_d16_aesthetic', 'grpo_infinity_2b', 'vargpt_7b')
 VARIANTS = ('grpo_var_aesthetic.py:d30', 'grpo_var_aesthetic.py:d36', 'grpo_var_aesthetic.py:lora', 'vmr_digits.py:vmr',
             'vargpt_7b.py:0.5b')
 SMOKED = [pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f for f in FILES

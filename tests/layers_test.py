@@ -8,8 +8,8 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 ANY = None
 BASE = {'parallel', 'types'}
-# Everything may import its own folder, except an objective, which knows no other.
-SHARED = ('vargrl.objectives.reduce', 'vargrl.objectives.group', 'vargrl.objectives.sft')
+# Everything may import its own folder, except an objective, which knows no other but those that it varies.
+SHARED = tuple(f'vargrl.objectives.{name}' for name in ('reduce', 'group', 'sft', 'sft_bits', 'dpo'))
 MAY = {
   'parallel': set(),
   'types': set(),

@@ -1,4 +1,6 @@
 """Dialogues as arrays: the released rendering, the masks drawn, positions, memories, crops."""
+import types
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -134,11 +136,13 @@ def test_a_form_that_does_not_fit_is_told(talks, change, message):
   with pytest.raises(ValueError, match=message): talks.form(**change)
 
 
-def test_a_tokenizer_without_the_tokens_is_told(talks, tmp_path):
+def test_a_tokenizer_without_tokens_for_drawing_gets_them_after_its_last(talks, tmp_path):
   import small_qwen
   small_qwen.write(tmp_path)
-  with pytest.raises(ValueError, match=rf'{tmp_path}: no token <\|image_gen_start\|> in this tokenizer'):
-    talks.form(tokenizer=str(tmp_path))
+  found, count = sequences.special(types.SimpleNamespace(tokenizer=str(tmp_path)))
+  before = text.read(tmp_path).tokenizer.get_vocab_size()
+  assert found == (before, before + 1, before + 2) and count == before + 3
+  assert talks.form(tokenizer=str(tmp_path)).words.tokenizer.token_to_id(text.DRAW) == before + 2
 
 
 def test_tokens_of_pictures_in_a_text_are_refused(tell):
