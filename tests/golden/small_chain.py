@@ -17,12 +17,13 @@ SAID = {6: .4, 2: .2, 100: .2, 101: .2}
 
 
 def loud(lm):
-  """Its weights, changed so that it says SAID: one coordinate of the norm is large, and all that the head reads."""
-  tokens, head = lm['tokens'].at[:, 0].set(50.), jnp.zeros_like(lm['head']['w'])
+  """Its weights, changed so that it says SAID: one coordinate is large and the same everywhere, and all that the head
+  reads; the others are what pictures are drawn from."""
+  tokens, head = (5 * lm['tokens']).at[:, 0].set(20.), jnp.zeros_like(lm['head']['w'])
   chances = np.full(head.shape[1], 1e-12)
   for token, chance in SAID.items(): chances[token] = chance
   return lm | {'tokens': tokens, 'head': {'w': head.at[0].set(np.log(chances) / len(head) ** .5)},
-               'norm': {'scale': jnp.ones_like(lm['norm']['scale'])}}
+               'norm': {'scale': jnp.full_like(lm['norm']['scale'], 5.).at[0].set(1.)}}
 
 
 @pytest.fixture(scope='session')
@@ -35,7 +36,7 @@ def spoken(tmp_path_factory):
   built = build.build(config)
   shapes = lambda init: nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   policy = random_weights(shapes(built.trained['policy']), 1)
-  for bridge in ('into', 'out'): policy[bridge]['fc2']['b'] = policy[bridge]['fc2']['b'].at[0].set(50. * (bridge == 'into'))
+  for bridge in ('into', 'out'): policy[bridge]['fc2']['b'] = policy[bridge]['fc2']['b'].at[0].set(20. * (bridge == 'into'))
   weights = {'policy': policy | {'lm': loud(policy['lm'])}, 'tokenizer': random_weights(shapes(built.frozen['tokenizer']), 2)}
   for run, name in (('tokenizer', 'tokenizer'), ('dpo', 'policy')):
     keep = store.Store(root / run / 'checkpoints', every=1, keep=1)
