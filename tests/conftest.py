@@ -32,6 +32,7 @@ import numpy as np
 import pytest
 from small_chain import spoken  # noqa: F401
 from small_talks import talks, tell  # noqa: F401
+from some_scenes import some  # noqa: F401
 
 from vargrl.models import infinity, var
 from vargrl.tokenizers import bsq, vq
