@@ -6,7 +6,7 @@ A chain: a bitwise tokenizer; a language model with a tower that learns to answe
 together, the decoder that draws included; and DPO on pairs of the model's own pictures, as the world's checker judges
 them. Everything is scored on scenes that training has no like of.
 
-  --config experiments/scenes.py:smoke     every run for two steps
+  --config experiments/scenes.py:smoke     every run for two steps; :smoke-grpo likewise
 """
 from ml_collections import ConfigDict
 
@@ -18,9 +18,9 @@ SEEN = dict(size=(32, 32), tokenizer='scenes', look=LOOK)
 def get_config(arg=''):
   c = ConfigDict()
   c.title = 'vargrl: a unified model of scenes'
-  c.chain = ('tokenizer', 'read', 'draw', 'dpo')
+  c.chain = ('tokenizer', 'read', 'draw', 'grpo' if arg.endswith('grpo') else 'dpo')
   c.summary = (('understanding/overall', 'higher'), ('generation/overall', 'higher'), ('editing/overall', 'higher'))
-  for name in c.chain: c[name] = common()
+  for name in ('tokenizer', 'read', 'draw', 'dpo', 'grpo'): c[name] = common()
   tokenizer = dict(name='tokenizers.bsq', size='small', width=32, scales=SCALES)
 
   r = c.tokenizer
@@ -33,7 +33,7 @@ def get_config(arg=''):
                 shuffle=True, max_unreadable=0.01, dir='', threads=2, workers=0)
   r.optim.update(peak=2e-3, warmup=50, schedule='cosine', end=0.05)
 
-  policy = dict(name='models.unified', size='small', scales=SCALES, remat='blocks')
+  policy = dict(name='models.unified', size='small', scales=SCALES)
   # nothing: an empty message, and the beginning of a picture, in the tokens of scenes.
   rollout = dict(name='rollout.interleaved', words=(0, 0), temperature=1.0, top_k=0, top_p=0.0, stop=(2,),
                  guidance=2.0, bit_temperature=1.0, bit_top_p=0.0, nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6),
@@ -73,41 +73,54 @@ def get_config(arg=''):
   r.optim.update(peak=1e-3, warmup=100, schedule='cosine', end=0.05)
   r.evals = dict(evals)
 
-  r = c.dpo
-  r.description = 'DPO: of the pictures that the model draws of a caption, the best against the worst.'
-  r.steps, r.save_every, r.show_every = 100, 25, 25
-  r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
-  r.reference, r.init = True, dict(policy='draw', tokenizer='tokenizer')
-  r.objective = dict(name='objectives.dpo_groups')
-  r.objective.collect = dict(rollouts=8, rewards=dict(scenes=dict(
-      name='rewards.scenes', weight=1.0, world='small', strict=True, partial=True)),
-      pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=64))
-  r.objective.loss = dict(kind='sigmoid_norm', beta=10.0, smoothing=0.0, alpha=0.5)
-  r.data = dict(name='data.dialogue_prompts', dataset='scenes/small/32/generation', split='train', dir='',
-                records=100_000, prompts=16, length=48, patches=0, draw=True, crop='cover', shuffle=True,
-                max_unreadable=0.01, threads=2, workers=0, **SEEN)
-  # What reads is left alone.
-  r.optim.scale = (('policy/(drawer|into|out)', 1.0), ('.*', None))
-  r.optim.update(peak=5e-5, warmup=5, schedule='constant')
-  r.optim.decay = (('.*', 0.0),)
-  r.evals = dict(evals)
+  # Of what the model draws itself, the checker's judgement teaches; what reads is left alone.
+  for name in ('dpo', 'grpo'):
+    r = c[name]
+    r.steps, r.save_every, r.show_every = 100, 25, 25
+    r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
+    r.reference, r.init = True, dict(policy='draw', tokenizer='tokenizer')
+    r.objective = dict(name=dict(dpo='objectives.dpo_groups', grpo='objectives.grpo')[name])
+    r.objective.collect = dict(rollouts=8, rewards=dict(scenes=dict(
+        name='rewards.scenes', weight=1.0, world='small', strict=True, partial=True)),
+        pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=64))
+    r.data = dict(name='data.dialogue_prompts', dataset='scenes/small/32/generation', split='train', dir='',
+                  records=100_000, prompts=16, length=48, patches=0, draw=True, crop='cover', shuffle=True,
+                  max_unreadable=0.01, threads=2, workers=0, **SEEN)
+    r.optim.scale = (('policy/(drawer|into|out)', 1.0), ('.*', None))
+    r.optim.update(peak=5e-5, warmup=5, schedule='constant')
+    r.optim.decay = (('.*', 0.0),)
+    r.evals = dict(evals)
+  c.dpo.description = 'DPO: of the pictures that the model draws of a caption, the best against the worst.'
+  c.dpo.objective.loss = dict(kind='sigmoid_norm', beta=10.0, smoothing=0.0, alpha=0.5)
+  c.grpo.description = 'GRPO: of the pictures that the model draws of a caption, each against their mean.'
+  c.grpo.objective.collect.update(old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict())
+  c.grpo.objective.loss = dict(level='token', clip=0.2, clip_high=0.28, kl=0.01, estimator='exact', alpha=0.5, first=0,
+                               last=len(SCALES) - 1)
 
-  if arg == 'smoke':
-    for name in c.chain:
-      r = c[name]
-      r.steps, r.save_every, r.optim.warmup = 2, 1, 1
-      (r.policy if name == 'tokenizer' else r.tokenizer).update(
-          size='smoke-square', mults=(1, 1, 1, 1), scales=(1, 2, 4))
-      if name != 'tokenizer': r.policy.update(size='smoke', scales=(1, 2, 4))
-      for e in r.evals.values(): e.records, e.words = 8, min(e.words, 2)
-    for r in (c.read, c.draw): r.data.update(batch=8, records=2, drawn=21, length=192)
-    # Fewer programs to compile: all tasks at once from nothing, and one look at the end.
-    c.chain, c.draw.init, c.draw.evals = ('tokenizer', 'draw', 'dpo'), dict(tokenizer='tokenizer'), {}
-    c.dpo.evals = {name: c.dpo.evals[name] for name in ('understanding', 'editing')}
-    c.tokenizer.data.batch = c.dpo.data.prompts = 8
-    c.dpo.objective.collect.rollouts = 2
-  elif arg: raise ValueError(f'scenes: no variant {arg!r}, expected smoke')
+  if arg in ('smoke', 'smoke-grpo'): smoke(c)
+  elif arg not in ('', 'grpo'): raise ValueError(f'scenes: no variant {arg!r}, expected grpo, smoke or smoke-grpo')
+  for name in ('dpo', 'grpo'):
+    if name not in c.chain: del c[name]
   return c
+
+
+def smoke(c):
+  """Two steps at tiny sizes. Fewer programs to compile: all tasks at once from nothing, and one look at the end."""
+  for name in ('tokenizer', 'draw', 'dpo', 'grpo'):
+    r = c[name]
+    r.steps, r.save_every, r.optim.warmup = 2, 1, 1
+    (r.policy if name == 'tokenizer' else r.tokenizer).update(
+        size='smoke-square', mults=(1, 1, 1, 1), scales=(1, 2, 4))
+    if name != 'tokenizer': r.policy.update(size='smoke', scales=(1, 2, 4))
+    for e in r.evals.values(): e.records, e.words = 8, min(e.words, 2)
+  c.tokenizer.data.batch = 8
+  c.draw.data.update(batch=8, records=2, drawn=21, length=192)
+  c.chain, c.draw.init, c.draw.evals = ('tokenizer', 'draw', c.chain[-1]), dict(tokenizer='tokenizer'), {}
+  del c.read
+  for r in (c.dpo, c.grpo):
+    r.data.prompts, r.objective.collect.rollouts = 8, 2
+    r.evals = {name: r.evals[name] for name in ('understanding', 'editing')}
+  c.grpo.objective.loss.last = 2
 
 
 def common():

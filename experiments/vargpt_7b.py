@@ -3,13 +3,14 @@ r"""VARGPT-v1.1 at 7B + 2B: its chain of supervised stages, DPO and editing, fro
   tpu/run.sh train --config experiments/vargpt_7b.py --workdir bucket/vargpt_7b
 
 v5p:4x4x4. The stages are those of the paper's Table 1 (https://arxiv.org/abs/2504.02949), with its learning rates,
-batches and steps. Needs in weights/ below the current folder Qwen2-VL-7B-Instruct (a folder of Hugging Face),
+batches and steps. Needs in weights/ below the current folder Qwen2-VL-7B-Instruct, a folder of Hugging Face,
 infinity_2b_reg.pth and infinity_vae_d32reg.pth; in data/ the JSON files named below, in the released schemas: see
 vargrl/data/sharegpt.py.
 
 What differs from the released code, which has its faults (see README): M-RoPE positions everywhere, losses of the
-assistant's words alone, bits weighed by scale, prompts dropped for guidance, the same bits turned for both sides of DPO.
+assistant's words alone, bits weighed by scale, prompts dropped for guidance, for both sides of DPO the same bits turned.
 
+  --config experiments/vargpt_7b.py:1024      and then supervised tuning at 1024x1024, on v5p:4x4x8
   --config experiments/vargpt_7b.py:0.5b      Qwen2.5-0.5B's size and Infinity's smallest, from nothing
   --config experiments/vargpt_7b.py:smoke     every run for two steps, tiny, on scenes
 """
@@ -18,20 +19,25 @@ from ml_collections import ConfigDict
 LOOK = dict(patch=14, merge=2, frames=2, least=56 * 56, most=512 * 512)
 NOTHING = (151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151645, 198, 151644,
            77091, 198, 151657)  # the chat template with an empty message, to where a picture begins
-# name: (learning rate, steps, pixels, rows of a batch, records of a row, tokens of a row, patches, what is trained)
 WORDS, PROJECTORS, DRAWER = 'policy/lm', 'policy/(into|out|start)', 'policy/(drawer|into|out|start)'
-STAGES = dict(stage1=(1e-3, 2_000, 256, 256, 4, 2560, 0, PROJECTORS), stage2=(5e-5, 3_100, 256, 128, 2, 4096, 8192, WORDS),
-              sft256=(5e-5, 40_000, 256, 256, 4, 2560, 0, DRAWER), sft512=(5e-5, 30_000, 512, 512, 1, 2688, 0, DRAWER),
-              edit=(5e-5, 2_000, 512, 512, 1, 3328, 1600, '.*'))
+# name: (learning rate, steps, pixels, rows of a batch, records of a row, tokens of a row, patches, what is trained)
+STAGES = dict(stage1=(1e-3, 2_000, 256, 256, 4, 2560, 0, PROJECTORS),
+              stage2=(5e-5, 3_100, 256, 128, 2, 4096, 8192, WORDS),
+              sft256=(5e-5, 40_000, 256, 256, 4, 2560, 0, DRAWER),
+              sft512=(5e-5, 30_000, 512, 512, 1, 2688, 0, DRAWER),
+              edit=(5e-5, 2_000, 512, 512, 1, 3328, 1600, '.*'),
+              sft1024=(5e-5, 10_000, 1024, 256, 1, 10752, 0, DRAWER))
 PREFERENCES = dict(dpo256=(5_000, 256), dpo512=(3_000, 512))
-BEFORE = dict(stage2='stage1', sft256='stage2', dpo256='sft256', sft512='dpo256', dpo512='sft512', edit='dpo512')
-SCALES, DRAWN = {256: '0.06M', 512: '0.25M'}, {256: 521, 512: 2521}
+BEFORE = dict(stage2='stage1', sft256='stage2', dpo256='sft256', sft512='dpo256', dpo512='sft512', edit='dpo512',
+              sft1024='edit')
+SCALES, DRAWN = {256: '0.06M', 512: '0.25M', 1024: '1M'}, {256: 521, 512: 2521, 1024: 10521}
 
 
 def get_config(arg=''):
   c = ConfigDict()
   c.title, c.summary = 'VARGPT-v1.1, 7B + 2B', ()
   c.chain = ('stage1', 'stage2', 'sft256', 'dpo256', 'sft512', 'dpo512', 'edit')
+  if arg == '1024': c.chain += ('sft1024',)
   for name in c.chain:
     c[name] = r = common()
     r.description = f'VARGPT-v1.1: {name}'
@@ -58,7 +64,8 @@ def get_config(arg=''):
       if name == 'stage1': c[name].optim.scale = (('.*', 1.0),)
   elif arg == 'smoke':
     for name in c.chain: smoke(c[name], name)
-  elif arg: raise ValueError(f'vargpt_7b: no variant {arg!r}, expected 0.5b or smoke')
+  elif arg == '1024': c.sft1024.pod = 'v5p:4x4x8'
+  elif arg: raise ValueError(f'vargpt_7b: no variant {arg!r}, expected 1024, 0.5b or smoke')
   return c
 
 
@@ -70,8 +77,8 @@ def stage(r, name, pixels, shared):
                      loss=dict(bits=3.0, alpha=0.5))
   r.data = dict(name='data.dialogues', batch=batch, records=records, length=length, patches=patches,
                 pictures=records, memory=1024 if patches else 128, drawn=DRAWN[pixels], wanted='assistant',
-                prompt_drop=0.1, sources={name: dict(dataset=f'data/{name}.json', split='', dir='', records=0, weight=1.0)},
-                **shared)
+                prompt_drop=0.1, **shared,
+                sources={name: dict(dataset=f'data/{name}.json', split='', dir='', records=0, weight=1.0)})
   r.optim.peak, r.optim.scale = peak, ((trained, 1.0), ('.*', None)) if trained != '.*' else (('.*', 1.0),)
 
 
@@ -92,7 +99,8 @@ def smoke(r, name):
   r.tokenizer.update(size='smoke-square', mults=(1, 1, 1, 1), scales='1x1 2x2 4x4', dtype='float32')
   r.rollout.update(words=(24, 0), stop=(2,), nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6))
   r.init = dict(policy=BEFORE[name]) if name in BEFORE else {}
-  r.data.update(size=(32, 32), tokenizer='scenes', look=dict(patch=4, merge=2, frames=1, least=1024, most=1024), workers=0)
+  r.data.update(size=(32, 32), tokenizer='scenes', workers=0,
+                look=dict(patch=4, merge=2, frames=1, least=1024, most=1024))
   if name in PREFERENCES:
     r.data.update(dataset='scenes/small/32/pairs', split='train', records=64, prompts=8, length=48, answer=24)
   else:

@@ -8,12 +8,12 @@ import pytest
 import safetensors.numpy
 from small_chain import SCENES
 
-from vargrl import build, experiment, main, talk
+from vargrl import build, experiment, main
 from vargrl.checkpoint import digest, store, torch
 from vargrl.data import sequences, text
 from vargrl.models import var
 from vargrl.parallel import place
-from vargrl.run import Run
+from vargrl.run import Run, check_words
 from vargrl.scenes import words as scenes
 from vargrl.tokenizers import vq
 from vargrl.types import State
@@ -128,7 +128,8 @@ def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_p
   prefixes = {key.split('.')[0] for key in safetensors.numpy.load_file(out / 'model.safetensors')}
   assert {'vae_local', 'vargpt_gen', 'visual', 'model'} <= prefixes
   form = sequences.form(tokenizer=str(out), look=config.data.look, size=(32, 32), crop='cover')
-  talk.check_words(form, again.models.config)
+  with config.unlocked(): config.data.tokenizer = str(out)
+  check_words(config.data, again.models.config)
   said = [{'role': 'user', 'content': 'write "AB" in red.'}]
   np.testing.assert_array_equal(text.prompt(form.words, said), text.prompt(scenes.words(), said))
   # The words of a folder go along as they are, but for what is not theirs; weights that are there stay.

@@ -119,13 +119,6 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
     assert go(cut) == 2 and files(cut) == whole
 
 
-def test_prompts_of_a_text_file_are_its_lines(tmp_path):
-  path = tmp_path / 'asked.txt'
-  path.write_text('a cat\n\n  two dogs \n')
-  said, names = talk.listed(path)
-  assert [x.text for x in said] == ['a cat', 'two dogs'] and names == [f'{path}: line 1', f'{path}: line 3']
-
-
 @pytest.mark.parametrize('asked, options, words', [
     ([], {}, r'dialogues: \[\] found, a list of at least 1 expected'),
     (['a cat', ' '], {}, 'dialogue 1: an empty message to answer found'),

@@ -10,6 +10,7 @@ import jax
 from vargrl import build as building
 from vargrl import optim, speed, update
 from vargrl.checkpoint import digest
+from vargrl.data import sequences
 from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, place, rules
@@ -103,7 +104,8 @@ class Run:
     if 'text' in self.models.given and 'tokens' in config.data:
       (tokens, width), found = self.models.given['text'][0], (config.data.tokens, config.data.width)
       if found[0] > tokens or found[1] != width:
-        raise ValueError(f'data: {found[0]} text features of {found[1]}, at most {tokens} of {width} expected by the policy')
+        raise ValueError(f'data: {found[0]} text features of {found[1]}, at most {tokens} of {width} expected by the '
+                       'policy')
     wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
     if wanted and data.classes and data.classes > wanted:
       raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')
@@ -118,10 +120,7 @@ class Run:
     """Tokens, patches and places of dialogues must be the policy's."""
     data, c = self.config.data, self.models.config
     if self.models.packed is None: raise ValueError(f'data: dialogues found, {self.config.policy.name} reads none')
-    (special, vocab) = self.data_module.special(data)
-    if special != c.special:
-      raise ValueError(f'policy.special: {c.special} found, {special} expected, the tokens of {data.tokenizer} for drawing')
-    if vocab > c.text.vocab: raise ValueError(f'data.tokenizer: {vocab} tokens found, at most {c.text.vocab} expected')
+    check_words(data, c)
     for name in ('patch', 'merge', 'frames'):
       if data.look[name] != getattr(c.image, name):
         raise ValueError(f'data.look.{name}: {data.look[name]} found, {getattr(c.image, name)} expected by the policy')
@@ -177,3 +176,14 @@ def signature(function, section, what, given=()):
   found = set(section) - {'name'}
   if found != expected:
     raise ValueError(f'{what}: keys {sorted(found)}, expected {sorted(expected)}')
+
+
+def check_words(data, c):
+  """ValueError where the tokenizer of a config's section is of another model than that of Config `c`."""
+  special, vocab = sequences.special(data)
+  if special != tuple(c.special):
+    raise ValueError(f'policy.special: {tuple(c.special)} found, {special} expected, the tokens of {data.tokenizer} '
+                     'for drawing')
+  if vocab > c.text.vocab:
+    raise ValueError(f'data.tokenizer: {vocab} tokens in {data.tokenizer}, at most {c.text.vocab} expected by the '
+                     'policy')

@@ -20,12 +20,11 @@ from vargrl.data import packing, sequences, sharegpt, text
 from vargrl.data.sequences import DRAWN, SEEN, Dialogue
 from vargrl.eval import scenes
 from vargrl.parallel import multihost, rows
-from vargrl.run import Run
+from vargrl.run import Run, check_words
 from vargrl.types import lookup
 
 WORDS, BATCH = (64, 64), 16
 ROOM = 16  # prompts are as long as the longest of them, up to a multiple of so many tokens, and embeddings
-SPECIAL = (text.DRAW_START, text.DRAW_END, text.DRAW)  # as models/unified.py's Config.special
 SHOWN, BYTES = 100, 4_000_000  # dialogues on the page, and their pictures before base64
 STYLE = """
 body{margin:0 auto;max-width:760px;padding:2rem 1rem;color:#18181b;font:16px/1.5 system-ui,sans-serif}
@@ -110,16 +109,10 @@ def asking(said: Dialogue, where) -> Dialogue:
 
 
 def listed(path):
-  """([Dialogue], [name]) of a file: .json or .jsonl as in data/sharegpt.py, .txt with a prompt in each line."""
+  """([Dialogue], [name]) of a file, see data/sharegpt.py."""
   path = str(path)
-  if not path.endswith(('.json', '.jsonl', '.txt')):
-    raise ValueError(f'--prompts: {path} found, a file .json, .jsonl or .txt expected')
-  if not os.path.isfile(path): raise ValueError(f'--prompts: {path} found, which is no file')
-  if path.endswith('.txt'):
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    numbered = [(f'{path}: line {i}', line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
-    if not numbered: raise ValueError(f'--prompts: {path}: 0 prompts found, at least 1 expected')
-    return [dialogue(line, name) for name, line in numbered], [name for name, _ in numbered]
+  if not path.endswith(sharegpt.FILES):
+    raise ValueError(f'--prompts: {path} found, a file that ends with {" or ".join(sharegpt.FILES)} expected')
   read, count = sharegpt.opened(path, '', '', ends='prompt')
   names = [f'{path}: record {i}' for i in range(count)]
   return [asking(read(i), name) for i, name in enumerate(names)], names
@@ -139,9 +132,10 @@ def prepared(config, workdir, said: Sequence[Dialogue], names, *, run, words, be
                      'pictures expected')
   form = sequences.form(**{key: config.data[key] for key in ('tokenizer', 'look', 'size', 'crop')})
   model = build.module(config.policy, 'policy')[1].c
-  check_words(form, model)
+  check_words(config.data, model)
   if begin is not None:
-    if len(words) < 2: raise ValueError(f'words: {tuple(words)} found, two numbers at least expected where a picture begins')
+    if len(words) < 2:
+      raise ValueError(f'words: {tuple(words)} found, two numbers at least expected where a picture begins')
     words = (0, *words[1:])
     said = [opened(x, begin) for x in said]
   sampler = dataclasses.replace(build.sampler(config), words=tuple(words))
@@ -149,16 +143,6 @@ def prepared(config, workdir, said: Sequence[Dialogue], names, *, run, words, be
   begun = [x.messages[-1][1].split(DRAWN)[0].strip() if begin is not None else '' for x in said]
   plan = lookup(config.rollout.name, 'plan').plan(sampler, model.draw.length)
   return Talk(chain.lean(config, root), root / name, form, sampler, plan, prompts, begun)
-
-
-def check_words(form, c):
-  """ValueError where the tokenizer is of another model than that of Config `c`."""
-  found = tuple(text.number(form.words, token) for token in SPECIAL)
-  if found != tuple(c.special):
-    raise ValueError(f'data.tokenizer: {", ".join(SPECIAL)} are tokens {found} in {form.words.folder}, {tuple(c.special)} '
-                     'expected by policy.special')
-  if (count := form.words.tokenizer.get_vocab_size()) > c.text.vocab:
-    raise ValueError(f'data.tokenizer: {count} tokens in {form.words.folder}, at most {c.text.vocab} expected by the policy')
 
 
 def opened(said: Dialogue, begin) -> Dialogue:

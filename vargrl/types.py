@@ -33,8 +33,9 @@ class State:
 class Rollout:
   """Sampled tokens; [L] inside the rollout, [P, R, L] outside.
 
-  tokens: int32, bits have one axis more; a dictionary of both where words and pictures take turns. logp: log-probability of each token under the policy of record at the sampling
-  temperature, before truncation. sampler: under the distribution it was drawn from. float32, nats.
+  tokens: int32, bits have one axis more; a dictionary of both where words and pictures take turns. logp:
+  log-probability of each token under the policy of record at the sampling temperature, before truncation. sampler:
+  under the distribution it was drawn from. float32, nats.
   mask: float32, 0 after the end of a row, where all else is 0 too; None where rows have no end of their own.
   """
   tokens: jax.Array

@@ -145,8 +145,19 @@ def test_a_file_that_holds_no_dialogues_is_told(tmp_path, name, content, message
   with pytest.raises(ValueError, match=re.escape(message)): read(tmp_path / name)
 
 
+def test_prompts_of_a_text_file_are_its_lines(tmp_path):
+  path = tmp_path / 'asked.txt'
+  path.write_text('a cat\n  two dogs \n\n')
+  one, count = sharegpt.opened(str(path), '', '', ends='prompt')
+  assert [one(i).text for i in range(count)] == ['a cat', 'two dogs']
+  path.write_text('a cat\n\ntwo dogs\n')  # whose lines would not be those of names.py
+  with pytest.raises(ValueError, match='asked.txt: an empty line 2 found'): read(path, 'prompt')
+  with pytest.raises(ValueError, match='asked.txt found, which has prompts alone; one that ends with .json or .jsonl'):
+    read(path)
+
+
 def test_what_is_not_there_is_told(tmp_path, talks):
-  with pytest.raises(ValueError, match='no.json: no such file'): read(tmp_path / 'no.json')
+  with pytest.raises(ValueError, match='no.json found, which is no file'): read(tmp_path / 'no.json')
   with pytest.raises(ValueError, match="split 'train' found, '' expected of a file"): read(talks.path, split='train')
   with pytest.raises(ValueError, match="digits: features .* found, 'messages' expected among them"):
     read('digits', split='train', dir=tmp_path)

@@ -12,6 +12,7 @@ from vargrl.checkpoint import torch
 from vargrl.models import infinity, qwen2, unified
 from vargrl.objectives import dpo
 from vargrl.rollout import interleaved
+from vargrl.rollout import parts as pieces
 from vargrl.types import Experience, Models, bounds
 
 LENGTH, PATCHES = 680, 24  # of all rows: one program is compiled
@@ -117,9 +118,9 @@ def test_reading_is_the_official_one():
 
   @jax.jit
   def run(params, prompt):
-    parts = interleaved.parted(m.model, params)
+    parts = pieces.parted(m.model, params)
     return parts.both('see', jax.tree.map(lambda x: x[None], prompt)), parts.words(
-        'logits', interleaved.read(parts, prompt)[1])
+        'logits', pieces.read(parts, prompt)[1])
   x_1SD, logits = run(m.params, jax.tree.map(jnp.asarray, prompt))
   np.testing.assert_allclose(x_1SD[0, ids == golden.SEEN], part['vit_out'], atol=1e-4)
   np.testing.assert_allclose(logits[0], part['logits'], atol=1e-4)
@@ -142,9 +143,9 @@ def test_every_scale_of_an_edit_is_drawn_from_the_official_logits():
 
   @jax.jit
   def run(params, prompt):
-    parts = interleaved.parted(m.model, params)
-    known, h_1SD, seen_1S = interleaved.read(parts, prompt)
-    stream = interleaved.conditional(SAMPLER, parts, known, prompt['length'], [(h_1SD, seen_1S, interleaved.last(seen_1S))])
+    parts = pieces.parted(m.model, params)
+    known, h_1SD, seen_1S = pieces.read(parts, prompt)
+    stream = interleaved.conditional(SAMPLER, parts, known, prompt['length'], [(h_1SD, seen_1S, pieces.last(seen_1S))])
     streams = [stream, interleaved.unconditional(SAMPLER, parts, None, stream.masks)]
     x, z, out = [parts.both('first', s.cond_BD) for s in streams], m.tokenizer.zeros(1), []
     for i, (a, b) in enumerate(bounds(m.c.scales)):

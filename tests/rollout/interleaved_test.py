@@ -12,6 +12,7 @@ import pytest
 from vargrl.models import infinity, qwen2, unified, vit
 from vargrl.parallel import mesh, rules
 from vargrl.rollout import interleaved, packed
+from vargrl.rollout import parts as pieces
 from vargrl.tokenizers import bsq
 
 SCALES, START, END, PAD, STOP = (1, 2), 6, 7, 8, 2
@@ -189,7 +190,7 @@ def test_a_prompt_is_read_once_for_its_group():
     run = jax.jit(partial(interleaved.generate, SMOKE.model, SMOKE.vae, c))
     return run.lower(SMOKE.params, SMOKE.vq_params, prompt_P, keys_PR).cost_analysis()['flops']
   def reading(S):
-    read = lambda params, prompt: interleaved.read(interleaved.parted(SMOKE.model, params), prompt)
+    read = lambda params, prompt: pieces.read(pieces.parted(SMOKE.model, params), prompt)
     return jax.jit(read).lower(SMOKE.params, jax.tree.map(lambda x: x[0], prompts(S=S))).cost_analysis()['flops']
   once = reading(41) - reading(9)
   # To attend to a longer prompt costs each row a little, to read it would cost five times as much.

@@ -89,12 +89,13 @@ def mixture(sources) -> tuple[list[Source], list[float]]:
 def opened(*, dataset: str, split: str, dir: str, records: int, ends: str) -> Source:
   """A Source of the first `records`; 0 is all.
 
-  dataset: a .json or .jsonl or a TFDS name, see sharegpt.py; or 'scenes/WORLD/PIXELS/KIND', see scenes_dialogues.py,
+  dataset: a file or a TFDS name, see sharegpt.py; or 'scenes/WORLD/PIXELS/KIND', see scenes_dialogues.py,
   which has as many records as are asked for. ends: one of sharegpt.ENDS.
   """
   if dataset.startswith('scenes/') and dataset.count('/') > 1:
     if (ends == 'pair') != dataset.endswith('/pairs'):
-      raise ValueError(f'dataset: {dataset!r} found, a data set of {"preferences" if ends == "pair" else "dialogues"} expected')
+      kind = 'preferences' if ends == 'pair' else 'dialogues'
+      raise ValueError(f'dataset: {dataset!r} found, a data set of {kind} expected')
     if dir or records < 1:
       raise ValueError(f"{dataset}: dir {dir!r}, records {records} found, '' and at least 1 expected")
     return Source(scenes_dialogues.opened(dataset, split), records, f'{dataset}/{split}')

@@ -1,5 +1,5 @@
 """Dialogues of data files, in the schemas that VARGPT-v1.1 was released with: .json, .jsonl, and TFDS data sets of
-the same fields.
+the same fields; and .txt with a prompt in each line.
 
 A record has messages [{'role': 'user', 'content': '<image>What is this?'}, {'role': 'assistant', ...}] and images,
 one for each <image> and <image_gen> in their order: paths, or in TFDS encoded pictures. A preference ends with the
@@ -13,6 +13,7 @@ import numpy as np
 from vargrl.data import image, source
 from vargrl.data.sequences import DRAWN, PLACE, SEEN, Dialogue, places
 
+FILES = ('.json', '.jsonl', '.txt')
 ENDS = ('answer', 'prompt', 'pair')  # of a record: as it is trained, as it is continued, as it is preferred
 
 
@@ -20,11 +21,15 @@ def opened(dataset: str, split: str, dir: str, *, ends: str):
   """(record number -> Dialogue, or of pairs (chosen, rejected), how many there are); ValueError that names the first
   record that is wrong. Files are checked whole here, TFDS records as they are read.
 
-  dataset: a .json or .jsonl, whose split is ''; dir: the folder of its images, '' for its own; or a TFDS name.
+  dataset: a .json or .jsonl, or of prompts a .txt, whose split is ''; dir: the folder of its images, '' for its own; or
+  a TFDS name.
   """
-  if not dataset.endswith(('.json', '.jsonl')): return from_tfds(dataset, split, dir, ends)
+  if not dataset.endswith(FILES): return from_tfds(dataset, split, dir, ends)
   if split: raise ValueError(f"{dataset}: split {split!r} found, '' expected of a file")
-  if not os.path.isfile(dataset): raise ValueError(f'{dataset}: no such file, a .json or .jsonl of dialogues expected')
+  kinds = FILES if ends == 'prompt' else FILES[:2]
+  if not os.path.isfile(dataset) or not dataset.endswith(kinds):
+    what = 'found, which has prompts alone' if os.path.isfile(dataset) else 'found, which is no file'
+    raise ValueError(f'{dataset} {what}; one that ends with {" or ".join(kinds)} expected')
   folder, lines = dir or os.path.dirname(dataset), []
   for i, record in enumerate(listed(dataset)):
     where = f'{dataset}: record {i}'
@@ -43,6 +48,12 @@ def opened(dataset: str, split: str, dir: str, *, ends: str):
 def listed(path: str):
   """The records of a file, one by one."""
   with open(path, encoding='utf-8') as file:
+    if path.endswith('.txt'):
+      lines = file.read().rstrip().splitlines()  # as many as there are names in it, see names.py
+      for i, line in enumerate(lines, 1):
+        if not line.strip(): raise ValueError(f'{path}: an empty line {i} found, a prompt in each expected')
+        yield {'messages': [{'role': 'user', 'content': line.strip()}]}
+      return
     if path.endswith('.jsonl'):
       for i, line in enumerate(x for x in file if x.strip()): yield loads(line, f'{path}: record {i}')
       return

@@ -8,8 +8,9 @@ def make(config, models):
   """[(nickname, evaluate, every)]; every 0 means only before the first and after the last step.
 
   evaluate(params, frozen, poll=None) yields (name, value): a number, or a picture uint8 [y, x, 3]. It calls poll()
-  every few images, which may raise (notice.Stop); it may have processes, which its `close` ends. Whatever an evaluator cannot work with, a data set that is not there for one, is a
-  ValueError here, a file that is not there a FileNotFoundError.
+  every few images, which may raise (notice.Stop); it may have processes, which its `close` ends. Whatever an evaluator
+  cannot work with, a data set that is not there for one, is a ValueError here, a file that is not there a
+  FileNotFoundError.
   """
   out = []
   try:

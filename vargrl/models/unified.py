@@ -67,7 +67,7 @@ SIZES = {
     # As released: Qwen2-VL-7B-Instruct and Infinity-2B.
     'vargpt-v1.1': Config(LM['vl-7b'], vit.SIZES['7b'],
                           dataclasses.replace(infinity.SIZES['2b'], scales='0.25M')),
-    # With Qwen2.5-0.5B, its heads of 64 turned by M-RoPE in Qwen2-VL's shares, and a decoder of Infinity's smallest size.
+    # With Qwen2.5-0.5B, its heads of 64 turned by M-RoPE in Qwen2-VL's shares, and Infinity's smallest decoder.
     '0.5b': Config(dataclasses.replace(LM['0.5b'], sections=(8, 12, 12)),
                    dataclasses.replace(vit.SIZES['2b'], out=896),
                    dataclasses.replace(infinity.SIZES['125m'], scales='0.06M', text=768)),
@@ -226,8 +226,9 @@ def described(c):
 
 
 def flops(c, length, patches, pictures):
-  """Multiply-adds x 2 of one forward pass of a row of `length` tokens, of which those of the pictures to draw are a part,
-  with so many patches of pictures that are read, as if all were of one. A prompt that rows share is not counted."""
+  """Multiply-adds x 2 of one forward pass of a row of `length` tokens, of which those of the pictures to draw are a
+  part, with so many patches of pictures that are read, as if all were of one. A prompt that rows share is not
+  counted."""
   bridges = c.text.width + c.drawer.width
   bridges = 2 * pictures * c.draw.length * bridges * (c.text.width + c.drawer.width)
   return (qwen2.flops(c.lm, length) + (vit.flops(c.vision, patches) if patches else 0)

@@ -198,7 +198,8 @@ def loss(models, params, frozen, batch, *, level, clip, clip_high, kl, estimator
   """
   scores = models.logprobs(params['policy'], frozen, batch, models.reference(params, frozen))
   L = scores.logp.shape[-1]
-  spans, weight_11L = reduce.spans(models, L), reduce.weights(models, L, alpha=alpha, first=first, last=last)[None, None]
+  spans = reduce.spans(models, L)
+  weight_11L = reduce.weights(models, L, alpha=alpha, first=first, last=last)[None, None]
   push = reduce.masked(weight_11L, batch.mask)
   active = (push > 0).astype(np.float32)
   weight_PR, advantage_PR1 = batch.weight, batch.advantage[..., None]

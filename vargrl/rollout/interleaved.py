@@ -9,19 +9,21 @@ e]}; what is said of them comes in the order of the plan, [L], one number for a 
 """
 import dataclasses
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vargrl.models import cache as caches
-from vargrl.models import infinity, layers, qwen2
+from vargrl.models import layers
 from vargrl.parallel import rows
 from vargrl.parallel.rules import shard
 from vargrl.rollout import bits, groups, next_scale, next_token, sample
+from vargrl.rollout.forced import plan as plan
+from vargrl.rollout.forced import score
 from vargrl.rollout.groups import keys as keys  # build.py looks for it in a rollout
-from vargrl.types import Prompt, Rollout, bounds
+from vargrl.rollout.parts import last, parted, read, remembered
+from vargrl.types import Rollout
 
 SAME = ('scales', 'bits')  # what policy and tokenizer must have in common
 PROMPT = ('tokens', 'length', 'position', 'place', 'patches', 'patch_position', 'patch_segment')
@@ -96,32 +98,6 @@ class Stream(NamedTuple):
   drawn: Any = None
 
 
-class Parts(NamedTuple):
-  """A unified model with its weights: what its parts do, each (method, *arguments) -> result."""
-  c: Any
-  lm: Any
-  params: Any
-  words: Callable  # of the language model
-  bits: Callable   # of the decoder
-  both: Callable   # of all
-
-
-def parted(model, params):
-  """The Parts of it."""
-  def of(part, params): return lambda method, *args: part.apply({'params': params}, *args, method=method)
-  lm = qwen2.Model(model.c.lm)
-  return Parts(model.c, lm, params, of(lm, params['lm']), of(infinity.Model(model.c.draw), params['drawer']),
-               of(model, params))
-
-
-def read(parts, prompt):
-  """(known, see next_token.begin, x_1SD of a prompt's words after all layers, which of them are there)."""
-  given = Prompt(*(prompt.get(name) for name in ('tokens', 'length', 'position', 'place')))
-  x_1SD = parts.both('see', jax.tree.map(lambda x: x[None], prompt))
-  known, h_1SD = next_token.read(parts.lm, parts.params['lm'], given, shard(x_1SD, 'BLD'))
-  return known, h_1SD, (jnp.arange(h_1SD.shape[1]) < prompt['length'])[None]
-
-
 class Asked(NamedTuple):
   """What a dialogue that asks for nothing leaves: see `read`."""
   cache: Any
@@ -168,18 +144,6 @@ def rollout(model, tokenizer, c, params, vq_params, prompt, key, asked=None, axe
   empty = {'words': jnp.zeros(0, jnp.int32), 'bits': jnp.zeros((0, model.c.bits), jnp.int32)}
   tokens = {name: jnp.concatenate([empty[name], *found]) for name, found in tokens.items()}
   return jax.tree.map(lambda *x: jnp.concatenate(x), *out).replace(tokens=tokens)
-
-
-def last(seen_1S):
-  """Where the last one is that is there."""
-  return seen_1S & (jnp.cumsum(seen_1S, 1) == seen_1S.sum(1, keepdims=True))
-
-
-def remembered(parts, memory):
-  """(parts, masks) of the decoder's memory: all but the token that begins its picture. memory: (h_BSD, which of them
-  are there, which one it is or None)."""
-  masks = tuple(seen if begins is None else seen & ~begins for _, seen, begins in memory)
-  return tuple(parts.both('outward', h) for h, _, _ in memory), masks
 
 
 def conditional(c, parts, known, count, memory):
@@ -234,29 +198,6 @@ def picture(tokenizer, c, parts, vq_params, stream, asked, key):
   return streams[0], t_Le, Rollout(None, logp_L, sampler_L, jnp.ones_like(logp_L))
 
 
-def laid_out(c, model, words_W):
-  """How a row of tokens lies in a sequence after its prompt: (spans [(kind, first place, places)], there_S bool).
-
-  Words that follow the end of a row, and pictures of rows that are over, are not there.
-  """
-  start, spans, there, at, alive = model.c.special[0], [], [], 0, jnp.asarray(True)
-
-  def add(kind, places, there_L):
-    spans.append((kind, sum(span[2] for span in spans), places))
-    there.append(jnp.broadcast_to(there_L, (places,)))
-  for i, length in enumerate(c.words):
-    if length:
-      t_L, at = words_W[at:at + length], at + length
-      ends_L = (t_L[:, None] == jnp.array((start, *c.stop))[None]).any(-1)
-      before_L = jnp.cumsum(ends_L) - ends_L == 0
-      add('words', length, before_L & alive)
-      alive &= (before_L & (t_L == start)).any()
-    if i == c.pictures: break
-    add('bits', model.c.draw.length, alive)
-    if i + 1 < c.pictures or c.words[-1]: add('end', 1, alive)
-  return spans, jnp.concatenate(there)
-
-
 def check_model(c, model):
   """ValueError where the sampler cannot be of this model."""
   start, end, pad = model.special
@@ -267,88 +208,6 @@ def check_model(c, model):
     raise ValueError(f'rollout.nothing: ends with token {c.nothing[-1]}, expected {start}, where a picture begins')
   if {start, end, pad} & {*c.stop}:
     raise ValueError(f'rollout.stop: {c.stop} found, others than the tokens of a picture {model.special} expected')
-
-
-def hidden(model, c, parts, prompt, tokens, inputs_ILC, keep_X2=None):
-  """({'words': x_1WD, 'bits': x_1LD}, head_B2D): what the head of each part works on."""
-  spans, there_S = laid_out(c, model, tokens['words'])
-  (x_11D, cache, position), h_1PD, seen_1P = read(parts, prompt)
-  cond_BD, at, x = parts.both('vector', jnp.zeros(1, bool)), {'words': 0, 'bits': 0}, []
-  for kind, _, places in spans:
-    if kind == 'words': x.append(parts.words('embed', tokens['words'][None, at[kind]:at[kind] + places]))
-    elif kind == 'end': x.append(parts.words('embed', jnp.array([[model.c.special[1]]])))
-    else: x += [parts.both('first', cond_BD), parts.both('next', inputs_ILC[at[kind]][None])]
-    at[kind] = at.get(kind, 0) + (places if kind == 'words' else 1)
-  place_S = jnp.cumsum(there_S) - there_S
-  first = min([at for kind, at, _ in spans if kind == 'bits'], default=len(there_S))
-  shift = np.where(np.arange(len(there_S)) >= first, 1, 0) * (prompt['length'] - position) if c.released else 0
-  h_1SD = parts.words('forward', jnp.concatenate(x, 1), (position + place_S + shift)[None],
-                      there_S.astype(jnp.int32)[None], cache)
-  said, drawn, memory = [], [], [(h_1PD, seen_1P, last(seen_1P) if not c.words[0] else None)]
-  before = x_11D  # the last place before a span
-  for kind, a, places in spans:
-    h_1LD, there_1L = h_1SD[:, a:a + places], there_S[None, a:a + places]
-    if kind == 'bits':
-      z_1LD, (texts, masks) = parts.both('outward', h_1LD), remembered(parts, memory)
-      drawn.append(parts.bits('decode', z_1LD, cond_BD, texts, masks, keep_X2))
-      memory[-1] = (*memory[-1][:2], None)
-      continue
-    if kind == 'words': said.append(jnp.concatenate([before, h_1LD[:, :-1]], 1))
-    memory.append((h_1LD, there_1L, last(there_1L) if kind == 'words' else None))
-    before = h_1LD[:, -1:]
-  join = lambda parts: jnp.concatenate(parts, 1) if parts else jnp.zeros((1, 0, x_11D.shape[-1]), x_11D.dtype)
-  return {'words': join(said), 'bits': join([x for x, _ in drawn])}, drawn[0][1] if drawn else None
-
-
-def score(model, tokenizer, c, params, vq_params, prompt, tokens, keep_X2=None, shown=None, reference=None):
-  """One prompt, one row of tokens -> Scores, each field [L], from one teacher-forced pass over them.
-
-  Logits exist for few of them at a time, see groups.in_chunks. What is not there (see `laid_out`) is scored too: the
-  rollout's mask says so. shown: the bits that the model sees in the place of tokens['bits'] [I L, e]; None: these.
-  keep_X2: drop-path factors of the decoder. reference: parameters of the same model, or None.
-  """
-  stop, length = jax.lax.stop_gradient, model.c.draw.length
-  shown = tokens['bits'] if shown is None else shown
-  inputs_ILC = stop(tokenizer.apply({'params': vq_params}, shown.reshape(c.pictures, length, -1), method='embed')
-                    if c.pictures else None)
-
-  def made(params, keep_X2):
-    parts = parted(model, params | {'lm': qwen2.with_head(model.c.lm, params['lm'])})
-    keep = None if keep_X2 is None else keep_X2[None]
-    return parts, *hidden(model, c, parts, prompt, tokens, inputs_ILC, keep)
-  ours, theirs = made(params, keep_X2), None
-  if reference is not None:
-    parts, x, head = made(stop(reference), None)
-    theirs = parts, stop(x), stop(head)
-  pair = [part for part in (ours, theirs) if part is not None]
-  temperatures = c.temperatures(len(model.c.scales))
-  by_place = np.tile(np.repeat(np.float32(temperatures), [b - a for a, b in bounds(model.c.scales)]), c.pictures)
-
-  def of_words(x, t_L):
-    logits = [parts.words('logits', x)[0] / c.temperature for x, (parts, *_) in zip(x, pair)]
-    return sample.scores(logits[0], t_L, *map(stop, logits[1:]))
-
-  def of_bits(x, t_Le, temperature_L):
-    logits = [parts.bits('logits', x, head)[0] / temperature_L[:, None, None]
-              for x, (parts, _, head) in zip(x, pair)]
-    out = sample.scores(logits[0], t_Le, *map(stop, logits[1:]))
-    return jax.tree.map(lambda x: x.sum(-1), out).replace(hit=out.hit.mean(-1))
-  found = {}
-  if sum(c.words): found['words'] = groups.in_chunks(of_words, [p[1]['words'] for p in pair], tokens['words'])
-  if c.pictures:
-    found['bits'] = groups.in_chunks(of_bits, [p[1]['bits'] for p in pair], tokens['bits'], by_place,
-                                     wide=bits.Config.wide)
-  pieces, at = [], {'words': 0, 'bits': 0}
-  for kind, places in plan(c, length):
-    pieces.append(jax.tree.map(lambda x: x[at[kind]:at[kind] + places], found[kind]))
-    at[kind] += places
-  return jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
-
-
-def plan(c, length):
-  """[('words' or 'bits', how many)] in the order of a row's tokens."""
-  pieces = [[('words', words)] * bool(words) + [('bits', length)] * (i < c.pictures) for i, words in enumerate(c.words)]
-  return sum(pieces, [])
 
 
 def generate(model, tokenizer, c, params, vq_params, prompt_P, keys_PR):
