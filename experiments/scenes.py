@@ -39,8 +39,8 @@ def get_config(arg=''):
                  guidance=2.0, bit_temperature=1.0, bit_top_p=0.0, nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6),
                  released=False, weights='gathered')
   sources = {kind: dict(dataset=f'scenes/small/32/{kind}', split='train', dir='', records=100_000, weight=weight)
-             for kind, weight in dict(understanding=2.0, text=1.0, generation=2.0, editing=1.0).items()}
-  rows = dict(name='data.dialogues', batch=16, records=4, length=384, patches=256, pictures=4, memory=48, drawn=DRAWN,
+             for kind, weight in dict(understanding=2.0, text=1.0, generation=5.0, editing=3.0).items()}
+  rows = dict(name='data.dialogues', batch=8, records=3, length=384, patches=192, pictures=3, memory=48, drawn=DRAWN,
               crop='cover', wanted='assistant', prompt_drop=0.1, shuffle=True, max_unreadable=0.01, threads=2,
               workers=0, **SEEN)
   scored = {task: dict(name='eval.scenes', every=0, task=task, world='small', pixels=32, split='test', records=350,
@@ -56,14 +56,15 @@ def get_config(arg=''):
   r.objective = dict(name='objectives.sft_unified',
                      collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=4),
                      loss=dict(bits=0.0, alpha=0.5))
-  r.data = dict(rows, sources={kind: sources[kind] for kind in ('understanding', 'text')}, length=256, pictures=0)
+  r.data = dict(rows, sources={kind: sources[kind] for kind in ('understanding', 'text')}, batch=16, records=4,
+                length=256, patches=256, pictures=0)
   r.optim.scale = (('policy/(drawer|into|out|start)', None), ('.*', 1.0))
   r.optim.update(peak=1e-3, warmup=100, schedule='cosine', end=0.1)
   r.evals = dict(understanding=dict(scored['question']))
 
   r = c.draw
   r.description = 'All tasks together: answers, pictures from captions, edited pictures.'
-  r.steps, r.save_every, r.show_every = 3000, 250, 1000
+  r.steps, r.save_every, r.show_every = 3500, 250, 1000
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.init = dict(policy='read', tokenizer='tokenizer')
   r.objective = dict(name='objectives.sft_unified',

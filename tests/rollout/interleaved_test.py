@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vargrl.models import infinity, qwen2, unified, vit
-from vargrl.parallel import mesh, rules
+from vargrl.parallel import hlo, mesh, rules
 from vargrl.rollout import interleaved, packed
 from vargrl.rollout import parts as pieces
 from vargrl.tokenizers import bsq
@@ -208,6 +208,39 @@ def test_rows_on_a_mesh_are_rows_on_one_device(axes, drawn):
     out = generate(prompt_P=jax.device_put(eight, spread), keys_PR=jax.device_put(keys_PR, spread), params=params)
   for name in ('words', 'bits'):
     np.testing.assert_array_equal(np.asarray(out.tokens[name])[:2], np.asarray(drawn.tokens[name])[:, :2])
+
+
+def packed_rows(S, I=1, rows=8):
+  """Rows of random words and a picture each, without pictures that are read."""
+  keys = jax.random.split(jax.random.key(5), 2)
+  row = {'tokens': jax.random.randint(keys[0], (rows, S), 0, 12), 'segment': jnp.ones((rows, S), jnp.int32),
+         'position': jnp.tile(jnp.arange(S), (rows, 3, 1)), 'place': jnp.full((rows, S), -1),
+         'slot': jnp.full((rows, I), 6), 'memory': jnp.tile(jnp.arange(4), (rows, I, 1)),
+         'patches': jnp.zeros((rows, 0, 12)), 'patch_position': jnp.zeros((rows, 2, 0), jnp.int32),
+         'patch_segment': jnp.zeros((rows, 0), jnp.int32)}
+  return row, jax.random.randint(keys[1], (rows, I, LENGTH, 4), 0, 2)
+
+
+def test_packed_rows_on_a_mesh_are_those_on_one_device_and_do_not_travel():
+  where = mesh.make(list(zip(mesh.AXES, (1, 8, 1))))
+  params = jax.device_put(SMOKE.params, rules.weights(SMOKE.boxed, where))
+  spread = NamedSharding(where, PartitionSpec(rules.ROWS))
+
+  # Where attention is a kernel, each device has its own rows' alone, or all of them.
+  model = unified.Model(dataclasses.replace(CONFIG, attention='splash'))
+
+  def run(params, vq_params, row, t_BILe):
+    words, bits = packed.logprobs(model, SMOKE.vae, params, vq_params, row, t_BILe, t_BILe)
+    return words.logp, bits.logp
+  found, sent = {}, []
+  with jax.set_mesh(where):
+    for S in (16, 64):
+      program = jax.jit(run).lower(params, SMOKE.vq_params, *jax.device_put(packed_rows(S), spread)).compile()
+      found[S] = program(params, SMOKE.vq_params, *jax.device_put(packed_rows(S), spread))
+      sent.append(hlo.collectives(hlo.parse(program.as_text())))
+  for ours, alone in zip(found[16], jax.jit(run)(SMOKE.params, SMOKE.vq_params, *packed_rows(16)), strict=True):
+    np.testing.assert_allclose(ours, alone, atol=2e-5)
+  assert 'all-gather' in sent[0] and sent[0] == sent[1], 'what travels knows how long the rows are'
 
 
 def test_what_cannot_be_drawn_is_told():
