@@ -60,6 +60,7 @@ def get_config(arg=''):
     c.title = 'VARGPT-v1.1 at half a billion'
     for name in c.chain:
       c[name].policy.size, c[name].pod = '0.5b', 'v5e:4x4'
+      c[name].mesh = (('data', 1), ('fsdp', -1), ('tensor', 1))
       if name == 'stage1': c[name].init = dict(tokenizer='weights/infinity_vae_d32reg.pth')
       if name == 'stage1': c[name].optim.scale = (('.*', 1.0),)
   elif arg == 'smoke':
@@ -114,7 +115,7 @@ def common():
   r = ConfigDict()
   r.description, r.seed, r.keep, r.profile = '', 0, 2, ()
   r.steps, r.save_every, r.show_every = 0, 500, 1_000_000
-  r.pod, r.mesh, r.replicated_at_most = 'v5p:4x4x4', (('data', 1), ('fsdp', -1), ('tensor', 1)), 0.02
+  r.pod, r.mesh, r.replicated_at_most = 'v5p:4x4x4', (('data', -1), ('fsdp', 32), ('tensor', 1)), 0.02
   r.reference, r.init, r.evals = False, {}, {}
   r.minibatches, r.accum, r.epochs = 1, 1, 1
   r.optim = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, clip=1.0, peak=0.0, warmup=200, schedule='cosine', end=0.0)
