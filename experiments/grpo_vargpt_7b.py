@@ -32,7 +32,7 @@ def get_config(arg=''):
 
   c.objective = dict(name='objectives.grpo')
   c.objective.collect = collect = ConfigDict(dict(
-      rollouts=8, old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict(), rewards=dict()))
+      rollouts=32, old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict(), rewards=dict()))
   collect.rewards.hps = dict(name='rewards.hps', weight=1.0, size='h14', dtype='bfloat16',
                              file='weights/HPS_v2.1_compressed.pt', tokenizer='weights/bpe_simple_vocab_16e6.txt.gz',
                              names='data/prompts.txt', template='{class}')
@@ -41,7 +41,7 @@ def get_config(arg=''):
                           last=9)
   c.minibatches, c.accum, c.epochs = 1, 8, 1
 
-  c.data = dict(name='data.dialogue_prompts', dataset='data/prompts.txt', split='', dir='', records=0, prompts=64,
+  c.data = dict(name='data.dialogue_prompts', dataset='data/prompts.txt', split='', dir='', records=0, prompts=16,
                 length=128, patches=0, draw=False, size=(512, 512), crop='cover', tokenizer='weights/VARGPT-v1.1',
                 look=dict(LOOK), shuffle=True, max_unreadable=0.01, threads=8, workers=4)
   c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-6, warmup=10, schedule='constant', end=1.0)

@@ -23,9 +23,18 @@ def plain(answers):
   return [[x if isinstance(x, str) else x.tobytes() for x in answer] for answer in answers]
 
 
+def prepared(spoken, asked):
+  names = [f'dialogue {i}' for i in range(len(asked))]
+  return talk.prepared(spoken.chain, spoken.workdir, [talk.dialogue(*one) for one in zip(asked, names)], names, run='',
+                       words=(2, 2, 0), begin=None, length=32, patches=64)
+
+
 @pytest.fixture(scope='module')
-def drawn(spoken):
-  return talk.draw(SCENES, spoken.workdir, ASKED, words=(2, 2, 0), batch=1)
+def asking(spoken): return prepared(spoken, ASKED)
+
+
+@pytest.fixture(scope='module')
+def drawn(asking): return talk.answered(asking, seed=0, batch=1)
 
 
 def kinds(answer):
@@ -46,11 +55,17 @@ def test_answers_are_words_and_pictures_in_turn(drawn, spoken):
   assert len({*pictures}) == len(pictures) > 2
 
 
-def test_an_answer_is_a_function_of_its_dialogue_the_seed_and_its_place(drawn, spoken):
-  other = [*ASKED[:4], 'a cat', *ASKED[5:]]
-  again = talk.draw(SCENES, spoken.workdir, other, words=(2, 2, 0), batch=1)
+def test_an_answer_is_a_function_of_its_dialogue_the_seed_and_its_place(drawn, asking, spoken):
+  again = prepared(spoken, [*ASKED[:4], 'a cat', *ASKED[5:]])._replace(some=asking.some)
+  again = talk.answered(again, seed=0, batch=1)
   assert plain(again[:4] + again[5:]) == plain(drawn[:4] + drawn[5:])
   assert 'p' in kinds(drawn[4]) and plain(again[4:5]) != plain(drawn[4:5])
+
+
+@pytest.mark.slow  # compiles again what the others share
+def test_one_call_does_it_all(drawn, spoken):
+  again = talk.draw(SCENES, spoken.workdir, ASKED, words=(2, 2, 0), batch=1)
+  assert plain(again) == plain(drawn)
 
 
 def test_an_answer_is_cut_where_its_row_ended():
@@ -146,7 +161,7 @@ def test_what_cannot_be_answered_is_told(spoken, compiles, asked, options, words
 def test_a_tokenizer_of_another_model_is_told(spoken, talks, tmp_path):
   config = experiment.load(SCENES)
   config.dpo.data.tokenizer = talks.words
-  with pytest.raises(ValueError, match=r'<\|image_gen_pad\|> are tokens .* in .*, \(6, 7, 8\) expected by policy.special'):
+  with pytest.raises(ValueError, match=r'policy.special: \(6, 7, 8\) found, .* expected, the tokens of .*words for drawing'):
     talk.draw(config, spoken.workdir, ['a cat'])
   config.dpo.data.tokenizer = str(tmp_path)
   with pytest.raises(FileNotFoundError, match='no tokenizer in'): talk.draw(config, spoken.workdir, ['a cat'])

@@ -74,7 +74,7 @@ def main(flags):
     how = dict(say=partial(line, best=best), images=P * R, repeats=flags.repeats, ways=run.mesh.size)
     (state, _), frozen = run.initial(lambda _: None), run.frozen(lambda _: None)
     label_P = jnp.arange(P, dtype=jnp.int32) % run.models.classes
-    pair, training = work.passes(config, work.whole(run))
+    pair, training = work.passes(config, work.learning(run.trained['policy']))
     out = drawing(run, state.params['policy'], frozen, label_P, R, pair, how)
     learning(run, state, frozen, label_P, out, training, how)
 

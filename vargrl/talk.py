@@ -7,7 +7,7 @@ import html
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import numpy as np
@@ -36,7 +36,8 @@ border:1px solid #e4e4e7;image-rendering:pixelated}
 
 
 class Talk(NamedTuple):
-  """Dialogues put together with who answers. plan: see rollout/interleaved.py. begun: what each answer begins with."""
+  """Dialogues put together with who answers. plan: see rollout/interleaved.py. begun: what each answer begins with.
+  some: eval/scenes.py's sampler, compiled at its first call."""
   run: Run
   folder: pathlib.Path
   form: sequences.Form
@@ -44,6 +45,7 @@ class Talk(NamedTuple):
   plan: list
   prompts: dict
   begun: list
+  some: Callable
 
 
 def draw(experiment, workdir, dialogues, *, seed=0, run='', words=WORDS, begin=None, length=0, patches=0, batch=BATCH):
@@ -66,7 +68,12 @@ def draw(experiment, workdir, dialogues, *, seed=0, run='', words=WORDS, begin=N
     raise ValueError(f'dialogues: {dialogues!r} found, a list of at least 1 expected')
   names = [f'dialogue {i}' for i in range(len(dialogues))]
   said = [dialogue(given, name) for given, name in zip(dialogues, names)]
-  talk = prepared(config, workdir, said, names, run=run, words=words, begin=begin, length=length, patches=patches)
+  return answered(prepared(config, workdir, said, names, run=run, words=words, begin=begin, length=length,
+                           patches=patches), seed=seed, batch=batch)
+
+
+def answered(talk: Talk, *, seed, batch):
+  """[answer] of a Talk by the last good checkpoint."""
   with jax.set_mesh(talk.run.mesh):
     params, frozen, _ = chain.restored(talk.run, talk.folder)
     return [answer for _, some in answers(talk, params, frozen, seed=seed, batch=batch) for answer in some]
@@ -142,7 +149,8 @@ def prepared(config, workdir, said: Sequence[Dialogue], names, *, run, words, be
   prompts = asked(form, said, names, draw=begin is not None, length=length, patches=patches)
   begun = [x.messages[-1][1].split(DRAWN)[0].strip() if begin is not None else '' for x in said]
   plan = lookup(config.rollout.name, 'plan').plan(sampler, model.draw.length)
-  return Talk(chain.lean(config, root), root / name, form, sampler, plan, prompts, begun)
+  run = chain.lean(config, root)
+  return Talk(run, root / name, form, sampler, plan, prompts, begun, scenes.sampler(run.models, sampler.words, {}))
 
 
 def opened(said: Dialogue, begin) -> Dialogue:
@@ -170,11 +178,10 @@ def answers(talk: Talk, params, frozen, *, seed, batch, done=0):
   """Yields (place of the first, [answer]) of every batch but those of the first `done` dialogues."""
   count = len(talk.begun)
   if batch < 1: raise ValueError(f'batch: {batch} found, at least 1 expected')
-  some = scenes.sampler(talk.run.models, talk.sampler.words, {})
   keys_B = talk.run.models.keys(jax.random.key(seed), count, 1)[:, 0]
   for row_B, counts_B in rows.calls(count, batch):
     if row_B[counts_B][-1] < done: continue
-    out, image_Byxc = some(params, frozen, {key: x[row_B] for key, x in talk.prompts.items()}, keys_B[row_B])
+    out, image_Byxc = talk.some(params, frozen, {key: x[row_B] for key, x in talk.prompts.items()}, keys_B[row_B])
     words_BL, mask_BL = (multihost.whole(x)[:, 0] for x in (out.tokens['words'], out.mask))
     image_BIyxc = multihost.whole(image_Byxc)
     image_BIyxc = image_BIyxc.reshape(len(row_B), talk.sampler.pictures, *image_BIyxc.shape[1:])

@@ -10,42 +10,47 @@ from vargrl.models import lora
 from vargrl.parallel import hlo
 from vargrl.types import lookup
 
-COUNTED = ('objectives.grpo', 'objectives.sft', 'objectives.sft_bits', 'objectives.sft_unified')
+COUNTED = ('objectives.grpo', 'objectives.sft', 'objectives.sft_bits', 'objectives.sft_unified', 'objectives.dpo',
+           'objectives.dpo_unified')
 
 
-def passes(config, all_trained):
-  """(forward passes of a rollout, of an update), per image; a backward pass counts as two, as one if the
-  weights are not all trained, but a few beside them."""
+def passes(config, one):
+  """(forward passes of a rollout, of an update), per image. one: those that a forward pass and its backward pass are,
+  see `learning`."""
   sampler = build.sampler(config)
   pair = 2 if sampler.paired else 1
   record = 2 if sampler.records_pair else 1
-  one = 3 if all_trained else 2
   policy = one + {'guided': one, 'guided_stopgrad': 1}[sampler.record] if record == 2 else one
   return pair, policy + record * (config.reference and config.objective.name == 'objectives.grpo')
 
 
-def whole(run):
-  """False if only adapters are trained."""
-  return any(jax.tree.leaves(lora.off(run.trained['policy'])))
+def learning(trained, first=False):
+  """Passes that a forward pass and its backward pass are: the gradient of what comes in is one, that of the weights
+  another. first: nothing comes in that has a gradient."""
+  if any(jax.tree.leaves(lora.off(trained))): return 3
+  return 1 if first and not any(jax.tree.leaves(trained)) else 2
 
 
 def flops(run, name):
   """Of one program of a run, all devices together: block-causal attention counted, recomputation not; 0 if it is
   not counted here."""
-  config = run.config
+  config, parts, trained = run.config, row(run), run.trained['policy']
   if config.objective.name not in COUNTED or 'rollout' not in config: return 0
   rows = config.data.prompts if 'prompts' in config.data else config.data.batch
-  if 'rollouts' in config.objective.collect: rows *= config.objective.collect.rollouts
-  rollout, update = passes(config, whole(run))
+  rows *= config.objective.collect.get('rollouts', 0) or getattr(run.objective, 'ROWS', 0) or 1
+  if name == 'update':
+    # What reads pictures is the first of a unified policy's parts.
+    one = {part: learning(trained[part] if part else trained, part == 'vision') for part in parts}
+    return rows * sum(passes(config, one[part])[1] * count for part, count in parts.items()) / config.minibatches
   record = 2 if build.sampler(config).records_pair else 1
-  count = {'rollout': rollout, 'logprobs': record, 'update': update / config.minibatches}.get(name, 0)
-  return rows * count * row(run)
+  count = {'rollout': passes(config, 3)[0], 'logprobs': record}.get(name, 0)
+  return rows * count * sum(parts.values())
 
 
 def row(run):
-  """Of one forward pass over one row: a picture, or words and pictures."""
+  """{part: of one forward pass over one row}: a picture, or words and pictures. A policy that is one has the part ''."""
   config, count, plan = run.config, lookup(run.config.policy.name, 'flops').flops, run.models.plan
-  if run.models.packed is None: return count(run.models.config)
+  if run.models.packed is None: return {'': count(run.models.config)}
   if 'batch' in config.data:
     return count(run.models.config, config.data.length, config.data.patches, config.data.pictures)
   return count(run.models.config, sum(length for _, length in plan), 0, sum(kind == 'bits' for kind, _ in plan))

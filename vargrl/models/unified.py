@@ -226,10 +226,9 @@ def described(c):
 
 
 def flops(c, length, patches, pictures):
-  """Multiply-adds x 2 of one forward pass of a row of `length` tokens, of which those of the pictures to draw are a
-  part, with so many patches of pictures that are read, as if all were of one. A prompt that rows share is not
-  counted."""
-  bridges = c.text.width + c.drawer.width
-  bridges = 2 * pictures * c.draw.length * bridges * (c.text.width + c.drawer.width)
-  return (qwen2.flops(c.lm, length) + (vit.flops(c.vision, patches) if patches else 0)
-          + pictures * infinity.flops(c.draw) + bridges)
+  """{part: multiply-adds x 2 of one forward pass} of a row of `length` tokens, of which those of the pictures to draw are
+  a part, with so many patches of pictures that are read, as if all were of one; the bridges count as the decoder's. A
+  prompt that rows share is not counted."""
+  bridges = 2 * pictures * c.draw.length * (c.text.width + c.drawer.width) ** 2
+  return {'lm': qwen2.flops(c.lm, length), 'vision': vit.flops(c.vision, patches) if patches else 0,
+          'drawer': pictures * infinity.flops(c.draw) + bridges}
