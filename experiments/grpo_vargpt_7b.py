@@ -20,7 +20,7 @@ def get_config(arg=''):
   c.description = 'GRPO on VARGPT-v1.1: the HPSv2.1 score of the picture and its prompt is the reward.'
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
-  c.pod, c.mesh, c.replicated_at_most = 'v5p:4x4x4', (('data', -1), ('fsdp', 32), ('tensor', 1)), 0.02
+  c.pod, c.mesh, c.replicated_at_most = 'v5p:4x4x4', (('data', 2), ('fsdp', -1), ('tensor', 1)), 0.02
 
   c.policy = dict(name='models.unified', size='vargpt-v1.1', scales='0.25M', dtype='bfloat16', remat='blocks',
                   attention='splash')

@@ -67,7 +67,7 @@ def test_rewards_are_traced_without_their_files(tmp_path):
   collect.rewards = dict(aesthetic=dict(name='rewards.aesthetic', weight=1., size='l14', dtype='bfloat16', file='absent',
                                         head='absent'))
   collect.rewards.clip = dict(name='rewards.clip', size='l14', tokenizer='', scale=1., **backbone)
-  collect.rewards.image = dict(name='rewards.image_reward', size='large', vocab='absent', **backbone)
+  collect.rewards.image = dict(backbone, name='rewards.image_reward', size='large', vocab='absent', names='absent.txt')
   collect.rewards.jpeg = dict(name='rewards.jpeg', weight=1., quality=90, sign=1)
   run = Run(c, tmp_path, lean=True)
   models = build.scored(c, run.built, lean=True)

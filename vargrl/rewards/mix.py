@@ -42,6 +42,7 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=Fa
         host[nickname] = pools.Pool(name, options, **knobs)
       elif hasattr(module, 'judge'):
         if lean: options |= {k: None for k in FILES if k in options}
+        if lean and str(options.get('names')).endswith('.txt'): options['names'] = ('',)  # a file too; any will do
         judges[nickname] = judge(nickname, name, module.judge, options)
       else:
         device[nickname] = bound(name, module.reward, options, bind)
