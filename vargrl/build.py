@@ -175,7 +175,8 @@ def scored(config, built, lean=False, texts=None):
   rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, texts=texts, **collect.pool)
   for nickname in rewards.judges:
     section = collect.rewards[nickname]
-    if models.classes and 'names' in section and (count := len(class_names.names(section.names))) != models.classes:
+    if lean or not models.classes or 'names' not in section: continue
+    if (count := len(class_names.names(section.names))) != models.classes:
       rewards.close()
       raise ValueError(f'reward {nickname}: {count} names of classes, {models.classes} classes in the policy')
   load = rewards.shapes if lean else rewards.load
