@@ -41,8 +41,8 @@ def get_config(arg=''):
   sources = {kind: dict(dataset=f'scenes/small/32/{kind}', split='train', dir='', records=100_000, weight=weight)
              for kind, weight in dict(understanding=2.0, text=1.0, generation=5.0, editing=3.0).items()}
   rows = dict(name='data.dialogues', batch=8, records=3, length=384, patches=192, pictures=3, memory=48, drawn=DRAWN,
-              crop='cover', wanted='assistant', prompt_drop=0.1, shuffle=True, max_unreadable=0.01, threads=2,
-              workers=0, **SEEN)
+              crop='cover', wanted='assistant', positions='mrope', prompt_drop=0.1, shuffle=True, max_unreadable=0.01,
+              threads=2, workers=0, **SEEN)
   scored = {task: dict(name='eval.scenes', every=0, task=task, world='small', pixels=32, split='test', records=350,
                        words=12 if task == 'question' else 0, greedy=task == 'question', length=48, patches=64,
                        batch=50, seed=1, strict=True, show=16, **SEEN)

@@ -78,7 +78,7 @@ def stage(r, name, pixels, shared):
                      loss=dict(bits=3.0, alpha=0.5))
   r.data = dict(name='data.dialogues', batch=batch, records=records, length=length, patches=patches,
                 pictures=records, memory=1024 if patches else 128, drawn=DRAWN[pixels], wanted='assistant',
-                prompt_drop=0.1, **shared,
+                positions='mrope', prompt_drop=0.1, **shared,
                 sources={name: dict(dataset=f'data/{name}.json', split='', dir='', records=0, weight=1.0)})
   r.optim.peak, r.optim.scale = peak, ((trained, 1.0), ('.*', None)) if trained != '.*' else (('.*', 1.0),)
 
@@ -86,7 +86,7 @@ def stage(r, name, pixels, shared):
 def preferences(r, name, shared):
   """DPO on pairs of pictures, against the model that it begins with."""
   r.steps, r.reference = PREFERENCES[name][0], True
-  r.objective = dict(name='objectives.dpo_unified', collect=dict(flip=0.3, flip_scales=13),
+  r.objective = dict(name='objectives.dpo_unified', collect=dict(flip=0.3, flip_scales=13, shared=True),
                      loss=dict(kind='sigmoid', beta=0.1, smoothing=0.0, alpha=0.5))
   r.data = dict(name='data.dialogue_pairs', dataset=f'data/{name}.json', split='', dir='', records=0, prompts=192,
                 length=128, patches=0, answer=128, **shared)

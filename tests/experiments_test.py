@@ -14,7 +14,7 @@ FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
 ALIKE = ('grpo_var_aesthetic', 'grpo_var_painting', 'grpo_var_aesthetic_painting', 'dpo_digits', 'vmr_digits',
          'dpo_var_d16_best_of_group', 'vmr_var_d16_aesthetic', 'grpo_infinity_2b', 'vargpt_7b')
 VARIANTS = ('grpo_var_aesthetic.py:d30', 'grpo_var_aesthetic.py:d36', 'grpo_var_aesthetic.py:lora', 'vmr_digits.py:vmr',
-            'vargpt_7b.py:0.5b')
+            'vargpt_7b.py:0.5b', 'vargpt_7b.py:1024')
 SMOKED = [pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f for f in FILES
           if f.stem != 'quickstart']  # its smoke is the chain of resume_test
 
@@ -24,8 +24,9 @@ BENCH = ('rollout', '. tokenizer', '. transformer', '. sampler', 'decode', 'grad
 SIZES = {'d16': 310_283_520, 'd30': 2_010_020_356, '2b': 2_204_564_032, 'vargpt-v1.1': 10_527_683_648}
 
 
-@pytest.mark.parametrize('path', [*map(str, FILES), *(f'{FILES[0].parent}/{v}' for v in VARIANTS)],
-                         ids=lambda p: p.split('/')[-1])
+@pytest.mark.parametrize('path', [
+    *map(str, FILES), *(pytest.param(f'{FILES[0].parent}/{v}', marks=pytest.mark.slow if 'vargpt' in v else ())
+                        for v in VARIANTS)], ids=lambda p: p.split('/')[-1])
 def test_full_size_fits_together(path, tmp_path):
   upstream = {}
   for name, config in chain.runs(experiment.load(path)):

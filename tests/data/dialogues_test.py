@@ -21,7 +21,7 @@ def make(talks):
   def call(source=(), **changes):
     own = dict(dataset=talks.path, split='', dir='', records=0, weight=1.) | dict(source)
     options = dict(sources={'a': own}, batch=4, records=2, drawn=5, size=(8, 8), crop='cover', wanted='assistant',
-                   prompt_drop=.5, tokenizer=talks.words, look=talks.look, shuffle=True, max_unreadable=0., threads=0,
+                   positions='mrope', prompt_drop=.5, tokenizer=talks.words, look=talks.look, shuffle=True, max_unreadable=0., threads=0,
                    workers=0, seed=1) | ROOM | changes
     streams.append(dialogues.make(**dict(rows=range(options['batch'])) | options))
     return streams[-1]
@@ -102,6 +102,7 @@ def test_sources_are_mixed_exactly_in_proportion_each_record_once_an_epoch(weigh
     (dict(source={'records': 9}), 'records 9 found, 0 for all or at most 4 expected'),
     (dict(drawn=0), 'data.drawn: 0 found, at least 1 expected'), (dict(records=0), 'data.records: 0 found, at least 1'),
     (dict(wanted='some'), r"data.wanted: 'some' found, one of \('assistant', 'all'\) expected"),
+    (dict(positions='all'), r"data.positions: 'all' found, one of \('mrope', 'plain'\) expected"),
     (dict(prompt_drop=2.), 'data.prompt_drop: 2.0 found, a share expected'),
     (dict(source={'dataset': 'scenes/small/32/x', 'records': 1}), "'scenes/small/32/x' found, 'scenes/WORLD/PIX"),
     (dict(source={'dataset': 'scenes/small/16/text', 'records': 4, 'split': 'train'}), 'at least 32 pixels expected'),
@@ -123,7 +124,7 @@ def rows():
   stream = dialogues.make(
       sources={kind: own(kind) for kind in ('understanding', 'generation', 'editing', 'text')}, batch=3, records=4,
       length=256, patches=128, pictures=2, memory=64, drawn=21, size=(32, 32), crop='cover', wanted='assistant',
-      prompt_drop=0., tokenizer='scenes', look=LOOK, shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0,
+      positions='mrope', prompt_drop=0., tokenizer='scenes', look=LOOK, shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0,
       rows=range(3))
   yield next(stream), sequences.form(tokenizer='scenes', look=LOOK, size=(32, 32), crop='cover')
   stream.close()

@@ -65,6 +65,13 @@ def test_positions_count_a_picture_that_is_seen_by_row_and_column_and_one_that_i
   assert (told.tokens == drawn)[after].any() and told.position[:, 0].tolist() == [0, 0, 0]
 
 
+def test_plain_positions_know_nothing_of_pictures(talks, tell):
+  told, plain = (tell(EDIT, ['0.png', '1.png'], positions=p) for p in ('mrope', 'plain'))
+  np.testing.assert_array_equal(plain.position, np.tile(np.arange(len(told.tokens)), (3, 1)))
+  np.testing.assert_array_equal(plain.tokens, told.tokens)
+  assert (told.position != plain.position).any()
+
+
 def test_a_pictures_memory_is_all_before_it_but_what_draws_other_pictures(talks, tell):
   told = tell(TWO, ['0.png', '1.png'])
   number = {name: text.number(talks.form().words, name) for name in (text.DRAW, text.DRAW_START, text.DRAW_END)}
@@ -107,7 +114,8 @@ def test_an_edit_sees_and_draws_the_same_crop(talks, tell, tmp_path):
   pixels = np.random.default_rng(5).integers(0, 256, (16, 40, 3)).astype(np.uint8)
   form = talks.form(look=talks.look | dict(least=256, most=256), size=(16, 16))
   dialogue = sequences.Dialogue(tuple(EDIT), (pixels, pixels))
-  told = sequences.whole(form, dialogue, np.random.default_rng(0), drawn=5, wanted='assistant', prompt_drop=0.)
+  told = sequences.whole(form, dialogue, np.random.default_rng(0), drawn=5, wanted='assistant', positions='mrope',
+                         prompt_drop=0.)
   middle, (h, w) = pixels[:, 12:28], told.seen.sizes[0]
   np.testing.assert_array_equal(told.image[0], image.to_float(middle))
   np.testing.assert_array_equal(told.seen.patches, patches.cut(middle, **talks.look | dict(least=256, most=256))[0])

@@ -47,6 +47,6 @@ def tell(talks):
   """(messages, names of pictures, **options) -> sequences.Told."""
   def call(said, pictures=(), form=None, seed=0, **changes):
     dialogue = sequences.Dialogue(tuple(said), tuple(str(talks.pictures / name) for name in pictures))
-    options = dict(drawn=5, wanted='assistant', prompt_drop=0.) | changes
+    options = dict(drawn=5, wanted='assistant', positions='mrope', prompt_drop=0.) | changes
     return sequences.whole(form or talks.form(), dialogue, np.random.default_rng(seed), **options)
   return call

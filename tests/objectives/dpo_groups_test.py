@@ -63,18 +63,21 @@ def test_a_pair_of_pictures_has_the_same_flips_and_its_words_do_not_count():
   P, m = 6, pictures(3)
   batch = {'label': jnp.arange(P), 'chosen': jnp.ones((P, 5, 1, 2)), 'rejected': -jnp.ones((P, 5, 1, 2)),
            'chosen_text': jnp.full((P, 2), 7), 'rejected_text': jnp.full((P, 2), 8)}
-  out = dpo_unified.collect(m, flip=.3, flip_scales=2)({}, {}, batch, jax.random.key(1), 0).batch
+  out = dpo_unified.collect(m, flip=.3, flip_scales=2, shared=True)({}, {}, batch, jax.random.key(1), 0).batch
   assert (out.tokens['bits'][:, 0] == 1).all() and (out.tokens['bits'][:, 1] == 0).all()
   flips = np.asarray(out.tokens['bits'] != out.shown)
   assert flips.any() and (flips[:, 0] == flips[:, 1]).all()
   np.testing.assert_array_equal(out.tokens['words'][0], [[7, 7, 0], [8, 8, 0]])
   np.testing.assert_array_equal(out.mask[0], np.tile([0, 0, 0, 1, 1, 1, 1, 1], (2, 1)))
+  own = dpo_unified.collect(m, flip=.3, flip_scales=2, shared=False)({}, {}, batch, jax.random.key(1), 0).batch
+  flips = np.asarray(own.tokens['bits'] != own.shown)
+  assert (flips[:, 0] != flips[:, 1]).any() and (own.reference != out.reference).any()
   # 'sigmoid' sums over the picture's places alone: 5 of them, each better by 0.1.
   better = out.replace(reference=out.reference - jnp.array([.1, 0])[None, :, None])
   _, metrics = dpo.loss(m, {'policy': {}}, {}, better, kind='sigmoid', beta=1., smoothing=0., alpha=.5)
   assert float(metrics['rewards/margins'].total) / P == pytest.approx(.5, abs=1e-5)
   with pytest.raises(ValueError, match='2 words found, at most 0 expected'):
-    dpo_unified.collect(pictures(0), flip=.3, flip_scales=2)({}, {}, batch, jax.random.key(1), 0)
+    dpo_unified.collect(pictures(0), flip=.3, flip_scales=2, shared=True)({}, {}, batch, jax.random.key(1), 0)
 
 
 def test_words_weigh_as_the_only_token_of_a_scale():
@@ -91,7 +94,7 @@ def test_words_weigh_as_the_only_token_of_a_scale():
 def test_a_plan_without_a_picture_at_its_end_is_refused():
   m = Models(init=None, config=Config, scales=(1, 2), plan=(('words', 3),), correct=lambda *_: None)
   with pytest.raises(ValueError, match='a picture expected'):
-    dpo_unified.check(m, flip=0., flip_scales=0, updates=1, reference=True)
+    dpo_unified.check(m, flip=0., flip_scales=0, shared=True, updates=1, reference=True)
 
 
 def test_the_loss_of_a_masked_experience_is_that_of_what_is_left():

@@ -21,8 +21,9 @@ special = sequences.special
 
 
 def make(*, sources, batch: int, records: int, length: int, patches: int, pictures: int, memory: int, drawn: int,
-         size: Sequence[int], crop: str, wanted: str, prompt_drop: float, tokenizer: str, look, shuffle: bool,
-         max_unreadable: float, threads: int, workers: int, seed: int, rows: Sequence[int]) -> source.Stream:
+         size: Sequence[int], crop: str, wanted: str, positions: str, prompt_drop: float, tokenizer: str, look,
+         shuffle: bool, max_unreadable: float, threads: int, workers: int, seed: int,
+         rows: Sequence[int]) -> source.Stream:
   """The Stream of packed rows; `batch` of them in a global batch, of which this host has the `rows`.
 
   sources: {name: dict(dataset, split, dir, records, weight)}, see `opened`; exactly in proportion to their weights.
@@ -38,7 +39,8 @@ def make(*, sources, batch: int, records: int, length: int, patches: int, pictur
     picture; memory int32 [G, M], the places before its START in its sequence but for tokens of drawn pictures, then -1.
 
   drawn: tokens of a drawn picture. wanted: 'assistant' for its words, END and START; 'all', of dialogues that draw, for
-  all tokens but a picture's. prompt_drop: share of dialogues that draw of which one picture is left, after an empty
+  all tokens but a picture's. positions: 'mrope', or 'plain', 0, 1, 2 ... for all tokens, as VARGPT-v1.1 was trained.
+  prompt_drop: share of dialogues that draw of which one picture is left, after an empty
   message. size (y, x), crop: of drawn pictures; 'cover' crops them and what a drawing dialogue sees at the center,
   'released' as VARGPT-v1.1 did. tokenizer: a checkpoint's folder, or 'scenes'. look: see sequences.Form.
 
@@ -51,12 +53,13 @@ def make(*, sources, batch: int, records: int, length: int, patches: int, pictur
   packing.check_room(room, form)
   for name, value, least in (('records', records, 1), ('drawn', drawn, 1)):
     if value < least: raise ValueError(f'data.{name}: {value} found, at least {least} expected')
-  if wanted not in sequences.WANTED:
-    raise ValueError(f'data.wanted: {wanted!r} found, one of {sequences.WANTED} expected')
+  for name, value, known in (('wanted', wanted, sequences.WANTED), ('positions', positions, sequences.POSITIONS)):
+    if value not in known: raise ValueError(f'data.{name}: {value!r} found, one of {known} expected')
   if not 0 <= prompt_drop <= 1: raise ValueError(f'data.prompt_drop: {prompt_drop} found, a share expected')
   found, weights = mixture(sources)
   order = mixed(found, weights, seed=seed, shuffle=shuffle).batch(records, batch_fn=tuple).seed(seed)
-  tell = functools.partial(sequences.whole, form, drawn=drawn, wanted=wanted, prompt_drop=prompt_drop)
+  tell = functools.partial(sequences.whole, form, drawn=drawn, wanted=wanted, positions=positions,
+                           prompt_drop=prompt_drop)
   load = functools.partial(row, sources=found, tell=tell, form=form, room=room)
   name = ', '.join(f'{s.name} ({s.count} records, weight {w:g})' for s, w in zip(found, weights, strict=True))
   return source.Stream(

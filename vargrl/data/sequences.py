@@ -17,7 +17,7 @@ from vargrl.scenes import words as scenes
 SEEN, DRAWN = '<image>', '<image_gen>'  # the place of a picture in a message, as in the data files of VARGPT-v1.1
 PLACE = re.compile(f'({SEEN}|{DRAWN})')
 NULL = (('user', ''), ('assistant', DRAWN))
-CROPS, WANTED = ('cover', 'released'), ('assistant', 'all')
+CROPS, WANTED, POSITIONS = ('cover', 'released'), ('assistant', 'all'), ('mrope', 'plain')
 MOST = 512 * 512  # pixels of a picture before anything else is done with it, where crop is 'released'
 
 
@@ -154,7 +154,7 @@ def spoken(messages):
   return [{'role': role, 'content': content(said)} for role, said in messages]
 
 
-def whole(form: Form, dialogue: Dialogue, rng: np.random.Generator, *, drawn: int, wanted: str,
+def whole(form: Form, dialogue: Dialogue, rng: np.random.Generator, *, drawn: int, wanted: str, positions: str,
           prompt_drop: float) -> Told:
   """The Told of a dialogue, up to the last word of the assistant; for the options see dialogues.make."""
   messages, pictures = dialogue.messages, dialogue.pictures
@@ -178,7 +178,9 @@ def whole(form: Form, dialogue: Dialogue, rng: np.random.Generator, *, drawn: in
   said &= ids != pad
   said[0] = False
   image = [target(form, picture, draw) for picture in targets]
-  return Told(ids, *shown(form, ids, seen), seen, said.astype(np.float32),
+  position, place = shown(form, ids, seen)
+  if positions == 'plain': position = np.tile(np.arange(len(ids), dtype=position.dtype), (3, 1))
+  return Told(ids, position, place, seen, said.astype(np.float32),
               np.stack(image) if image else np.zeros((0, *form.size, 3), np.float32), slot,
               [np.flatnonzero(ids[:at - 1] != pad).astype(np.int32) for at in slot])
 
