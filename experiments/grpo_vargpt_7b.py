@@ -50,8 +50,8 @@ def get_config(arg=''):
 
   if arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))
-    c.policy.update(size='smoke', scales=(1, 2, 4), dtype='float32', attention='dense')
-    c.tokenizer.update(size='smoke-square', mults=(1, 1, 1, 1), scales=(1, 2, 4), dtype='float32')
+    c.policy.update(size='smoke', scales='1x1 2x2 4x4', dtype='float32', attention='dense')
+    c.tokenizer.update(size='smoke-square', mults=(1, 1, 1, 1), scales='1x1 2x2 4x4', dtype='float32')
     c.rollout.update(words=(4, 0), stop=(2,))
     c.init, c.accum, c.optim.warmup = dict(policy='', tokenizer=''), 1, 1
     c.data.update(dataset='scenes/small/32/generation', split='train', records=64, prompts=8, length=48, size=(32, 32),
