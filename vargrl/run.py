@@ -121,6 +121,8 @@ class Run:
     data, c = self.config.data, self.models.config
     if self.models.packed is None: raise ValueError(f'data: dialogues found, {self.config.policy.name} reads none')
     check_words(data, c)
+    if 'rollouts' in self.config.objective.collect:
+      lookup(self.config.rollout.name).check_room(building.sampler(self.config), c, data.length)
     for name in ('patch', 'merge', 'frames'):
       if data.look[name] != getattr(c.image, name):
         raise ValueError(f'data.look.{name}: {data.look[name]} found, {getattr(c.image, name)} expected by the policy')

@@ -147,6 +147,7 @@ def prepared(config, workdir, said: Sequence[Dialogue], names, *, run, words, be
     said = [opened(x, begin) for x in said]
   sampler = dataclasses.replace(build.sampler(config), words=tuple(words))
   prompts = asked(form, said, names, draw=begin is not None, length=length, patches=patches)
+  lookup(config.rollout.name).check_room(sampler, model, prompts['tokens'].shape[-1])
   begun = [x.messages[-1][1].split(DRAWN)[0].strip() if begin is not None else '' for x in said]
   plan = lookup(config.rollout.name, 'plan').plan(sampler, model.draw.length)
   run = chain.lean(config, root)

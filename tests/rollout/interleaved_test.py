@@ -252,6 +252,6 @@ def test_what_cannot_be_drawn_is_told():
                          (dict(nothing=(1, 3)), 'ends with token 3, expected 6'), (dict(stop=(7,)), 'others than')):
     with pytest.raises(ValueError, match=words): interleaved.check_model(dataclasses.replace(SAMPLER, **changes), CONFIG)
   released = dataclasses.replace(SAMPLER, words=(0, 0), released=True)
-  with pytest.raises(ValueError, match='9 words before a picture, at most 8'):
+  with pytest.raises(ValueError, match='9 tokens of a prompt .* and of words before a picture found, at most 8'):
     jax.eval_shape(partial(interleaved.generate, SMOKE.model, SMOKE.vae, released), SMOKE.params, SMOKE.vq_params,
                    prompts(), interleaved.keys(jax.random.key(KEY), 2, 1))

@@ -160,9 +160,6 @@ def unconditional(c, parts, asked, masks):
     texts, masks = remembered(parts, [(asked.h_1SD, there_1S, last(there_1S))])
     return Stream(asked.cache, asked.position, parts.both('vector', jnp.zeros(1, bool)), texts, masks)
   room, count = sum(mask.shape[1] for mask in masks), sum(mask.sum() for mask in masks)
-  if room > parts.c.drawer.text_length:
-    raise ValueError(f'rollout: {room} words before a picture, at most {parts.c.drawer.text_length} '
-                     '(drawer.text_length) expected by the released unconditional stream')
   return Stream(None, jnp.int32(0), parts.both('vector', jnp.ones(1, bool)), (parts.bits('nothing', room),),
                 ((jnp.arange(room) < count)[None],))
 
@@ -210,11 +207,20 @@ def check_model(c, model):
     raise ValueError(f'rollout.stop: {c.stop} found, others than the tokens of a picture {model.special} expected')
 
 
+def check_room(c, model, length):
+  """ValueError where prompts of `length` tokens leave too little room to the words of an answer."""
+  room, most = length + sum(c.words[:-1]) + c.pictures - 1, model.drawer.text_length
+  if c.paired and c.released and room > most:
+    raise ValueError(f'rollout: {room} tokens of a prompt (data.length) and of words before a picture found, at most '
+                     f'{most} expected by the released unconditional stream')
+
+
 def generate(model, tokenizer, c, params, vq_params, prompt_P, keys_PR):
   """Rollout of P prompts x R keys, its tokens {'words' [P, R, W], 'bits' [P, R, I L, e]}. Equal rows whatever the
   mesh."""
   params = jax.lax.optimization_barrier(layers.used(params, model.c.dtype, (*layers.USED, 'tokens')))
   params, vq_params = groups.laid(c, model, params), groups.laid(c, tokenizer, vq_params)
+  check_room(c, model.c, prompt_P['tokens'].shape[-1])
   p, r, _ = groups.spread(*keys_PR.shape)
   asked = nothing(c, parted(model, params))
   one = partial(rollout, model, tokenizer, c, params, vq_params, asked=asked, axes=AXES)
