@@ -4,7 +4,8 @@ r"""From nothing to a model that reads, answers, draws and edits: the world `sce
 
 A chain: a bitwise tokenizer; a language model with a tower that learns to answer questions about pictures; all tasks
 together, the decoder that draws included; and DPO on pairs of the model's own pictures, as the world's checker judges
-them. Everything is scored on scenes that training has no like of.
+them. Before it draws or edits, the model says what will lie where: words are sampled one after the other, so that what
+they decide fits together. Everything is scored on scenes that training has no like of.
 
   --config experiments/scenes.py:smoke     every run for two steps; :smoke-grpo likewise
 """
@@ -39,24 +40,24 @@ def get_config(arg=''):
                  guidance=2.0, bit_temperature=1.0, bit_top_p=0.0, nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6),
                  released=False, weights='gathered')
   sources = {kind: dict(dataset=f'scenes/small/32/{kind}', split='train', dir='', records=100_000, weight=weight)
-             for kind, weight in dict(understanding=2.0, text=1.0, generation=5.0, editing=3.0).items()}
-  rows = dict(name='data.dialogues', batch=8, records=3, length=384, patches=192, pictures=3, memory=48, drawn=DRAWN,
+             for kind, weight in dict(understanding=2.0, description=2.0, text=1.0, generation=6.0, editing=4.0).items()}
+  rows = dict(name='data.dialogues', batch=8, records=3, length=416, patches=192, pictures=3, memory=72, drawn=DRAWN,
               crop='cover', wanted='assistant', positions='mrope', prompt_drop=0.1, shuffle=True, max_unreadable=0.01,
               threads=2, workers=0, **SEEN)
   scored = {task: dict(name='eval.scenes', every=0, task=task, world='small', pixels=32, split='test', records=350,
-                       words=12 if task == 'question' else 0, greedy=task == 'question', length=48, patches=64,
+                       words=12 if task == 'question' else 48, greedy=task == 'question', length=48, patches=64,
                        batch=50, seed=1, strict=True, show=16, **SEEN)
             for task in ('question', 'generation', 'editing')}
   evals = dict(understanding=scored['question'], generation=scored['generation'], editing=scored['editing'])
 
   r = c.read
   r.description = 'The language model and the tower learn to answer questions, and to speak.'
-  r.steps, r.save_every = 1000, 250
+  r.steps, r.save_every = 600, 200
   r.policy, r.tokenizer, r.rollout, r.init = dict(policy), dict(tokenizer), dict(rollout), dict(tokenizer='tokenizer')
   r.objective = dict(name='objectives.sft_unified',
                      collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=4),
                      loss=dict(bits=0.0, alpha=0.5))
-  r.data = dict(rows, sources={kind: sources[kind] for kind in ('understanding', 'text')}, batch=16, records=4,
+  r.data = dict(rows, sources={kind: sources[kind] for kind in ('understanding', 'description', 'text')}, batch=16, records=4,
                 length=256, patches=256, pictures=0)
   r.optim.scale = (('policy/(drawer|into|out|start)', None), ('.*', 1.0))
   r.optim.update(peak=1e-3, warmup=100, schedule='cosine', end=0.1)
@@ -85,7 +86,7 @@ def get_config(arg=''):
         name='rewards.scenes', weight=1.0, world='small', strict=True, partial=True)),
         pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=64))
     r.data = dict(name='data.dialogue_prompts', dataset='scenes/small/32/generation', split='train', dir='',
-                  records=100_000, prompts=16, length=48, patches=0, draw=True, crop='cover', shuffle=True,
+                  records=100_000, prompts=16, length=64, patches=0, draw=True, crop='cover', shuffle=True,
                   max_unreadable=0.01, threads=2, workers=0, **SEEN)
     r.optim.scale = (('policy/(drawer|into|out)', 1.0), ('.*', None))
     r.optim.update(peak=5e-5, warmup=5, schedule='constant')
@@ -115,7 +116,7 @@ def smoke(c):
     if name != 'tokenizer': r.policy.update(size='smoke', scales=(1, 2, 4))
     for e in r.evals.values(): e.records, e.words = 8, min(e.words, 2)
   c.tokenizer.data.batch = 8
-  c.draw.data.update(batch=8, records=2, drawn=21, length=192)
+  c.draw.data.update(batch=8, records=2, drawn=21, length=256)
   c.chain, c.draw.init, c.draw.evals = ('tokenizer', 'draw', c.chain[-1]), dict(tokenizer='tokenizer'), {}
   del c.read
   for r in (c.dpo, c.grpo):

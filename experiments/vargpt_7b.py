@@ -3,9 +3,9 @@ r"""VARGPT-v1.1 at 7B + 2B: its chain of supervised stages, DPO and editing, fro
   tpu/run.sh train --config experiments/vargpt_7b.py --workdir bucket/vargpt_7b
 
 v5p:4x4x4. The stages are those of the paper's Table 1 (https://arxiv.org/abs/2504.02949), with its learning rates,
-batches and steps. Needs in weights/ below the current folder Qwen2-VL-7B-Instruct, a folder of Hugging Face,
-infinity_2b_reg.pth and infinity_vae_d32reg.pth; in data/ the JSON files named below, in the released schemas: see
-vargrl/data/sharegpt.py.
+batches (of DPO counted in pictures) and steps; the tower's merger stays as it is, as in the released code. Needs in
+weights/ below the current folder Qwen2-VL-7B-Instruct, a folder of Hugging Face, infinity_2b_reg.pth and
+infinity_vae_d32reg.pth; in data/ the JSON files named below, in the released schemas: see vargrl/data/sharegpt.py.
 
 What differs from the released code, which has its faults (see README): M-RoPE positions everywhere, losses of the
 assistant's words alone, bits weighed by scale, prompts dropped for guidance, for both sides of DPO the same bits turned.
@@ -44,7 +44,7 @@ def get_config(arg=''):
     pixels = PREFERENCES[name][1] if name in PREFERENCES else STAGES[name][2]
     r.policy = dict(name='models.unified', size='vargpt-v1.1', scales=SCALES[pixels], dtype='bfloat16', remat='blocks',
                     attention='splash')
-    r.tokenizer = dict(name='tokenizers.bsq', size='d32', scales=SCALES[pixels], dtype='bfloat16')
+    r.tokenizer = dict(name='tokenizers.bsq', size='d32', scales=SCALES[pixels], dtype='float32')  # a bit is a sign
     r.rollout = dict(name='rollout.interleaved', words=(128, 0), temperature=1.0, top_k=1, top_p=0.0, stop=(151645,),
                      guidance=3.0, bit_temperature=0.5, bit_top_p=0.97, nothing=NOTHING, released=False,
                      weights='sharded')
@@ -77,7 +77,7 @@ def stage(r, name, pixels, shared):
                      collect=dict(condition_drop=0.0, drop_path=0.1, flip=0.3, flip_scales=13),
                      loss=dict(bits=3.0, alpha=0.5))
   r.data = dict(name='data.dialogues', batch=batch, records=records, length=length, patches=patches,
-                pictures=records, memory=1024 if patches else 128, drawn=DRAWN[pixels], wanted='assistant',
+                pictures=records, memory=1024 if patches else 512, drawn=DRAWN[pixels], wanted='assistant',
                 positions='mrope', prompt_drop=0.1, **shared,
                 sources={name: dict(dataset=f'data/{name}.json', split='', dir='', records=0, weight=1.0)})
   r.optim.peak, r.optim.scale = peak, ((trained, 1.0), ('.*', None)) if trained != '.*' else (('.*', 1.0),)
@@ -98,15 +98,15 @@ def smoke(r, name):
   r.steps, r.save_every, r.mesh, r.optim.warmup = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1)), 1
   r.policy.update(size='smoke', scales='1x1 2x2 4x4', dtype='float32', attention='dense')
   r.tokenizer.update(size='smoke-square', mults=(1, 1, 1, 1), scales='1x1 2x2 4x4', dtype='float32')
-  r.rollout.update(words=(24, 0), stop=(2,), nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6))
+  r.rollout.update(words=(48, 0), stop=(2,), nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6))
   r.init = dict(policy=BEFORE[name]) if name in BEFORE else {}
   r.data.update(size=(32, 32), tokenizer='scenes', workers=0,
                 look=dict(patch=4, merge=2, frames=1, least=1024, most=1024))
   if name in PREFERENCES:
-    r.data.update(dataset='scenes/small/32/pairs', split='train', records=64, prompts=8, length=48, answer=24)
+    r.data.update(dataset='scenes/small/32/pairs', split='train', records=64, prompts=8, length=48, answer=48)
   else:
     kind = dict(stage2='understanding', edit='editing').get(name, 'generation')
-    r.data.update(batch=8, records=2, length=256, patches=128, pictures=2, memory=48, drawn=21, sources={
+    r.data.update(batch=8, records=2, length=256, patches=128, pictures=2, memory=72, drawn=21, sources={
         name: dict(dataset=f'scenes/small/32/{kind}', split='train', dir='', records=64, weight=1.0)})
 
 

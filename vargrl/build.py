@@ -169,7 +169,10 @@ def scored(config, built, lean=False, texts=None):
   on the device alone, whose weights are abstract. texts: see Models."""
   collect, models = config.objective.collect, dataclasses.replace(built.models, texts=texts)
   if 'rewards' not in collect: return models
-  if 'mask' in collect: models = dataclasses.replace(models, mask=mask(collect.mask))
+  if 'mask' in collect:
+    if collect.mask and models.plan:
+      raise ValueError(f'objective.collect.mask: {collect.mask.to_dict()} found, {{}} expected of {config.policy.name}')
+    models = dataclasses.replace(models, mask=mask(collect.mask))
   if 'classifier' not in models.bind and any(r.name == 'rewards.classifier' for r in collect.rewards.values()):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
   rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, texts=texts, **collect.pool)

@@ -83,13 +83,17 @@ def dialogue(given, where) -> Dialogue:
   """What `draw` is given as a Dialogue; ValueError that begins with `where`."""
   if isinstance(given, str): given = [{'role': 'user', 'content': given}]
   record = dict(given) if isinstance(given, dict) else {'messages': given}
-  messages, images = [], list(record.get('images') or [])
+  messages, images, rest = [], [], list(record.get('images') or [])
   for message in record.get('messages') or []:
-    if isinstance(message, dict) and isinstance(message.get('content'), (list, tuple)):
-      parts = message['content']
-      images += [part for part in parts if not isinstance(part, str)]
-      message = message | {'content': ''.join(part if isinstance(part, str) else SEEN for part in parts)}
+    content = message.get('content') if isinstance(message, dict) else None
+    for part in content if isinstance(content, (list, tuple)) else [content or '']:
+      count = len(sequences.PLACE.findall(part)) if isinstance(part, str) else 0
+      images += rest[:count] if isinstance(part, str) else [part]
+      rest = rest[count:]
+    if isinstance(content, (list, tuple)):
+      message = message | {'content': ''.join(part if isinstance(part, str) else SEEN for part in content)}
     messages.append(message)
+  images += rest
   parts, images = sharegpt.checked({'messages': messages, 'images': images}, where, 'prompt')
   return asking(sharegpt.dialogue(parts, [picture(x, where) for x in images]), where)
 

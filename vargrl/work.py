@@ -52,8 +52,9 @@ def row(run):
   config, count, plan = run.config, lookup(run.config.policy.name, 'flops').flops, run.models.plan
   if run.models.packed is None: return {'': count(run.models.config)}
   if 'batch' in config.data:
-    return count(run.models.config, config.data.length, config.data.patches, config.data.pictures)
-  return count(run.models.config, sum(length for _, length in plan), 0, sum(kind == 'bits' for kind, _ in plan))
+    return count(run.models.config, config.data.length, config.data.patches, config.data.pictures, config.data.memory)
+  total, pictures = sum(length for _, length in plan), sum(kind == 'bits' for kind, _ in plan)
+  return count(run.models.config, total, 0, pictures, config.data.length + sum(n for kind, n in plan if kind == 'words'))
 
 
 def step(run):

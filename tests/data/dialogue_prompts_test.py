@@ -7,7 +7,7 @@ import pytest
 import sharegpt_test
 
 from vargrl.data import dialogue_pairs, dialogue_prompts, sequences, text
-from vargrl.scenes import captions, score
+from vargrl.scenes import captions, records, score
 from vargrl.scenes import world as worlds
 
 SCENES = dict(dataset='scenes/small/32/generation', split='test', dir='', records=7, length=64, patches=64,
@@ -61,9 +61,8 @@ def test_a_prompt_that_draws_at_once_ends_with_the_assistants_words_and_begins_a
   batch, dialogues = dialogue_prompts.table(**SCENES, draw=True)
   form = sequences.form(**{k: SCENES[k] for k in ('tokenizer', 'look', 'size', 'crop')})
   for i, dialogue in enumerate(dialogues):
-    plain = captions.text(dialogue.about, 0)
-    assert said(form, batch, i).endswith(f'{dialogue.text}<|im_end|>\n<|im_start|>assistant\nhere is {plain}.'
-                                         '<|image_gen_start|>')
+    layout = captions.layout(records.record(worlds.find('small'), 0, 'test', i).scene, worlds.find('small'))
+    assert said(form, batch, i).endswith(f'{dialogue.text}<|im_end|>\n<|im_start|>assistant\n{layout}.<|image_gen_start|>')
     assert score.meaning_of(dialogue.text, worlds.find('small')) == dialogue.about
     picture = sequences.pictured(dialogue.pictures[0])
     assert score.judge(picture, dialogue.text, worlds.find('small'), strict=True)[0]
@@ -87,7 +86,7 @@ def test_pairs_are_a_prompt_and_two_answers_up_to_their_pictures(pairs, talks):
     assert said(form, batch, i).endswith('<|vision_end|>.<|im_end|>\n<|im_start|>assistant\n')
     for name, answer, picture in (('chosen', 'Here.', first), ('rejected', 'There.', second)):
       ids = batch[f'{name}_text'][i]
-      many = batch[f'{name}_length'][i]
+      many = ids.tolist().index(text.number(form.words, text.DRAW_START)) + 1
       whole = talks.form(), sequences.Dialogue((('user', 'x'), ('assistant', f'{answer}<image_gen>')), ())
       assert ids[:many].tolist() == sequences.begun(whole[0], whole[1].messages[-1][1]).tolist()
       assert text.decode(form.words, ids[:many], special=True) == f'{answer}<|image_gen_start|>'
@@ -101,7 +100,7 @@ def test_what_does_not_fit_is_told_or_skipped(options, pairs, talks):
     take(length=36)
   label = take(length=36, max_unreadable=1.)['label']
   assert label[[0, 1, 3]].tolist() == [0, 1, 3] and label[2] != 2
-  with pytest.raises(ValueError, match='record 0: prompt: no <image_gen> in the last answer found, one expected'):
+  with pytest.raises(ValueError, match='2 of 4 .*: prompt: no <image_gen> in the last answer found, one expected'):
     take(draw=True)
   with pytest.raises(ValueError, match='4 records found, at least 5, one global batch, expected'):
     take(prompts=5, rows=range(5))

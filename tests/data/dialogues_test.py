@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vargrl.data import dialogues, packing, scenes_dialogues, sequences, text
-from vargrl.scenes import captions, draw, edits, records
+from vargrl.scenes import captions, draw, edits, records, score
 from vargrl.scenes import world as worlds
 
 ROOM = dict(length=160, patches=64, pictures=2, memory=64)
@@ -75,7 +75,7 @@ def test_records_that_are_unreadable_or_never_fit_are_skipped_and_counted_up_to_
     next(make({'dir': str(tmp_path)}, shuffle=False, prompt_drop=0.))
   with pytest.raises(ValueError, match=r'2 of 8 records unreadable.*record 2: 53 tokens found, at most 48 expected'):
     next(make(length=48, shuffle=False, prompt_drop=0.))
-  with pytest.raises(ValueError, match=r'talks.json: record \d: \d+ tokens before a drawn picture found, at most 9'):
+  with pytest.raises(ValueError, match=r'unreadable, .*record \d: \d+ tokens before a drawn picture found, at most 9'):
     next(make(memory=9, prompt_drop=0.))
 
 
@@ -123,7 +123,7 @@ def rows():
   own = lambda kind: dict(dataset=f'scenes/small/32/{kind}', split='validation', dir='', records=28, weight=.25)
   stream = dialogues.make(
       sources={kind: own(kind) for kind in ('understanding', 'generation', 'editing', 'text')}, batch=3, records=4,
-      length=256, patches=128, pictures=2, memory=64, drawn=21, size=(32, 32), crop='cover', wanted='assistant',
+      length=288, patches=128, pictures=2, memory=96, drawn=21, size=(32, 32), crop='cover', wanted='assistant',
       positions='mrope', prompt_drop=0., tokenizer='scenes', look=LOOK, shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0,
       rows=range(3))
   yield next(stream), sequences.form(tokenizer='scenes', look=LOOK, size=(32, 32), crop='cover')
@@ -136,8 +136,9 @@ def test_scenes_say_what_their_records_say(rows):
     found = records.record(worlds.find('small'), 0, 'validation', r)
     said = [text.decode(form.words, batch['tokens'][r][batch['segment'][r] == k], special=True) for k in (1, 2, 3, 4)]
     plain, ends = captions.text(found.meaning, 0), (text.END, text.START)
+    told = lambda scene: captions.layout(scene, worlds.find('small'))
     assert all(f'{q.question}{ends[0]}\n{ends[1]}assistant\n{q.answer}{ends[0]}' in said[0] for q in found.questions)
-    assert f'user\n{found.caption}{ends[0]}\n{ends[1]}assistant\nhere is {plain}.{text.DRAW_START}' in said[1]
+    assert f'user\n{found.caption}{ends[0]}\n{ends[1]}assistant\n{told(found.scene)}.{text.DRAW_START}' in said[1]
     assert f'{text.IMAGE_END}{found.edit.instruction}{ends[0]}' in said[2] and said[3].endswith(f'{plain}{ends[0]}')
     assert np.array_equal(np.rint((batch['image'][r] + 1) * 127.5),
                           [draw.image(found.scene, 32), draw.image(found.edit.result, 32)])
@@ -151,4 +152,12 @@ def test_scenes_tell_a_checker_what_to_expect():
   assert read['editing'].about == found.edit and isinstance(found.edit, edits.Edit)
   assert read['editing'].text == found.edit.instruction
   assert read['question'].about == found.questions[:1] and read['question'].messages[-1][1] == found.questions[0].answer
+  assert read['description'].messages[-1][1] == f"{captions.layout(found.scene, worlds.find('small'))}."
   assert read['understanding'].about == found.questions and read['understanding'].text == found.questions[-1].question
+
+
+def test_the_rejected_picture_of_a_pair_does_not_show_the_caption():
+  world, read = worlds.find('small'), scenes_dialogues.opened('scenes/small/32/pairs', 'train')
+  for i in range(35):
+    right, wrong = (score.judge(sequences.pictured(d.pictures[-1]), d.text, world, strict=False) for d in read(i))
+    assert all(right) and not all(wrong), read(i)[0].text

@@ -187,7 +187,7 @@ def test_flops_are_those_of_the_compiled_program():
   program = logits.lower(params, jnp.zeros((1, L), int), c=c).compile()
   cost = program.cost_analysis()['flops']
   masked = 2 * L * c.heads * c.head_dim * (L - 1)  # half of L x L is counted, all is computed
-  np.testing.assert_allclose(qwen2.flops(c, L) + masked, cost, rtol=0.05)
+  np.testing.assert_allclose(qwen2.flops(c, L, L) + masked, cost, rtol=0.05)
 
 
 @pytest.mark.parametrize('change, words', [

@@ -1,7 +1,9 @@
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from vargrl.models import schedules
+from vargrl import build
+from vargrl.models import infinity, schedules
 from vargrl.types import bounds, leading, offsets, sides
 
 # Tokens of 0.06M, 0.25M, 0.60M and 1M, and the image's sides at 1M, of the published table.
@@ -43,6 +45,16 @@ def test_a_schedule_cut_short_keeps_the_grid_of_its_finest_scale():
     assert schedules.grid(schedules.scales(f'{size} 0.666')) == (52, 78)
   assert schedules.grid((1, 2, 4, 6, 8, 12, 16)) == (64, 64)
   assert schedules.grid((1, 2, (4, 2))) == (4, 2)
+
+
+@pytest.mark.parametrize('name, size', [('models.infinity', '2b'), ('models.unified', 'vargpt-v1.1')])
+def test_a_policy_of_other_scales_has_their_positions(name, size):
+  for scales, over in (('0.25M 1.333', (72, 54)), ('0.25M', (64, 64)), ('1x1 2x2 4x4', (4, 4))):
+    c = build.module(ConfigDict(dict(name=name, size=size, scales=scales)), 'policy')[1].c
+    c = getattr(c, 'draw', c)
+    assert c.over == over
+    row_and_column = infinity.angles(c)[-1, [0, c.head_dim // 2]]
+    np.testing.assert_array_equal(row_and_column, schedules.places(c.scales, over)[-1])
 
 
 def test_pairs_and_sides_are_scales():

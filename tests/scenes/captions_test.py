@@ -77,3 +77,11 @@ def test_all_that_is_said_of_a_scene_is_true_and_leaves_nothing_out(some, name):
       assert all(score.met(m, r.scene.objects, r.scene.word, world, strict=True)), (m, r.scene)
       seen.add(category)
   assert seen == set(captions.CATEGORIES)
+
+
+def test_a_layout_says_what_lies_where_in_reading_order():
+  world = worlds.find('small')
+  objects = (worlds.Object('circle', 'red', 100, 120, 200), worlds.Object('square', 'blue', 60, 40, 40))
+  scene = worlds.Scene(objects, worlds.Text('CAT', 16, 80, 20), (240,) * 3 + (0, 0))
+  assert captions.layout(scene, world) == (
+      'a small blue square in 1 1 and the word "CAT" in 5 1 and a large red circle in 3 6')

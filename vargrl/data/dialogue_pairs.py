@@ -6,7 +6,7 @@ import numpy as np
 
 from vargrl.data import dialogue_prompts, dialogues, packing, sequences, source, text
 
-FIELDS = ('chosen', 'rejected', 'chosen_text', 'rejected_text', 'chosen_length', 'rejected_length')
+FIELDS = ('chosen', 'rejected', 'chosen_text', 'rejected_text')
 
 special = sequences.special
 
@@ -16,7 +16,7 @@ def make(*, dataset: str, split: str, dir: str, records: int, prompts: int, leng
          workers: int, seed: int, rows: Sequence[int]) -> source.Stream:
   """The Stream of pairs: what dialogue_prompts.make has, up to where the assistant begins its answers, and of these
   chosen and rejected float32 [y, x, 3] in [-1, 1], the pictures; chosen_text and rejected_text int32 [answer], the
-  words before them and START; chosen_length and rejected_length int32, how many of these are true.
+  words before them and START.
 
   Both pictures get the same draw of a crop.
   """
@@ -33,8 +33,7 @@ def make(*, dataset: str, split: str, dir: str, records: int, prompts: int, leng
 def shapes(data) -> dict:
   """{feature: (shape of a row, dtype)} of a config's section, none of whose files is looked for."""
   picture, words = ((*data.size, 3), np.dtype(np.float32)), ((data.answer,), np.dtype(np.int32))
-  return dialogue_prompts.shapes(data) | dict.fromkeys(FIELDS[:2], picture) | dict.fromkeys(FIELDS[2:4], words) \
-      | dict.fromkeys(FIELDS[4:], ((), np.dtype(np.int32)))
+  return dialogue_prompts.shapes(data) | dict.fromkeys(FIELDS[:2], picture) | dict.fromkeys(FIELDS[2:], words)
 
 
 def pair(both, draw, *, form, length, patches, answer):
@@ -44,7 +43,6 @@ def pair(both, draw, *, form, length, patches, answer):
     ids = sequences.begun(form, dialogue.messages[-1][1])
     if len(ids) > answer:
       raise sequences.Unfit(f'{len(ids)} tokens of the {name} answer found, at most {answer} expected')
-    padded, many = text.padded(ids, answer, pad=text.number(form.words, text.TEXT_END))
-    row |= {name: sequences.target(form, dialogue.pictures[-1], draw), f'{name}_text': padded,
-            f'{name}_length': np.int32(many)}
+    padded, _ = text.padded(ids, answer, pad=text.number(form.words, text.TEXT_END))
+    row |= {name: sequences.target(form, dialogue.pictures[-1], draw), f'{name}_text': padded}
   return row

@@ -38,7 +38,7 @@ def make(*, sources, batch: int, records: int, length: int, patches: int, pictur
     image float32 [G, y, x, 3] in [-1, 1], to be drawn; slot int32 [G], the place of a picture's first token, -1 for no
     picture; memory int32 [G, M], the places before its START in its sequence but for tokens of drawn pictures, then -1.
 
-  drawn: tokens of a drawn picture. wanted: 'assistant' for its words, END and START; 'all', of dialogues that draw, for
+  drawn: tokens of a drawn picture. wanted: 'assistant' for its words, the end of its turn and START; 'all', of dialogues that draw, for
   all tokens but a picture's. positions: 'mrope', or 'plain', 0, 1, 2 ... for all tokens, as VARGPT-v1.1 was trained.
   prompt_drop: share of dialogues that draw of which one picture is left, after an empty
   message. size (y, x), crop: of drawn pictures; 'cover' crops them and what a drawing dialogue sees at the center,
@@ -53,6 +53,8 @@ def make(*, sources, batch: int, records: int, length: int, patches: int, pictur
   packing.check_room(room, form)
   for name, value, least in (('records', records, 1), ('drawn', drawn, 1)):
     if value < least: raise ValueError(f'data.{name}: {value} found, at least {least} expected')
+  if pictures and length <= drawn:
+    raise ValueError(f'data.length: {length} found, more than data.drawn, {drawn}, expected')
   for name, value, known in (('wanted', wanted, sequences.WANTED), ('positions', positions, sequences.POSITIONS)):
     if value not in known: raise ValueError(f'data.{name}: {value!r} found, one of {known} expected')
   if not 0 <= prompt_drop <= 1: raise ValueError(f'data.prompt_drop: {prompt_drop} found, a share expected')

@@ -34,13 +34,13 @@ def sizes(told: Told):
 
 
 def check_fits(told: Told, room: Room):
-  """Unfit for what no row has room for, ValueError for a picture with more before it than is remembered."""
+  """Unfit for what no row has room for, and for a picture with more before it than is remembered."""
   for what, found, most in zip(('tokens', 'patches of pictures', 'drawn pictures'), sizes(told),
                                (room.length, room.patches, room.pictures), strict=True):
     if found > most: raise Unfit(f'{found} {what} found, at most {most} expected')
   longest = max(map(len, told.memory), default=0)
   if longest > room.memory:
-    raise ValueError(f'{longest} tokens before a drawn picture found, at most {room.memory}, its memory, expected')
+    raise Unfit(f'{longest} tokens before a drawn picture found, at most {room.memory}, its memory, expected')
 
 
 def pack(some: Sequence[Told], form: Form, room: Room):

@@ -204,8 +204,8 @@ def opening(form: Form, dialogue: Dialogue, *, draw: bool) -> Told:
   """What is before the assistant's last message; draw: and that message as far as its first picture's START."""
   *before, (_, answer) = dialogue.messages
   kinds = places(before)
-  if DRAWN in kinds: raise ValueError(f'prompt: {DRAWN} before the last answer found, none expected')
-  if draw and DRAWN not in answer: raise ValueError(f'prompt: no {DRAWN} in the last answer found, one expected')
+  if DRAWN in kinds: raise Unfit(f'prompt: {DRAWN} before the last answer found, which no prompt can hold')
+  if draw and DRAWN not in answer: raise Unfit(f'prompt: no {DRAWN} in the last answer found, one expected')
   seen = see(form, dialogue.pictures[:len(kinds)], framed=DRAWN in answer)
   ids = text.prompt(form.words, spoken(before), counts=[1] * len(seen.sizes))
   ids = np.repeat(ids, counts(form, ids, seen))

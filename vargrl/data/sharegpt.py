@@ -13,13 +13,15 @@ import numpy as np
 from vargrl.data import image, source
 from vargrl.data.sequences import DRAWN, PLACE, SEEN, Dialogue, places
 
+CHECKED = 1000
 FILES = ('.json', '.jsonl', '.txt')
 ENDS = ('answer', 'prompt', 'pair')  # of a record: as it is trained, as it is continued, as it is preferred
 
 
 def opened(dataset: str, split: str, dir: str, *, ends: str):
   """(record number -> Dialogue, or of pairs (chosen, rejected), how many there are); ValueError that names the first
-  record that is wrong. Files are checked whole here, TFDS records as they are read.
+  record that is wrong. Files are checked whole here, but for pictures beyond the first CHECKED records, which may lie in
+  a bucket; TFDS records as they are read.
 
   dataset: a .json or .jsonl, or of prompts a .txt, whose split is ''; dir: the folder of its images, '' for its own; or
   a TFDS name.
@@ -34,14 +36,16 @@ def opened(dataset: str, split: str, dir: str, *, ends: str):
   for i, record in enumerate(listed(dataset)):
     where = f'{dataset}: record {i}'
     parts, images = checked(record, where, ends)
-    lines.append(json.dumps([parts, [found(path, folder, where) for path in images]]).encode())
+    if i < CHECKED:
+      for path in images: found(path, folder, where)
+    lines.append(json.dumps([parts, images]).encode())
   if not lines: raise ValueError(f'{dataset}: 0 records found, at least 1 expected')
   # As bytes, which a worker process gets at once and which millions of records fit into.
   starts, table = np.cumsum([0, *map(len, lines)]), b''.join(lines)
 
   def read(i):
     parts, images = json.loads(table[starts[i]:starts[i + 1]])
-    return dialogue(parts, images)
+    return dialogue(parts, [found(path, folder, f'{dataset}: record {i}') for path in images])
   return read, len(lines)
 
 
@@ -74,7 +78,7 @@ def found(path, folder, where):
   """The path of a picture: below the folder if it is there, as it is otherwise."""
   for place in (os.path.join(folder, path), path):
     if os.path.isfile(place): return place
-  raise ValueError(f'{where}: picture {path!r} found neither in {folder or "."!r} nor as it is, a file expected')
+  raise image.Unreadable(f'{where}: picture {path!r} found neither in {folder or "."!r} nor as it is, a file expected')
 
 
 def checked(record, where: str, ends: str):
@@ -84,7 +88,12 @@ def checked(record, where: str, ends: str):
   if not isinstance(record, dict) or not needed <= record.keys():
     shape = sorted(record) if isinstance(record, dict) else type(record).__name__
     raise ValueError(f'{where}: {shape} found, keys {sorted(needed)} expected')
-  messages, images = [plain(m, where) for m in record['messages']], list(record.get('images') or [])
+  messages, images = record['messages'], [] if record.get('images') is None else record['images']
+  for name, value in (('messages', messages), ('images', images)):
+    if not isinstance(value, (list, tuple)): raise ValueError(f'{where}: {name} {value!r} found, a list expected')
+  if bad := [x for x in images if x is None or isinstance(x, (int, float, dict, list))]:
+    raise ValueError(f'{where}: picture {bad[0]!r} found, a path expected')
+  messages, images = [plain(m, where) for m in messages], list(images)
   if ends == 'pair':
     answers = [plain(record[key], where) for key in ('chosen', 'rejected')]
     for role, said in answers:

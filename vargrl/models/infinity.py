@@ -33,7 +33,7 @@ class Config:
   text: int = 2048            # width of the text features
   text_length: int = 512      # as many learned features stand for no text, so many tokens a prompt may have
   levels: int = 15            # how many scales the table of their embeddings has room for
-  grid: tuple = ()            # (h, w) that the positions of all scales are spread over; (): schedules.grid
+  grid: tuple = ()            # (h, w) that the positions of all scales are spread over; (): schedules.grid(scales)
   mlp_ratio: int = 4
   gamma: float = 5e-6         # scale of the residual gates at init
   chunks: int = 8             # that the blocks of an exported file lie in
@@ -45,7 +45,6 @@ class Config:
 
   def __post_init__(self):
     object.__setattr__(self, 'scales', schedules.scales(self.scales))
-    object.__setattr__(self, 'grid', tuple(self.grid) or schedules.grid(self.scales))
     decoder.check(self)
     if self.head_dim % 4:
       raise ValueError(f'policy: width {self.width} with {self.heads} heads, a head of a multiple of 4 expected')
@@ -56,6 +55,8 @@ class Config:
     if self.depth % self.chunks:
       raise ValueError(f'policy.chunks: {self.chunks}, expected a divisor of the depth {self.depth}')
 
+  @property
+  def over(self): return tuple(self.grid) or schedules.grid(self.scales)  # not kept: other scales have another
   @property
   def length(self): return self.offsets[-1]
   @property
@@ -102,7 +103,7 @@ def angles(c):
   by rows, the other by columns, two neighbours alike."""
   quarter = c.head_dim // 4
   theta = 10000. ** (-np.arange(quarter) / quarter)
-  angle_L2Q = schedules.places(c.scales, c.grid)[:, :, None] * theta[None, None]
+  angle_L2Q = schedules.places(c.scales, c.over)[:, :, None] * theta[None, None]
   return angle_L2Q.reshape(len(angle_L2Q), -1).repeat(2, 1).astype(np.float32)
 
 
@@ -349,14 +350,17 @@ def torch_constants(c, numbered):
   return {f'{name}.zero_k_bias': np.zeros(c.width, np.float32) for name in names}
 
 
-def flops(c):
-  """Multiply-adds x 2 of one forward pass of one row over all L tokens, with a prompt of `text_length`.
+def flops(c, given=0):
+  """Multiply-adds x 2 of one forward pass of one row over all L tokens, with a prompt of `text_length`, or a memory of
+  so many tokens that is `given`.
 
   Attention is counted block-causally: a token of scale i meets the keys of scales <= i alone.
   """
+  count = given or c.text_length
   dense = 2 * c.depth * (6 * c.width + 2 * c.mlp) * c.width * c.length
-  memory = 2 * c.text_length * (2 * c.depth * c.width ** 2 + c.width ** 2 + 3 * c.text * c.width)
-  adapters = 2 * c.depth * c.lora_rank * ((14 * c.width + 2 * c.mlp) * c.length + 4 * c.width * c.text_length)
-  attention = c.depth * sum(4 * c.width * (b - a) * (b + c.text_length) for a, b in bounds(c.scales))
+  memory = 4 * count * c.depth * c.width ** 2
+  if not given: memory += 2 * count * (c.width ** 2 + 3 * c.text * c.width)
+  adapters = 2 * c.depth * c.lora_rank * ((14 * c.width + 2 * c.mlp) * c.length + 4 * c.width * count)
+  attention = c.depth * sum(4 * c.width * (b - a) * (b + count) for a, b in bounds(c.scales))
   ends = 2 * c.width * c.bits * (3 * c.length - 1)
   return dense + memory + adapters + attention + ends + 2 * c.width ** 2 * 8

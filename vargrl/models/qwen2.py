@@ -210,15 +210,18 @@ def described(c):
   config = {'architectures': ['Qwen2ForCausalLM'], 'model_type': 'qwen2', 'hidden_act': 'silu', 'hidden_size': c.width,
             'num_hidden_layers': c.depth, 'num_attention_heads': c.heads, 'num_key_value_heads': c.kv_heads,
             'intermediate_size': c.mlp, 'vocab_size': c.vocab, 'tie_word_embeddings': c.tied, 'rms_norm_eps': c.eps,
-            'rope_theta': c.theta, 'use_sliding_window': False}
+            'rope_theta': c.theta, 'use_sliding_window': False,
+            'max_position_embeddings': 32768, 'max_window_layers': c.depth, 'sliding_window': 32768,
+            'attention_dropout': 0.}
   if not c.sections: return config
   return config | {'rope_scaling': {'type': 'mrope', 'mrope_section': [*c.sections]}}
 
 
-def flops(c, length):
-  """Multiply-adds x 2 of one forward pass of one row of `length` tokens, which meet the keys before them alone."""
+def flops(c, length, words):
+  """Multiply-adds x 2 of one forward pass of one row of `length` tokens, which meet the keys before them alone; of so
+  many `words` the next is predicted."""
   D, H, r = c.width, c.head_dim, c.lora_rank
   dense = D * H * 2 * (c.heads + c.kv_heads) + 3 * D * c.mlp
   dense += r * (4 * D + 2 * H * (c.heads + c.kv_heads) + 3 * (D + c.mlp))
   attention = c.heads * H * (length + 1)  # L x L / 2, twice
-  return 2 * length * (c.depth * (dense + attention) + D * c.vocab)
+  return 2 * (length * c.depth * (dense + attention) + words * D * c.vocab)

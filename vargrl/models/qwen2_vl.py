@@ -62,11 +62,22 @@ def init(model, key):
   return {'lm': qwen2.init(qwen2.Model(c.lm), key), 'vision': vit.init(vit.Model(c.vision), jax.random.fold_in(key, 1))}
 
 
+# Tokens of the published models, whose code looks for them in config.json.
+TOKENS = {'bos': 151643, 'eos': 151645, 'vision_start': 151652, 'vision_end': 151653, 'vision': 151654, 'image': 151655,
+          'video': 151656}
+
+
+def described(c):
+  """What config.json says of these weights; of the tokens where there are as many words as the published models have."""
+  found = qwen2.described(c.lm) | {'architectures': ['Qwen2VLForConditionalGeneration'], 'model_type': 'qwen2_vl',
+                                   'vision_config': vit.described(c.vision)}
+  if c.lm.vocab <= max(TOKENS.values()): return found
+  return found | {f'{name}_token_id': number for name, number in TOKENS.items()}
+
+
 def torch_layouts(c):
   """Of transformers' Qwen2VLForConditionalGeneration: as the hub has it, and as it is since transformers 4.52."""
   spellings = ('model.', 'visual.'), ('model.language_model.', 'model.visual.')
   tables = [qwen2.torch_table(c.lm, 'lm/', text) | vit.torch_table('vision/', image) for text, image in spellings]
   more = (r'.*\.rotary_(pos_)?emb\.inv_freq', *((r'lm_head\.weight',) if c.lm.tied else ()))
-  config = qwen2.described(c.lm) | {'architectures': ['Qwen2VLForConditionalGeneration'], 'model_type': 'qwen2_vl',
-                                    'vision_config': vit.described(c.vision)}
-  return tuple(Layout(table, ignored=more, config=config) for table in tables)
+  return tuple(Layout(table, ignored=more, config=described(c)) for table in tables)

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import infinity, layers, qwen2, vit
+from vargrl.models import infinity, layers, qwen2, qwen2_vl, vit
 from vargrl.models.layers import Einsum, letters, torch_dense
 from vargrl.parallel.rules import gather
 from vargrl.types import Layout
@@ -219,16 +219,17 @@ def described(c):
   names = [f'image_gen_{part}' for part in ('start', 'end', 'pad')]
   special = {name: f'<|{name}|>' for name in names}
   special |= {f'{name}_token_id': number for name, number in zip(names, c.special)}
-  return qwen2.described(c.lm) | {
+  return qwen2_vl.described(c) | {
       'architectures': ['VARGPTQwen2VLForConditionalGeneration'], 'model_type': 'vargpt_qwen2_vl',
       'rope_scaling': {'type': 'default', 'rope_type': 'default', 'mrope_section': [*c.lm.sections]},
-      'vision_config': vit.described(c.vision), 'special_tokens': special}
+      'special_tokens': special}
 
 
-def flops(c, length, patches, pictures):
+def flops(c, length, patches, pictures, memory):
   """{part: multiply-adds x 2 of one forward pass} of a row of `length` tokens, of which those of the pictures to draw are
-  a part, with so many patches of pictures that are read, as if all were of one; the bridges count as the decoder's. A
-  prompt that rows share is not counted."""
-  bridges = 2 * pictures * c.draw.length * (c.text.width + c.drawer.width) ** 2
-  return {'lm': qwen2.flops(c.lm, length), 'vision': vit.flops(c.vision, patches) if patches else 0,
-          'drawer': pictures * infinity.flops(c.draw) + bridges}
+  a part, with so many patches of pictures that are read, as if all were of one, and `memory` words before a picture; the
+  bridges count as the decoder's. A prompt that rows share is not counted."""
+  bridges = 2 * pictures * (c.draw.length + memory) * (c.text.width + c.drawer.width) ** 2
+  return {'lm': qwen2.flops(c.lm, length, length - pictures * c.draw.length),
+          'vision': vit.flops(c.vision, patches) if patches else 0,
+          'drawer': pictures * infinity.flops(c.draw, memory) + bridges}

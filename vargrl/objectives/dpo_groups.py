@@ -49,12 +49,13 @@ def collect(models, *, rollouts, rewards, pool):
     image_Byxc = decode(frozen, t_BL)
     phase('rollout', image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
+    r_B, each, share = group.judged(models, out, r_B, each)
     phase('reward')
-    experience, r_P2 = pick(prompt_P, out, jnp.asarray(r_B).reshape(P, R, K).mean(-1))
+    experience, r_P2 = pick(prompt_P, out, jnp.nanmean(jnp.asarray(r_B).reshape(P, R, K), -1))
     scores = logprobs(models.reference(params, frozen), frozen, experience)
     metrics = {'reward': average(r_B, np.isfinite(r_B)), 'pairs': average(experience.weight[:, 0]),
                'pairs/gap': average(r_P2[:, 0] - r_P2[:, 1], experience.weight[:, 0])}
-    metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()} | counts
+    metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()} | counts | share
     return Collected(experience.replace(reference=scores.logp), metrics,
                      lambda: group.pictures(image_Byxc, label_B, r_B, models.texts))
 

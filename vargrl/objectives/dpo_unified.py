@@ -12,8 +12,8 @@ FEATURES = ('label', 'chosen', 'rejected', 'chosen_text', 'rejected_text')
 
 
 def check(models, *, flip, flip_scales, shared, updates, reference):
-  if tuple(kind for kind, _ in models.plan) not in (('bits',), ('words', 'bits')):
-    raise ValueError('rollout.words: a picture expected, and nothing after it, by objectives.dpo_unified')
+  if tuple(kind for kind, _ in models.plan) != ('words', 'bits'):
+    raise ValueError('rollout.words: words (data.answer) and one picture expected by objectives.dpo_unified')
   sft_bits.check_flips(models, flip=flip, flip_scales=flip_scales)
 
 

@@ -93,6 +93,7 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
     image_Byxc = decode(frozen, t_BL)
     phase('rollout', image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
+    r_B, each, share = judged(models, out, r_B, each)
     phase('reward')
     experience = known(prompt_P, out, image_Byxc, label_B, (P, R, K), plan_now.start)
     mask_PRL = experience.mask
@@ -114,7 +115,7 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
     if K > 1: metrics['value'] = average(value_PR, weight_PR)
     if mask: metrics['mask_share'] = average(mask_PRL[..., plan_now.start:])
     metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()}
-    metrics |= counts
+    metrics |= counts | share
     experience = experience.replace(advantage=advantage_PR, weight=weight_PR,
                                     old=None if old == 'now' else experience.old)
     return Collected(experience, metrics, lambda: pictures(image_Byxc, label_B, r_B, models.texts))
@@ -155,6 +156,17 @@ def combined(r_B, each, shape, combine, rewards, eps):
 def count(prompt_P):
   """How many prompts."""
   return len(jax.tree.leaves(prompt_P)[0])
+
+
+def judged(models, rollout, r_B, each):
+  """(r_B, {name: r_B}, {metric}) of a Rollout's pictures, the K of a row adjacent: NaN for one that was not drawn, as
+  its row ended before it, and the share of those that were."""
+  if rollout.mask is None or not models.plan: return r_B, each, {}
+  starts = np.cumsum([0] + [length for _, length in models.plan])
+  at = [int(start) for start, (kind, _) in zip(starts, models.plan) if kind == 'bits']
+  drawn_B = multihost.whole(rollout.mask[..., np.array(at)]).reshape(-1) > 0
+  left = lambda x_B: np.where(drawn_B, x_B, np.nan)
+  return left(r_B), {name: left(x_B) for name, x_B in each.items()}, {'drawn': average(drawn_B.astype(np.float32))}
 
 
 def images(models, rollout):

@@ -3,6 +3,7 @@
 One group = the R rollouts of a prompt. One trajectory = one image; every token shares its advantage.
 """
 import jax
+import jax.numpy as jnp
 
 from vargrl.objectives import group
 
@@ -27,6 +28,6 @@ def collect(models, *, rollouts, old, std, eps, kl_reward, combine, mask, reward
     out = models.generate(policy, frozen, prompt_P, models.keys(rng, group.count(prompt_P), rollouts))
     return group.images(models, out), out
 
-  plan = group.Plan(sample, value=lambda r_PRK: r_PRK[..., 0])
+  plan = group.Plan(sample, value=lambda r_PRK: jnp.nanmean(r_PRK, -1))
   return group.collector(models, {'': (plan, {})}, lambda step: '', old=old, std=std, eps=eps, kl_reward=kl_reward,
                          combine=combine, mask=mask, rewards=rewards)

@@ -51,8 +51,7 @@ def weights(models, length, *, alpha, first, last):
     scales = leading(models.scales, length)
     return token_weights(scales, alpha=alpha, first=first, last=min(last, len(scales) - 1))
   one = token_weights(models.scales, alpha=alpha, first=first, last=last)
-  size = next(n for i, n in enumerate(sizes(models.scales)) if i == first)
-  one *= float(size) ** -alpha / one[bounds(models.scales)[first][0]]
+  one *= float(sizes(models.scales)[first]) ** -alpha / one[bounds(models.scales)[first][0]]
   weight_L = np.concatenate([np.ones(count) if kind == 'words' else one for kind, count in models.plan])
   return (weight_L / weight_L.sum()).astype(np.float32)
 

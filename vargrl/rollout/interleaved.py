@@ -57,7 +57,7 @@ class Config:
     if not self.words or min(self.words) < 0 or 0 in self.words[1:-1] or self.words == (0,):
       raise ValueError(f'rollout: words={self.words}, expected how many before each picture and after the last, 0 at '
                        'most at the beginning and at the end')
-    if self.words[0]: self.says(self.words[0], 0)
+    if any(self.words): self.says(max(self.words), 0)
     if self.paired and not (self.nothing or self.released):
       raise ValueError('rollout: guidance without nothing, the tokens of a dialogue that asks for nothing')
 

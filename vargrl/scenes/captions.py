@@ -131,5 +131,18 @@ def describe(scene):
   return found
 
 
+def layout(scene, world):
+  """All that is there, line by line, with its place: 'a large red circle in 3 5 and the word "CAT" in 2 1'.
+
+  A place is the number of the column and of the row, of eight each from the top left corner, that the center lies in.
+  """
+  cell = worlds.UNIT // 8
+  parts = [(o.y // cell, o.x // cell, f'{article(f"{world.size(o.size)} {o.colour} {o.shape}")}') for o in scene.objects]
+  if scene.text:
+    left, top, right, bottom = worlds.box(scene.text)
+    parts.append(((top + bottom) // 2 // cell, (left + right) // 2 // cell, f'the word "{scene.word}"'))
+  return ' and '.join(f'{what} in {x} {y}' for y, x, what in sorted(parts))
+
+
 def distinct(things):
   return len(set(things)) == len(things)
