@@ -34,8 +34,9 @@ def learning(trained, first=False):
 def flops(run, name):
   """Of one program of a run, all devices together: block-causal attention counted, recomputation not; 0 if it is
   not counted here."""
-  config, parts, trained = run.config, row(run), run.trained['policy']
+  config = run.config
   if config.objective.name not in COUNTED or 'rollout' not in config: return 0
+  parts, trained = row(run), run.trained['policy']
   rows = config.data.prompts if 'prompts' in config.data else config.data.batch
   rows *= config.objective.collect.get('rollouts', 0) or getattr(run.objective, 'ROWS', 0) or 1
   if name == 'update':
