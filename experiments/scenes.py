@@ -11,7 +11,7 @@ they decide fits together. Everything is scored on scenes that training has no l
 """
 from ml_collections import ConfigDict
 
-SCALES, DRAWN = (1, 2, 4, 8), 85
+SCALES, DRAWN = (1, 2, 4), 21
 LOOK = dict(patch=4, merge=2, frames=1, least=32 * 32, most=32 * 32)
 SEEN = dict(size=(32, 32), tokenizer='scenes', look=LOOK)
 
@@ -22,7 +22,7 @@ def get_config(arg=''):
   c.chain = ('tokenizer', 'read', 'draw', 'grpo' if arg.endswith('grpo') else 'dpo')
   c.summary = (('understanding/overall', 'higher'), ('generation/overall', 'higher'), ('editing/overall', 'higher'))
   for name in ('tokenizer', 'read', 'draw', 'dpo', 'grpo'): c[name] = common()
-  tokenizer = dict(name='tokenizers.bsq', size='small', width=32, scales=SCALES)
+  tokenizer = dict(name='tokenizers.bsq', size='small', width=32, scales=SCALES, channels=8, patch=2)
 
   r = c.tokenizer
   r.description = 'A bitwise multi-scale autoencoder learns pictures of 32x32.'
@@ -41,7 +41,7 @@ def get_config(arg=''):
                  released=False, weights='gathered')
   sources = {kind: dict(dataset=f'scenes/small/32/{kind}', split='train', dir='', records=100_000, weight=weight)
              for kind, weight in dict(understanding=2.0, description=2.0, text=1.0, generation=6.0, editing=4.0).items()}
-  rows = dict(name='data.dialogues', batch=8, records=3, length=416, patches=192, pictures=3, memory=72, drawn=DRAWN,
+  rows = dict(name='data.dialogues', batch=16, records=3, length=240, patches=192, pictures=3, memory=72, drawn=DRAWN,
               crop='cover', wanted='assistant', positions='mrope', prompt_drop=0.1, shuffle=True, max_unreadable=0.01,
               threads=2, workers=0, **SEEN)
   scored = {task: dict(name='eval.scenes', every=0, task=task, world='small', pixels=32, split='test', records=350,
@@ -52,27 +52,27 @@ def get_config(arg=''):
 
   r = c.read
   r.description = 'The language model and the tower learn to answer questions, and to speak.'
-  r.steps, r.save_every = 600, 200
+  r.steps, r.save_every = 2000, 250
   r.policy, r.tokenizer, r.rollout, r.init = dict(policy), dict(tokenizer), dict(rollout), dict(tokenizer='tokenizer')
   r.objective = dict(name='objectives.sft_unified',
-                     collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=4),
+                     collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
                      loss=dict(bits=0.0, alpha=0.5))
   r.data = dict(rows, sources={kind: sources[kind] for kind in ('understanding', 'description', 'text')}, batch=16, records=4,
                 length=256, patches=256, pictures=0)
   r.optim.scale = (('policy/(drawer|into|out|start)', None), ('.*', 1.0))
-  r.optim.update(peak=1e-3, warmup=100, schedule='cosine', end=0.1)
+  r.optim.update(peak=2e-3, warmup=100, schedule='cosine', end=0.1)
   r.evals = dict(understanding=dict(scored['question']))
 
   r = c.draw
   r.description = 'All tasks together: answers, pictures from captions, edited pictures.'
-  r.steps, r.save_every, r.show_every = 2500, 250, 1000
+  r.steps, r.save_every, r.show_every = 3000, 250, 1000
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.init = dict(policy='read', tokenizer='tokenizer')
   r.objective = dict(name='objectives.sft_unified',
-                     collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=4),
+                     collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
                      loss=dict(bits=3.0, alpha=0.5))
   r.data = dict(rows, sources=dict(sources))
-  r.optim.update(peak=1e-3, warmup=100, schedule='cosine', end=0.05)
+  r.optim.update(peak=2e-3, warmup=100, schedule='cosine', end=0.05)
   r.evals = dict(evals)
 
   # Of what the model draws itself, the checker's judgement teaches; what reads is left alone.
@@ -112,7 +112,7 @@ def smoke(c):
     r = c[name]
     r.steps, r.save_every, r.optim.warmup = 2, 1, 1
     (r.policy if name == 'tokenizer' else r.tokenizer).update(
-        size='smoke-square', mults=(1, 1, 1, 1), scales=(1, 2, 4))
+        size='smoke-square', mults=(1, 1, 1, 1), scales=(1, 2, 4), channels=4, patch=1)
     if name != 'tokenizer': r.policy.update(size='smoke', scales=(1, 2, 4))
     for e in r.evals.values(): e.records, e.words = 8, min(e.words, 2)
   c.tokenizer.data.batch = 8

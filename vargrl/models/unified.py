@@ -74,7 +74,7 @@ SIZES = {
     # For a laptop, with the words of vargrl/scenes: pictures of 32 x 32 pixels are read as 4 x 4 embeddings.
     'small': Config(qwen2.Config(3, 128, 4, 2, 384, 256, tied=True, theta=1e4, sections=(4, 6, 6)),
                     vit.Config(2, 96, 4, 128, patch=4, frames=1),
-                    infinity.Config(5, 160, 4, (1, 2, 4, 8), 16, text=160, text_length=64, gamma=.1, chunks=1),
+                    infinity.Config(5, 160, 4, (1, 2, 4), 32, text=160, text_length=64, gamma=.1, chunks=1),
                     special=(6, 7, 8)),
     'smoke': Config(dataclasses.replace(LM['smoke'], vocab=256), vit.Config(1, 32, 2, 32, patch=4, frames=1),
                     dataclasses.replace(infinity.SIZES['smoke'], scales=(1, 2, 4)), special=(6, 7, 8)),
