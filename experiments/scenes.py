@@ -7,6 +7,7 @@ together, the decoder that draws included; and DPO on pairs of the model's own p
 them. Before it draws or edits, the model says what will lie where: words are sampled one after the other, so that what
 they decide fits together. Everything is scored on scenes that training has no like of.
 
+  --config experiments/scenes.py:grpo      GRPO on the same prompts, by the same judge, in the place of DPO
   --config experiments/scenes.py:smoke     every run for two steps; :smoke-grpo likewise
 """
 from ml_collections import ConfigDict
@@ -57,8 +58,9 @@ def get_config(arg=''):
   r.objective = dict(name='objectives.sft_unified',
                      collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
                      loss=dict(bits=0.0, alpha=0.5))
-  r.data = dict(rows, sources={kind: sources[kind] for kind in ('understanding', 'description', 'text')}, batch=16, records=4,
-                length=256, patches=256, pictures=0)
+  r.data = dict(rows, records=4, length=256,
+                sources={kind: sources[kind] for kind in ('understanding', 'description', 'text')},
+                patches=256, pictures=0)
   r.optim.scale = (('policy/(drawer|into|out|start)', None), ('.*', 1.0))
   r.optim.update(peak=2e-3, warmup=100, schedule='cosine', end=0.1)
   r.evals = dict(understanding=dict(scored['question']))

@@ -105,7 +105,7 @@ class Run:
       (tokens, width), found = self.models.given['text'][0], (config.data.tokens, config.data.width)
       if found[0] > tokens or found[1] != width:
         raise ValueError(f'data: {found[0]} text features of {found[1]}, at most {tokens} of {width} expected by the '
-                       'policy')
+                         'policy')
     wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
     if wanted and data.classes and data.classes > wanted:
       raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')

@@ -38,9 +38,9 @@ def make(*, sources, batch: int, records: int, length: int, patches: int, pictur
     image float32 [G, y, x, 3] in [-1, 1], to be drawn; slot int32 [G], the place of a picture's first token, -1 for no
     picture; memory int32 [G, M], the places before its START in its sequence but for tokens of drawn pictures, then -1.
 
-  drawn: tokens of a drawn picture. wanted: 'assistant' for its words, the end of its turn and START; 'all', of dialogues that draw, for
-  all tokens but a picture's. positions: 'mrope', or 'plain', 0, 1, 2 ... for all tokens, as VARGPT-v1.1 was trained.
-  prompt_drop: share of dialogues that draw of which one picture is left, after an empty
+  drawn: tokens of a drawn picture. wanted: 'assistant' for its words, the end of its turn and START; 'all', of
+  dialogues that draw, for all tokens but a picture's. positions: 'mrope', or 'plain', 0, 1, 2 ... for all tokens, as
+  VARGPT-v1.1 was trained. prompt_drop: share of dialogues that draw of which one picture is left, after an empty
   message. size (y, x), crop: of drawn pictures; 'cover' crops them and what a drawing dialogue sees at the center,
   'released' as VARGPT-v1.1 did. tokenizer: a checkpoint's folder, or 'scenes'. look: see sequences.Form.
 

@@ -132,7 +132,7 @@ def describe(scene):
 
 
 def layout(scene, world):
-  """All that is there, line by line, with its place: 'a large red circle in 3 5 and the word "CAT" in 2 1'.
+  """All that is there, in reading order, with its place: 'a large red circle in 3 5 and the word "CAT" in 2 1'.
 
   A place is the number of the column and of the row, of eight each from the top left corner, that the center lies in.
   """
