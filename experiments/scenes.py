@@ -67,7 +67,7 @@ def get_config(arg=''):
 
   r = c.draw
   r.description = 'All tasks together: answers, pictures from captions, edited pictures.'
-  r.steps, r.save_every, r.show_every = 3000, 250, 1000
+  r.steps, r.save_every, r.show_every = 5000, 250, 1000
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.init = dict(policy='read', tokenizer='tokenizer')
   r.objective = dict(name='objectives.sft_unified',
