@@ -85,7 +85,9 @@ def test_rows_that_could_hold_nothing_are_refused(talks, change, message):
 
 
 def test_the_prompt_that_says_nothing_is_what_a_dropped_prompt_leaves(talks, tell):
-  null, told = packing.null(talks.form(), length=64), tell(DRAW, ['1.png'], prompt_drop=1.)
+  nothing = sequences.opening(talks.form(), sequences.Dialogue(sequences.NULL, ()), draw=True)
+  null = packing.prompt(nothing, talks.form(), length=64, patches=0)
+  told = tell(DRAW, ['1.png'], prompt_drop=1.)
   assert null['length'] == told.slot[0] and set(null) == set(packing.PROMPT)
   np.testing.assert_array_equal(null['tokens'][:null['length']], told.tokens[:null['length']])
   np.testing.assert_array_equal(null['position'][:, :null['length']], told.position[:, :null['length']])

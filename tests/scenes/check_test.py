@@ -49,12 +49,11 @@ def pictures(some, name, pixels):
   return [draw.image(r.scene, pixels) for r in some(name, 'test', NUMBER if pixels < 128 else 35)]
 
 
-@pytest.mark.parametrize('way', WAYS)
-@pytest.mark.parametrize('name, pixels', SIZES)
-def test_every_attribute_is_read_right_99_times_of_100(some, name, pixels, way):
-  world, rng, right = worlds.find(name), np.random.RandomState(0), {}
+def misread(records, pictures, world, way):
+  """{attribute: (how often it was read wrong, of how many)}."""
+  rng, right = np.random.RandomState(0), {}
   tell = lambda what, ok: right.setdefault(what, []).append(bool(ok))
-  for r, picture in zip(some(name, 'test', NUMBER), pictures(some, name, pixels), strict=False):
+  for r, picture in zip(records, pictures, strict=False):
     objects, word = check.read(WAYS[way](picture, rng), world)
     tell('count', len(objects) == len(r.scene.objects))
     tell('word', word == r.scene.word)
@@ -65,8 +64,22 @@ def test_every_attribute_is_read_right_99_times_of_100(some, name, pixels, way):
       tell('size', world.size(seen.size) == world.size(o.size) and abs(seen.size - o.size) <= .15 * o.size)
       tell('place', score.away(seen, o) <= 6)
     tell('caption', all(score.met(r.meaning, objects, word, world, strict=True)))
-  wrong = {what: (oks.count(False), len(oks)) for what, oks in right.items()}
+  return {what: (oks.count(False), len(oks)) for what, oks in right.items()}
+
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('name, pixels', SIZES)
+def test_every_attribute_is_read_right_99_times_of_100(some, name, pixels, way):
+  wrong = misread(some(name, 'test', NUMBER), pictures(some, name, pixels), worlds.find(name), way)
   assert all(n <= max(1, .01 * of) for n, of in wrong.values()), wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, pixels', SIZES)
+def test_of_many_pictures_too(some, name, pixels):
+  found, many = some(name, 'test', 1001), [draw.image(r.scene, pixels) for r in some(name, 'test', 1001)]
+  wrong = {way: misread(found, many, worlds.find(name), way) for way in WAYS}
+  assert all(n <= .01 * of for told in wrong.values() for n, of in told.values()), wrong
 
 
 @pytest.mark.parametrize('name, pixels', SIZES[:2])

@@ -105,9 +105,3 @@ def prompt(told: Told, form: Form, *, length: int, patches: int):
 FIELDS = ('tokens', 'position', 'segment', 'wanted', 'patches', 'patch_position', 'patch_segment', 'place', 'image',
           'slot', 'memory')
 PROMPT = ('tokens', 'length', 'position', 'place', 'patches', 'patch_position', 'patch_segment')
-
-
-def null(form: Form, *, length: int) -> dict:
-  """The prompt that says nothing, as far as a picture's START."""
-  nothing = sequences.Dialogue(sequences.NULL, ())
-  return prompt(sequences.opening(form, nothing, draw=True), form, length=length, patches=0)
