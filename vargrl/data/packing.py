@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from vargrl.data import sequences, text
+from vargrl.data import text
 from vargrl.data.sequences import Form, Told, Unfit
 
 
