@@ -9,8 +9,8 @@ from vargrl.types import Models, Rollout
 
 LOOK = dict(patch=4, merge=2, frames=1, least=1024, most=1024)
 SEEN = dict(size=(32, 32), tokenizer='scenes', look=LOOK)
-KNOBS = dict(world='small', pixels=32, split='test', records=21, words=6, greedy=True, length=64, patches=64, batch=8,
-             seed=0, strict=True, show=4, **SEEN)
+KNOBS = dict(world='small', pixels=32, split='test', records=21, words=6, greedy=True, guidance=2.5, length=64, patches=64,
+             batch=8, seed=0, strict=True, show=4, **SEEN)
 WORDS = 6
 
 
@@ -30,6 +30,7 @@ def policy(task, shift):
   picture = jnp.asarray(np.stack([np.asarray(d.pictures[-1], np.float32) / 127.5 - 1 for d in said]))
 
   def otherwise(words, **changes):
+    assert changes == dict(top_k=1, bit_top_p=1e-6, guidance=2.5)
     def generate(params, frozen, prompt_P, keys_PR):
       at = (keys_PR + shift) % len(said)
       return Rollout({'words': jnp.asarray(told)[at], 'bits': at[..., None]}, None, None, jnp.asarray(mask)[at])

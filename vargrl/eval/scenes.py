@@ -13,13 +13,14 @@ from vargrl.scenes import world as worlds
 TASKS = ('question', 'generation', 'editing')
 
 
-def make(models, *, task, world, pixels, split, records, words, greedy, length, patches, size, tokenizer, look, batch,
-         seed, strict, show):
+def make(models, *, task, world, pixels, split, records, words, greedy, guidance, length, patches, size, tokenizer,
+         look, batch, seed, strict, show):
   """Yields for every kind of question, caption or edit the share that is right, their mean 'overall', and for pictures
   a 'grid' of the first `show`.
 
   task: one of TASKS, on the first `records` of a split of scenes/WORLD/PIXELS. words: at most so many of an answer, or
   before a picture; 0: the words before a picture are given. greedy: the likeliest words and bits, not drawn ones.
+  guidance: of pictures, whatever that of the run's rollouts is, which may learn without.
   length, patches, size, tokenizer, look: as in data.dialogue_prompts. batch: rows on a device at once. strict: a
   picture that shows more than its caption says is wrong.
   """
@@ -32,7 +33,7 @@ def make(models, *, task, world, pixels, split, records, words, greedy, length, 
       draw=draws and not words, size=size, crop='cover', tokenizer=tokenizer, look=look)
   form = sequences.form(tokenizer=tokenizer, look=look, size=size, crop='cover')
   likeliest = dict(top_k=1, bit_top_p=1e-6) if greedy else {}
-  some = sampler(models, (words, 0) if draws else (words,), likeliest)
+  some = sampler(models, (words, 0) if draws else (words,), likeliest | dict(guidance=guidance))
 
   def evaluate(params, frozen, poll=None):
     keys_B, told, drawn = models.keys(jax.random.key(seed), records, 1)[:, 0], [], []
