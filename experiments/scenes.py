@@ -77,7 +77,8 @@ def get_config(arg=''):
   r.optim.update(peak=2e-3, warmup=100, schedule='cosine', end=0.05)
   r.evals = dict(evals)
 
-  # Of what the model draws itself, the checker's judgement teaches; what reads is left alone.
+  # Of what the model draws itself, the checker's judgement teaches; what reads is left alone. Where what lies is given
+  # in words with each caption: only drawing is trained, so all rows of a group shall differ in that alone.
   for name in ('dpo', 'grpo'):
     r = c[name]
     r.steps, r.save_every, r.show_every = 150, 25, 25
@@ -95,9 +96,9 @@ def get_config(arg=''):
     r.optim.update(peak=1.5e-4, warmup=5, schedule='cosine', end=0.1)
     r.optim.decay = (('.*', 0.0),)
     r.evals = dict(evals, unguided=dict(scored['generation'], guidance=1.0))
-  c.dpo.description = 'DPO: of the pictures that the model draws of a caption, the best against the worst.'
+  c.dpo.description = 'DPO: of the pictures that the model draws of a layout, the best against the worst.'
   c.dpo.objective.loss = dict(kind='sigmoid_norm', beta=1.0, smoothing=0.0, alpha=0.5)
-  c.grpo.description = 'GRPO: of the pictures that the model draws of a caption, each against their mean.'
+  c.grpo.description = 'GRPO: of the pictures that the model draws of a layout, each against their mean.'
   c.grpo.objective.collect.update(old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict())
   c.grpo.objective.loss = dict(level='token', clip=0.2, clip_high=0.28, kl=0.01, estimator='exact', alpha=0.5, first=0,
                                last=len(SCALES) - 1)
@@ -115,17 +116,16 @@ def smoke(c):
     r = c[name]
     r.steps, r.save_every, r.optim.warmup = 2, 1, 1
     (r.policy if name == 'tokenizer' else r.tokenizer).update(
-        size='smoke-square', mults=(1, 1, 1, 1), scales=(1, 2, 4), channels=4, patch=1)
-    if name != 'tokenizer': r.policy.update(size='smoke', scales=(1, 2, 4))
+        size='smoke-square', mults=(1, 1, 1, 1), channels=4, patch=1)
+    if name != 'tokenizer': r.policy.size = 'smoke'
     for e in r.evals.values(): e.records, e.words = 8, min(e.words, 2)
   c.tokenizer.data.batch = 8
-  c.draw.data.update(batch=8, records=2, drawn=21, length=256)
+  c.draw.data.update(batch=8, records=2)
   c.chain, c.draw.init, c.draw.evals = ('tokenizer', 'draw', c.chain[-1]), dict(tokenizer='tokenizer'), {}
   del c.read
   for r in (c.dpo, c.grpo):
     r.data.prompts, r.objective.collect.rollouts = 8, 2
     r.evals = {'editing': r.evals['editing']}
-  c.grpo.objective.loss.last = 2
 
 
 def common():

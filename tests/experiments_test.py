@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from vargrl import chain, experiment, main, sample
+from vargrl import chain, experiment, main, sample, work
 from vargrl.models import lora
 from vargrl.run import Run
 
@@ -14,7 +14,7 @@ FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
 ALIKE = ('grpo_var_aesthetic', 'grpo_var_painting', 'grpo_var_aesthetic_painting', 'dpo_digits', 'vmr_digits',
          'dpo_var_d16_best_of_group', 'vmr_var_d16_aesthetic', 'grpo_infinity_2b', 'vargpt_7b')
 VARIANTS = ('grpo_var_aesthetic.py:d30', 'grpo_var_aesthetic.py:d36', 'grpo_var_aesthetic.py:lora', 'vmr_digits.py:vmr',
-            'vargpt_7b.py:0.5b', 'vargpt_7b.py:1024')
+            'vargpt_7b.py:0.5b', 'vargpt_7b.py:1024', 'scenes.py:grpo')
 SMOKED = [pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f for f in FILES
           if f.stem != 'quickstart']  # its smoke is the chain of resume_test
 
@@ -36,6 +36,15 @@ def test_full_size_fits_together(path, tmp_path):
     count = sum(np.prod(x.shape) for x in jax.tree.leaves(lora.off(run.shapes.params['policy'])))
     if config.policy.size in SIZES: assert count == SIZES[config.policy.size]
     assert count > 0
+    for program in ('rollout', 'decode', 'logprobs', 'update'):  # as `compile` asks of every program of every run
+      assert work.flops(run, program) >= 0 and work.traffic(run, program) >= 0
+
+
+def test_pairs_of_a_group_are_never_cut(tmp_path):
+  config = experiment.load('experiments/scenes.py')
+  config.dpo.accum = 2 * config.dpo.data.prompts
+  with pytest.raises(ValueError, match='minibatches x accum: 128 parts of 64 pairs, expected a divisor'):
+    Run(config.dpo, tmp_path, lean=True)
 
 
 @pytest.mark.parametrize('path', SMOKED, ids=lambda p: p.stem)

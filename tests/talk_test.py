@@ -143,6 +143,15 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
     ([[{'role': 'user', 'content': [pathlib.Path('no.png'), 'this']}]], {}, 'dialogue 0: picture no.png: .*No such file'),
     ([[{'role': 'user', 'content': [b'x', 'this']}]], {}, 'dialogue 0: picture of 1 bytes'),
     (['a cat'], dict(length=4), 'dialogue 0: .* tokens found, at most 4 expected'),
+    (['a circle', 'a red circle ' * 400], {}, r'dialogue 1: \d{4} tokens found, at most 240 \(data.length'),
+    (['a circle', 3], {}, 'dialogue 1: messages 3 found, a list expected'),
+    ([{'messages': [{'role': 'user', 'content': '<image>what?'}], 'images': 'a.png'}], {}, "images 'a.png' found, a list"),
+    ([[{'role': 'user', 'content': [pathlib.Path(__file__), 'this']}]], {},
+     r'dialogue 0: \S*talk_test.py: picture of \d+ bytes: of no known kind, PNG, JPEG, WEBP or the like expected'),
+    (['a cat'], dict(words=(10 ** 7, 0)), r'words: \(10000000, 0\) found, 1 to 32768 of them in all'),
+    (['a cat'], dict(words=(0,)), r'words: \(0,\) found, 1 to 32768 of them in all'),
+    (['a cat'], dict(begin='x<image_gen>y'), "begin: 'x<image_gen>y' found, words without <image_gen>"),
+    (['a cat'], dict(run='draw'), r"--run: no checkpoint of 'draw' in .*, but of dpo, tokenizer"),
     ([[{'role': 'user', 'content': [PICTURE, 'this']}]], dict(patches=16), '64 patches of pictures found, at most 16'),
     ([[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': [PICTURE]}]], {}, 'expected of users alone'),
     ([{'messages': [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': '<image_gen>'},
@@ -156,6 +165,11 @@ def test_what_cannot_be_answered_is_told(spoken, compiles, asked, options, words
   before, workdir = len(compiles), options.pop('workdir', spoken.workdir)
   with pytest.raises((ValueError, OSError), match=words): talk.draw(SCENES, workdir, asked, **options)
   assert len(compiles) == before, 'compiled before the error'
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told(spoken, caplog):
+  prepared(spoken, ['two squares', 'a zebra'])
+  assert ['dialogue 1' in record.message for record in caplog.records if 'does not know' in record.message] == [True]
 
 
 def test_a_tokenizer_of_another_model_is_told(spoken, talks, tmp_path):

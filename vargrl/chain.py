@@ -125,6 +125,10 @@ def lean(config, root, used=('tokenizer',)):
 
 def restored(run, workdir, used=('tokenizer',)):
   """(params, frozen weights, step) of the last good checkpoint in `workdir`, under the mesh of `run`."""
+  if not (workdir / 'checkpoints').is_dir():
+    others = sorted({path.parent.name for path in workdir.parent.glob('*/checkpoints')})
+    raise FileNotFoundError(f'--run: no checkpoint of {workdir.name!r} in {workdir.parent}'
+                            + (f', but of {", ".join(others)}' if others else ''))
   step, params, meta = store.load(workdir / 'checkpoints', run.shapes.params, item='params')
   frozen = run.frozen(print if multihost.first() else lambda _: None, only=used)
   training.check_frozen(meta, run.fingerprints(frozen), workdir)

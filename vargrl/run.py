@@ -65,7 +65,9 @@ class Run:
     speed.check(config.profile)
     pair = getattr(self.objective, 'ROWS', 0)  # rows that must stay together
     P = self.rows = config.data.prompts if 'prompts' in config.data else config.data.batch
-    R = pair or (collect.rollouts if 'rollouts' in collect else 1)
+    drawn = collect.rollouts if 'rollouts' in collect else 1
+    R = pair or drawn
+    rules.rows(self.mesh, P, drawn)
     for n in sorted({1, config.minibatches, config.minibatches * config.accum}):
       update.check_split(P, R, n, whole=bool(pair))
       rules.rows(self.mesh, max(P // n, 1), R if P % n == 0 else R * P // n)

@@ -89,14 +89,20 @@ def fill(folder, models, params, frozen, *, classes, each, seed, preset, about, 
 def settle(folder, about, flag='--folder'):
   """Writes down what the images of a folder are drawn from; ValueError if it has others. flag: which names it."""
   path = folder / ABOUT
-  if not path.exists():
-    if folder.exists() and any(folder.iterdir()):
-      raise ValueError(f'{flag}: {folder} holds files that were not drawn by this command, expected a new folder')
-    pictures.save_bytes(path, json.dumps(about, indent=2).encode())
-  old = json.loads(path.read_text())
-  for key, value in about.items():
-    if old.get(key) != value:
-      raise ValueError(f'{flag}: {folder} was begun with {key} {old.get(key)}, {value} found; choose another folder')
+  if folder.exists() and not folder.is_dir(): raise ValueError(f'{flag}: {folder} found, a folder expected')
+  names = [x.name for x in folder.iterdir()] if folder.exists() else []
+  if names and ABOUT not in names:
+    raise ValueError(f'{flag}: {folder} holds files that were not drawn by this command, expected a new folder')
+  if set(names) <= {ABOUT}: pictures.save_bytes(path, json.dumps(about, indent=2).encode())  # nothing is drawn yet
+  differs(json.loads(path.read_text()), json.loads(json.dumps(about)), f'{flag}: {folder} was begun with')
+
+
+def differs(old, new, begun):
+  """ValueError where a value is not the same, of dictionaries the innermost."""
+  for key, value in new.items():
+    was = old.get(key)
+    if isinstance(was, dict) and isinstance(value, dict): differs(was, value, f'{begun} {key}')
+    elif was != value: raise ValueError(f'{begun} {key} {was}, {value} found; choose another folder')
 
 
 def to_npz(path, paths, seed=0):

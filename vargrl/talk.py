@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import html
 import json
+import logging
 import os
 import pathlib
 from typing import Any, Callable, NamedTuple
@@ -24,6 +25,7 @@ from vargrl.run import Run, check_words
 from vargrl.types import lookup
 
 WORDS, BATCH = (64, 64), 16
+CONTEXT = 32768  # tokens of a sequence, as Qwen2 knows them (https://arxiv.org/abs/2407.10671)
 ROOM = 16  # prompts are as long as the longest of them, up to a multiple of so many tokens, and embeddings
 SHOWN, BYTES = 100, 4_000_000  # dialogues on the page, and their pictures before base64
 STYLE = """
@@ -83,6 +85,9 @@ def dialogue(given, where) -> Dialogue:
   """What `draw` is given as a Dialogue; ValueError that begins with `where`."""
   if isinstance(given, str): given = [{'role': 'user', 'content': given}]
   record = dict(given) if isinstance(given, dict) else {'messages': given}
+  for key in ('messages', 'images'):
+    if not isinstance(record.get(key) or [], (list, tuple)):
+      raise ValueError(f'{where}: {key} {record[key]!r} found, a list expected')
   messages, images, rest = [], [], list(record.get('images') or [])
   for message in record.get('messages') or []:
     content = message.get('content') if isinstance(message, dict) else None
@@ -136,6 +141,7 @@ def speaks(config):
 
 def prepared(config, workdir, said: Sequence[Dialogue], names, *, run, words, begin, length, patches) -> Talk:
   """The Talk of these dialogues; all that may be wrong with them is told here. names: of them, for errors."""
+  trained = max(one.data.get('length', 0) for _, one in chain.runs(config))
   name, config = chain.chosen(config, run)
   root = pathlib.Path(workdir)
   if not speaks(config):
@@ -147,10 +153,14 @@ def prepared(config, workdir, said: Sequence[Dialogue], names, *, run, words, be
   if begin is not None:
     if len(words) < 2:
       raise ValueError(f'words: {tuple(words)} found, two numbers at least expected where a picture begins')
+    if sequences.PLACE.search(begin): raise ValueError(f'begin: {begin!r} found, words without {DRAWN} and {SEEN} expected')
     words = (0, *words[1:])
     said = [opened(x, begin) for x in said]
+  if not words or min(words) < 0 or not 0 < sum(words) <= CONTEXT:
+    raise ValueError(f'words: {tuple(words)} found, 1 to {CONTEXT} of them in all expected')
   sampler = dataclasses.replace(build.sampler(config), words=tuple(words))
-  prompts = asked(form, said, names, draw=begin is not None, length=length, patches=patches)
+  prompts = asked(form, said, names, draw=begin is not None, length=length, patches=patches,
+                  most=trained)
   lookup(config.rollout.name).check_room(sampler, model, prompts['tokens'].shape[-1])
   begun = [x.messages[-1][1].split(DRAWN)[0].strip() if begin is not None else '' for x in said]
   plan = lookup(config.rollout.name, 'plan').plan(sampler, model.draw.length)
@@ -164,19 +174,30 @@ def opened(said: Dialogue, begin) -> Dialogue:
   return said if DRAWN in answer else said._replace(messages=(*before, (role, begin + DRAWN)))
 
 
-def asked(form, said, names, *, draw, length, patches):
-  """{feature: array [n, ...]} of prompts, all with the same room."""
+def asked(form, said, names, *, draw, length, patches, most):
+  """{feature: array [n, ...]} of prompts, all with the same room, without `length` for at most `most` tokens."""
   def each(call, some):
     found = [mixing.told(name, lambda x=x: call(x)) for name, x in zip(names, some, strict=True)]
     if wrong := [why for _, why in found if why]: raise ValueError(wrong[0])
     return [x for x, _ in found]
   told = each(lambda x: sequences.opening(form, x, draw=draw), said)
   longest = lambda sizes, unit: -(-max(sizes) // unit) * unit
+  for name, x in zip(names, told):
+    if not length and len(x.tokens) > most:
+      raise ValueError(f'{name}: {len(x.tokens)} tokens found, at most {most} (data.length, what was trained) expected')
+  warn_of_unknown(form, told, names)
   length = length or longest([len(x.tokens) for x in told], ROOM)
   patches = patches or longest([len(x.seen.patches) for x in told], ROOM * form.merge ** 2)
   packing.check_room(packing.Room(length, patches, 0, 1), form)
   rows = each(lambda x: packing.prompt(x, form, length=length, patches=patches), told)
   return {key: np.stack([row[key] for row in rows]) for key in packing.PROMPT}
+
+
+def warn_of_unknown(form, told, names):
+  """Says which prompts have words that a tokenizer with a token for what it does not know has made that of."""
+  unknown = form.words.tokenizer.token_to_id(getattr(form.words.tokenizer.model, 'unk_token', None) or '')
+  for name, x in zip(names, told):
+    if unknown is not None and unknown in x.tokens: logging.warning('%s: it has words that the tokenizer does not know', name)
 
 
 def answers(talk: Talk, params, frozen, *, seed, batch, done=0):
@@ -227,7 +248,7 @@ def main(flags):
   with jax.set_mesh(talk.run.mesh):
     params, frozen, step = chain.restored(talk.run, talk.folder)
     folder = pathlib.Path(flags.out or pathlib.Path(flags.workdir) / 'answers')
-    about = {'step': step, 'policy': digest.digest(params['policy']), 'sampler': str(talk.sampler),
+    about = {'step': step, 'policy': digest.digest(params['policy']), 'sampler': dataclasses.asdict(talk.sampler),
              'prompts': hashlib.sha256(b''.join(np.ascontiguousarray(x) for x in talk.prompts.values())).hexdigest()}
     records, new = fill(talk, folder, said, params, frozen, seed=flags.seed, about=about)
   empty = sum(not record['messages'][-1]['content'] for record in records)

@@ -38,7 +38,7 @@ def flops(run, name):
   if config.objective.name not in COUNTED or 'rollout' not in config: return 0
   parts, trained = row(run), run.trained['policy']
   rows = config.data.prompts if 'prompts' in config.data else config.data.batch
-  rows *= config.objective.collect.get('rollouts', 0) or getattr(run.objective, 'ROWS', 0) or 1
+  rows *= getattr(run.objective, 'ROWS', 0) or config.objective.collect.get('rollouts', 1)
   if name == 'update':
     # What reads pictures is the first of a unified policy's parts.
     one = {part: learning(trained[part] if part else trained, part == 'vision') for part in parts}
@@ -90,7 +90,7 @@ def traffic(run, name):
   parts = lambda x: math.prod(x.shape) // math.prod(x.sharding.shard_shape(x.shape))
   gathered = sum(hlo.ring('all-gather', math.prod(x.shape) * itemsize, parts(x)) for x in jax.tree.leaves(policy))
   if name == 'rollout': return gathered
-  if name == 'logprobs': return gathered * (2 if config.objective.collect.kl_reward else 1)
+  if name == 'logprobs': return gathered * (2 if config.objective.collect.get('kl_reward', 0) else 1)
   if name != 'update': return 0
   learned = jax.tree.leaves(optim.part(run.shapes.params, run.trained)[0]['policy'])
   held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * itemsize

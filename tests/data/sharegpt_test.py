@@ -161,3 +161,16 @@ def test_what_is_not_there_is_told(tmp_path, talks):
   with pytest.raises(ValueError, match="split 'train' found, '' expected of a file"): read(talks.path, split='train')
   with pytest.raises(ValueError, match="digits: features .* found, 'messages' expected among them"):
     read('digits', split='train', dir=tmp_path)
+
+
+@pytest.mark.parametrize('end', sharegpt.FILES)
+def test_a_file_that_is_no_utf8_is_told(tmp_path, end):
+  path = tmp_path / f'x{end}'
+  path.write_bytes(b'[\xff]\n')
+  with pytest.raises(ValueError, match=rf'x{end}: byte 1 is 0xff, text in UTF-8 expected'): read(path, 'prompt')
+
+
+def test_roles_are_told_as_they_were_written(tmp_path):
+  path = tmp_path / 'x.json'
+  path.write_text(json.dumps([{'messages': [{'role': 'tool', 'content': 'a'}, {'role': 'user', 'content': 'b'}]}]))
+  with pytest.raises(ValueError, match=r"roles \['tool', 'user'\] found"): read(path, 'prompt')

@@ -20,13 +20,14 @@ def known(task):
                                 draw=False, crop='cover', **SEEN)[1]
 
 
-def policy(task, shift):
+def policy(task, shift, draws=(True,) * 21):
   """A policy that answers record i with what is right for record i + shift; a key is the record's number."""
   said = known(task)
   words = sequences.form(crop='cover', **SEEN).words
   ids = [text.encode(words, dialogue.messages[-1][1].replace('<image_gen>', '')) for dialogue in said]
   told = np.stack([np.pad(t, (0, WORDS - len(t))) for t in ids]) if task == 'question' else np.zeros((21, WORDS), int)
   mask = np.stack([np.arange(WORDS) < len(t) for t in ids]).astype(np.float32)
+  if task != 'question': mask = np.concatenate([mask, np.ones((len(said), 1)) * np.asarray(draws)[:, None]], 1)
   picture = jnp.asarray(np.stack([np.asarray(d.pictures[-1], np.float32) / 127.5 - 1 for d in said]))
 
   def otherwise(words, **changes):
@@ -48,6 +49,15 @@ def test_who_is_right_has_full_marks_and_who_is_wrong_has_not(task):
   if task == 'question': return
   side = {'generation': 1, 'editing': 2}[task]
   assert right['grid'].ndim == 3 and right['grid'].shape[1] >= 4 * side * 96
+
+
+@pytest.mark.parametrize('task', scenes.TASKS[1:])
+def test_a_row_that_ended_before_its_picture_is_wrong(task):
+  draws = np.arange(21) % 3 > 0
+  found = dict(scenes.make(policy(task, 0, draws), task=task, **KNOBS)({'policy': {}}, {}))
+  kinds = [said.about.kind if task == 'editing' else said.about.category for said in known(task)]
+  shares = [draws[[kind == one for kind in kinds]].mean() for one in dict.fromkeys(kinds)]
+  assert found['drawn'] == pytest.approx(2 / 3) and found['overall'] == pytest.approx(np.mean(shares))
 
 
 def test_what_cannot_be_asked_is_told():

@@ -26,7 +26,8 @@ def make(*, sources, batch: int, records: int, length: int, patches: int, pictur
          rows: Sequence[int]) -> source.Stream:
   """The Stream of packed rows; `batch` of them in a global batch, of which this host has the `rows`.
 
-  sources: {name: dict(dataset, split, dir, records, weight)}, see `opened`; exactly in proportion to their weights.
+  sources: {name: dict(dataset, split, dir, records, weight)}, see `opened`; exactly in proportion to their weights, but for
+  what finds no room in its row (`left_out`).
   `records` consecutive ones share a row, and rows are a function of seed and number alone. S = length, T = patches,
   G = pictures, M = memory. A batch has
 

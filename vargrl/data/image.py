@@ -4,7 +4,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 CROPS = ('none', 'center', 'random')
 # Of CLIP's pixels in [0, 1] (https://github.com/openai/CLIP); BLIP, ImageReward and Qwen2-VL have the same.
@@ -31,6 +31,8 @@ def decode(data) -> np.ndarray:
       picture.load()
       ImageOps.exif_transpose(picture, in_place=True)
       return np.asarray(_rgb(picture))
+  except UnidentifiedImageError:
+    raise Unreadable(f'picture of {len(data)} bytes: of no known kind, PNG, JPEG, WEBP or the like expected') from None
   except Exception as e:  # Pillow's readers raise OSError, SyntaxError, struct.error, IndexError...
     raise Unreadable(f'picture of {len(data)} bytes: {type(e).__name__}: {e}') from e
 

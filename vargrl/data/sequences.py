@@ -104,12 +104,13 @@ def special(data) -> tuple[tuple[int, ...], int]:
 
 def pictured(picture) -> np.ndarray:
   """uint8 [y, x, 3] of a picture of a Dialogue; image.Unreadable if it is none."""
-  if isinstance(picture, str):
-    try:
-      with open(picture, 'rb') as file: picture = file.read()
-    except OSError as e:
-      raise pixels.Unreadable(f'picture {picture}: {e}') from e
-  return pixels.decode(picture)
+  if not isinstance(picture, str): return pixels.decode(picture)
+  try:
+    with open(picture, 'rb') as file: return pixels.decode(file.read())
+  except OSError as e:
+    raise pixels.Unreadable(f'picture {picture}: {e.strerror or e}, a file expected') from e
+  except pixels.Unreadable as e:
+    raise pixels.Unreadable(f'{picture}: {e}') from e
 
 
 def target(form: Form, picture, draw: int) -> np.ndarray:

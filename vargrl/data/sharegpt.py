@@ -51,6 +51,13 @@ def opened(dataset: str, split: str, dir: str, *, ends: str):
 
 def listed(path: str):
   """The records of a file, one by one."""
+  try:
+    yield from records_of(path)
+  except UnicodeDecodeError as e:
+    raise ValueError(f'{path}: byte {e.start} is {e.object[e.start]:#04x}, text in UTF-8 expected') from e
+
+
+def records_of(path):
   with open(path, encoding='utf-8') as file:
     if path.endswith('.txt'):
       lines = file.read().rstrip().splitlines()  # as many as there are names in it, see names.py
@@ -124,6 +131,7 @@ def check_roles(messages, where, *, empty):
   roles = [role for role, _ in messages]
   turns = roles[1:] if roles[:1] == ['system'] else roles
   if not turns or turns != ['user', 'assistant'] * (len(turns) // 2):
+    if empty and turns and not messages[-1][1]: roles = roles[:-1]  # which `checked` has put there
     raise ValueError(f"{where}: roles {roles} found, 'user' and 'assistant' in turns expected, the last 'assistant'")
   for i, (role, said) in enumerate(messages):
     wrong = {'system': PLACE.findall(said), 'user': DRAWN in said, 'assistant': SEEN in said}[role]

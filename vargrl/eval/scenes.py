@@ -16,7 +16,7 @@ TASKS = ('question', 'generation', 'editing')
 def make(models, *, task, world, pixels, split, records, words, greedy, guidance, length, patches, size, tokenizer,
          look, batch, seed, strict, show):
   """Yields for every kind of question, caption or edit the share that is right, their mean 'overall', and for pictures
-  a 'grid' of the first `show`.
+  the share that was 'drawn' at all, the others being wrong, and a 'grid' of the first `show`.
 
   task: one of TASKS, on the first `records` of a split of scenes/WORLD/PIXELS. words: at most so many of an answer, or
   before a picture; 0: the words before a picture are given. greedy: the likeliest words and bits, not drawn ones.
@@ -39,19 +39,21 @@ def make(models, *, task, world, pixels, split, records, words, greedy, guidance
     keys_B, told, drawn = models.keys(jax.random.key(seed), records, 1)[:, 0], [], []
     for row_B, counts_B in rows.calls(records, batch, poll):
       out, image_Byxc = some(params, frozen, {k: x[row_B] for k, x in prompts.items() if k != 'label'}, keys_B[row_B])
-      if draws: drawn.append(multihost.whole(image_Byxc)[counts_B])
+      if draws:
+        there_B = multihost.whole(out.mask)[counts_B, 0, words] > 0  # where the picture begins
+        drawn += [x if there else None for x, there in zip(multihost.whole(image_Byxc)[counts_B], there_B)]
       else: told += answers(form.words, multihost.whole(out.tokens['words'])[counts_B, 0],
                             multihost.whole(out.mask)[counts_B, 0])
     if not draws:
       asked = [dialogue.about[0] for dialogue in said]
       found = score.understanding([q.kind for q in asked], [q.answer for q in asked], told)
     else:
-      image_Byxc = np.concatenate(drawn)
       about = [dialogue.about for dialogue in said]
-      if task == 'editing': found = score.editing(image_Byxc, about, known)
-      else: found = score.generation(image_Byxc, [x.json() for x in about], known, strict=strict)
+      if task == 'editing': found = score.editing(drawn, about, known)
+      else: found = score.generation(drawn, [x.json() for x in about], known, strict=strict)
+      found['drawn'] = np.mean([x is not None for x in drawn])
     yield from found.items()
-    if draws and show: yield 'grid', shown(image_Byxc[:show], said[:show], task)
+    if draws and show: yield 'grid', shown(drawn[:show], said[:show], task)
   return evaluate
 
 
@@ -74,8 +76,10 @@ def answers(words, tokens_BL, mask_BL):
   return [text.decode(words, t_L[m_L > 0]) for t_L, m_L in zip(tokens_BL, mask_BL, strict=True)]
 
 
-def shown(image_Byxc, said, task):
-  """Pictures with what was asked, beside what was to be changed."""
+def shown(drawn, said, task):
+  """Pictures, white where None, with what was asked, beside what was to be changed."""
+  shape = next((x.shape for x in drawn if x is not None), (1, 1, 3))
+  image_Byxc = np.stack([np.full(shape, 255, np.uint8) if x is None else x for x in drawn])
   if task == 'generation': return pictures.grid(image_Byxc, [dialogue.text for dialogue in said], columns=8, cell=96)
   before = np.stack([sequences.pictured(dialogue.pictures[0]) for dialogue in said])
   if before.shape != image_Byxc.shape: return pictures.grid(image_Byxc, [x.text for x in said], columns=8, cell=96)

@@ -9,7 +9,7 @@ from vargrl.objectives import dpo, group
 from vargrl.parallel import multihost
 from vargrl.types import Collect, Collected, Experience
 
-FEATURES, check_loss, loss = group.FEATURES, dpo.check_loss, dpo.loss
+FEATURES, ROWS, check_loss, loss = group.FEATURES, dpo.ROWS, dpo.check_loss, dpo.loss
 
 
 def check(models, *, rollouts, rewards, pool, updates, reference):

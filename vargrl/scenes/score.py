@@ -60,9 +60,11 @@ def shares(names, verdicts, order):
   return found | {'overall': float(np.mean(list(found.values())))}
 
 
-def generation(images_Byxc, prompts, world, *, strict):
-  """{GenEval's tag: share of pictures that show what their caption says, 'overall': the mean of those}."""
-  verdicts = [all(judge(x, prompt, world, strict=strict)) for x, prompt in zip(images_Byxc, prompts, strict=True)]
+def generation(images, prompts, world, *, strict):
+  """{GenEval's tag: share of pictures that show what their caption says, 'overall': the mean of those}; None in the
+  place of a picture is wrong."""
+  verdicts = [x is not None and all(judge(x, prompt, world, strict=strict))
+              for x, prompt in zip(images, prompts, strict=True)]
   return shares([meaning_of(prompt, world).category for prompt in prompts], verdicts, captions.CATEGORIES)
 
 
@@ -72,9 +74,11 @@ def understanding(kinds, answers, given):
   return shares(kinds, verdicts, questions.KINDS)
 
 
-def editing(images_Byxc, edits_, world):
-  """{kind of edit: share of pictures that show its result and keep the rest, 'overall': the mean of those}."""
-  verdicts = [all(edited(e, *check.read(x, world), world)) for x, e in zip(images_Byxc, edits_, strict=True)]
+def editing(images, edits_, world):
+  """{kind of edit: share of pictures that show its result and keep the rest, 'overall': the mean of those}; None in
+  the place of a picture is wrong."""
+  verdicts = [x is not None and all(edited(e, *check.read(x, world), world))
+              for x, e in zip(images, edits_, strict=True)]
   return shares([e.kind for e in edits_], verdicts, edits.KINDS)
 
 
