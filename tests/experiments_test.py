@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from vargrl import chain, experiment, main, sample, work
+from vargrl import chain, experiment, main, metrics, sample, work
 from vargrl.models import lora
 from vargrl.run import Run
 
@@ -38,6 +38,14 @@ def test_full_size_fits_together(path, tmp_path):
     assert count > 0
     for program in ('rollout', 'decode', 'logprobs', 'update'):  # as `compile` asks of every program of every run
       assert work.flops(run, program) >= 0 and work.traffic(run, program) >= 0
+
+
+@pytest.mark.slow
+def test_grpo_in_the_place_of_dpo_runs_two_steps_too(tmp_path, capsys):
+  argv = ['--config', 'experiments/scenes.py:smoke-grpo', '--workdir', str(tmp_path)]
+  assert main.main(['vargrl', 'train', *argv]) == 0, capsys.readouterr().err
+  last = [row for row in metrics.load(tmp_path / 'grpo') if 'reward' in row][-1]
+  assert last['drawn'] == 1 and last['sampler/trainer_gap'] < 1e-5 and np.isfinite(last['loss'])
 
 
 def test_pairs_of_a_group_are_never_cut(tmp_path):
