@@ -82,7 +82,7 @@ def get_config(arg=''):
   for name in ('dpo', 'grpo'):
     r = c[name]
     r.steps, r.save_every, r.show_every = 150, 25, 25
-    # Without guidance, as the log-probabilities are: pictures of the very policy that is trained, in half the time.
+    # Without guidance, as the log-probabilities are: pictures of the very policy that is trained.
     r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout, guidance=1.0)
     r.reference, r.init = True, dict(policy='draw', tokenizer='tokenizer')
     r.objective = dict(name=dict(dpo='objectives.dpo_groups', grpo='objectives.grpo')[name])

@@ -125,7 +125,7 @@ def lean(config, root, used=('tokenizer',)):
 
 def restored(run, workdir, used=('tokenizer',)):
   """(params, frozen weights, step) of the last good checkpoint in `workdir`, under the mesh of `run`."""
-  if not (workdir / 'checkpoints').is_dir():
+  if workdir != pathlib.Path(run.root) and not (workdir / 'checkpoints').is_dir():
     others = sorted({path.parent.name for path in workdir.parent.glob('*/checkpoints')})
     raise FileNotFoundError(f'--run: no checkpoint of {workdir.name!r} in {workdir.parent}'
                             + (f', but of {", ".join(others)}' if others else ''))

@@ -85,11 +85,9 @@ def dialogue(given, where) -> Dialogue:
   """What `draw` is given as a Dialogue; ValueError that begins with `where`."""
   if isinstance(given, str): given = [{'role': 'user', 'content': given}]
   record = dict(given) if isinstance(given, dict) else {'messages': given}
-  for key in ('messages', 'images'):
-    if not isinstance(record.get(key) or [], (list, tuple)):
-      raise ValueError(f'{where}: {key} {record[key]!r} found, a list expected')
-  messages, images, rest = [], [], list(record.get('images') or [])
-  for message in record.get('messages') or []:
+  given, rest = sharegpt.lists(record, where)
+  messages, images = [], []
+  for message in given:
     content = message.get('content') if isinstance(message, dict) else None
     for part in content if isinstance(content, (list, tuple)) else [content or '']:
       count = len(sequences.PLACE.findall(part)) if isinstance(part, str) else 0
@@ -159,8 +157,7 @@ def prepared(config, workdir, said: Sequence[Dialogue], names, *, run, words, be
   if not words or min(words) < 0 or not 0 < sum(words) <= CONTEXT:
     raise ValueError(f'words: {tuple(words)} found, 1 to {CONTEXT} of them in all expected')
   sampler = dataclasses.replace(build.sampler(config), words=tuple(words))
-  prompts = asked(form, said, names, draw=begin is not None, length=length, patches=patches,
-                  most=trained)
+  prompts = asked(form, said, names, draw=begin is not None, length=length, patches=patches, most=trained)
   lookup(config.rollout.name).check_room(sampler, model, prompts['tokens'].shape[-1])
   begun = [x.messages[-1][1].split(DRAWN)[0].strip() if begin is not None else '' for x in said]
   plan = lookup(config.rollout.name, 'plan').plan(sampler, model.draw.length)
@@ -195,9 +192,10 @@ def asked(form, said, names, *, draw, length, patches, most):
 
 def warn_of_unknown(form, told, names):
   """Says which prompts have words that a tokenizer with a token for what it does not know has made that of."""
-  unknown = form.words.tokenizer.token_to_id(getattr(form.words.tokenizer.model, 'unk_token', None) or '')
+  tokenizer = form.words.tokenizer
+  unknown = tokenizer.token_to_id(getattr(tokenizer.model, 'unk_token', None) or '')
   for name, x in zip(names, told):
-    if unknown is not None and unknown in x.tokens: logging.warning('%s: it has words that the tokenizer does not know', name)
+    if unknown in x.tokens: logging.warning('%s: it has words that the tokenizer does not know', name)
 
 
 def answers(talk: Talk, params, frozen, *, seed, batch, done=0):

@@ -95,9 +95,7 @@ def checked(record, where: str, ends: str):
   if not isinstance(record, dict) or not needed <= record.keys():
     shape = sorted(record) if isinstance(record, dict) else type(record).__name__
     raise ValueError(f'{where}: {shape} found, keys {sorted(needed)} expected')
-  messages, images = record['messages'], [] if record.get('images') is None else record['images']
-  for name, value in (('messages', messages), ('images', images)):
-    if not isinstance(value, (list, tuple)): raise ValueError(f'{where}: {name} {value!r} found, a list expected')
+  messages, images = lists(record, where)
   if bad := [x for x in images if x is None or isinstance(x, (int, float, dict, list))]:
     raise ValueError(f'{where}: picture {bad[0]!r} found, a path expected')
   messages, images = [plain(m, where) for m in messages], list(images)
@@ -117,6 +115,14 @@ def checked(record, where: str, ends: str):
     raise ValueError(f'{where}: {wanted} places of pictures ({SEEN}, {DRAWN}) and {len(images)} images found, as many '
                      'of both expected')
   return parts, images
+
+
+def lists(record, where):
+  """(messages, images) of a record, which may lack either."""
+  found = record.get('messages', []), [] if record.get('images') is None else record['images']
+  for name, value in zip(('messages', 'images'), found):
+    if not isinstance(value, (list, tuple)): raise ValueError(f'{where}: {name} {value!r} found, a list expected')
+  return found
 
 
 def plain(message, where):
