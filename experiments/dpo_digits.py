@@ -7,6 +7,7 @@ r"""DPO on pairs of real digits: chosen shows the class, rejected another one.
 
   --config experiments/dpo_digits.py:smoke     tiny sizes and random weights, two steps
 """
+
 from ml_collections import ConfigDict
 
 
@@ -22,25 +23,58 @@ def get_config(arg=''):
 
   c.policy = dict(name='models.var', size='digits')
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
-  c.rollout = dict(name='rollout.next_scale', guidance=0.0, temperature=1.0, top_k=0, top_p=0.0,
-                   record='cond', weights='gathered')
+  c.rollout = dict(
+    name='rollout.next_scale',
+    guidance=0.0,
+    temperature=1.0,
+    top_k=0,
+    top_p=0.0,
+    record='cond',
+    weights='gathered',
+  )
   c.reference, c.init = True, dict(policy='', tokenizer='')
   c.objective = dict(name='objectives.dpo', collect={})
-  # Sums over the tokens of an image saturate the sigmoid early; a small beta keeps the gradient alive.
+  # Sums over the tokens of an image saturate the sigmoid early; a small beta keeps the gradient
+  # alive.
   c.objective.loss = dict(kind='sigmoid', beta=0.1, smoothing=0.0, alpha=0.0)
   c.minibatches, c.accum, c.epochs = 1, 1, 1
 
-  c.data = dict(name='data.source', dataset='digit_pairs', split='train', batch=32, size=8, crop='none',
-                flip=False, shuffle=True, max_unreadable=0.01, dir='', threads=2, workers=0)
-  c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=2e-5, warmup=5,
-                 schedule='constant', end=1.0)
+  c.data = dict(
+    name='data.source',
+    dataset='digit_pairs',
+    split='train',
+    batch=32,
+    size=8,
+    crop='none',
+    flip=False,
+    shuffle=True,
+    max_unreadable=0.01,
+    dir='',
+    threads=2,
+    workers=0,
+  )
+  c.optim = dict(
+    name='adamw',
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    clip=1.0,
+    peak=2e-5,
+    warmup=5,
+    schedule='constant',
+    end=1.0,
+  )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
-  c.evals = dict(judge=dict(name='eval.judge', every=0, dataset='digits', size=8, dir='', samples_each=100,
-                            seed=1))
+  c.evals = dict(
+    judge=dict(
+      name='eval.judge', every=0, dataset='digits', size=8, dir='', samples_each=100, seed=1
+    )
+  )
 
   if arg == 'smoke':
     c.steps, c.save_every = 2, 1
     c.policy.size = c.tokenizer.size = 'smoke'
     c.data.batch, c.evals.judge.samples_each, c.optim.warmup = 16, 4, 1
-  elif arg: raise ValueError(f'dpo_digits: no variant {arg!r}, expected smoke')
+  elif arg:
+    raise ValueError(f'dpo_digits: no variant {arg!r}, expected smoke')
   return c

@@ -1,18 +1,23 @@
 r"""DPO on VAR-d16 from pairs that it drew itself: the best of a group against the worst.
 
-  python -m vargrl.main pairs --config experiments/grpo_var_aesthetic.py --out pairs/aesthetic --groups=20000
-  python -m vargrl.main train --config experiments/dpo_var_d16_best_of_group.py --workdir runs/dpo_var_d16
+  python -m vargrl.main pairs --config experiments/grpo_var_aesthetic.py --out pairs/aesthetic
+  --groups=20000 python -m vargrl.main train --config experiments/dpo_var_d16_best_of_group.py
+  --workdir runs/dpo_var_d16
 
-The first command draws, scores and keeps the pairs (any GRPO experiment says what to draw and how to score it).
-v5e:4x4, about 40 min for the pairs and 10 min for training (from the FLOPs at 40 % utilisation; not measured).
-Expect rewards/accuracies to rise from 0.5 and rewards/margins from 0; logps/chosen may fall with logps/rejected:
-where it falls as fast, beta is too small or the training too long.
+The first command draws, scores and keeps the pairs (any GRPO experiment says what to draw and how
+to score it). v5e:4x4, about 40 min for the pairs and 10 min for training (from the FLOPs at 40 %
+utilisation; not measured). Expect rewards/accuracies to rise from 0.5 and rewards/margins from 0;
+logps/chosen may fall with logps/rejected: where it falls as fast, beta is too small or the training
+too long.
 
-Published files, in weights/ below the current folder (what is missing is told with the command that downloads
-it): var_d16.pth, vae_ch160v4096z32.pth, clip-vit-large-patch14/, sac+logos+ava1-l14-linearMSE.pth.
+Published files, in weights/ below the current folder (what is missing is told with the command that
+downloads it): var_d16.pth, vae_ch160v4096z32.pth, clip-vit-large-patch14/,
+sac+logos+ava1-l14-linearMSE.pth.
 
-  --config experiments/dpo_var_d16_best_of_group.py:smoke     tiny sizes and random weights on pairs of digits, two steps
+  --config experiments/dpo_var_d16_best_of_group.py:smoke     tiny sizes and random weights on pairs
+  of digits, two steps
 """
+
 from ml_collections import ConfigDict
 
 
@@ -27,32 +32,84 @@ def get_config(arg=''):
 
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
-  # Guidance shapes what the evaluators draw; the log-probabilities are those of the conditional branch.
-  c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96,
-                   record='cond', weights='gathered')
+  # Guidance shapes what the evaluators draw; the log-probabilities are those of the conditional
+  # branch.
+  c.rollout = dict(
+    name='rollout.next_scale',
+    guidance=1.5,
+    temperature=1.0,
+    top_k=900,
+    top_p=0.96,
+    record='cond',
+    weights='gathered',
+  )
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 
   c.objective = dict(name='objectives.dpo', collect={})
-  # Means over the tokens (weighted as alpha says): sums over 680 of them saturate the sigmoid at once.
+  # Means over the tokens (weighted as alpha says): sums over 680 of them saturate the sigmoid at
+  # once.
   c.objective.loss = dict(kind='sigmoid_norm', beta=10.0, smoothing=0.0, alpha=0.7)
   c.minibatches, c.accum, c.epochs = 1, 1, 1
 
-  c.data = dict(name='data.source', dataset='best_of_group', split='train', batch=32, size=256, crop='none',
-                flip=False, shuffle=True, max_unreadable=0.0, dir='pairs/aesthetic', threads=2, workers=0)
-  c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-6, warmup=20,
-                 schedule='constant', end=1.0)
+  c.data = dict(
+    name='data.source',
+    dataset='best_of_group',
+    split='train',
+    batch=32,
+    size=256,
+    crop='none',
+    flip=False,
+    shuffle=True,
+    max_unreadable=0.0,
+    dir='pairs/aesthetic',
+    threads=2,
+    workers=0,
+  )
+  c.optim = dict(
+    name='adamw',
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    clip=1.0,
+    peak=1e-6,
+    warmup=20,
+    schedule='constant',
+    end=1.0,
+  )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
 
   c.evals = dict(samples=dict(name='eval.samples', every=100, classes=8, each=8, seed=0, preset=''))
-  c.evals.monitor = dict(name='eval.rewards', every=100, classes=50, each=4, seed=0, batch=16, preset='var',
-                         rewards=dict(), pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=16))
+  c.evals.monitor = dict(
+    name='eval.rewards',
+    every=100,
+    classes=50,
+    each=4,
+    seed=0,
+    batch=16,
+    preset='var',
+    rewards=dict(),
+    pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=16),
+  )
   c.evals.monitor.rewards.aesthetic = dict(
-      name='rewards.aesthetic', weight=1.0, size='l14', dtype='bfloat16', file='weights/clip-vit-large-patch14',
-      head='weights/sac+logos+ava1-l14-linearMSE.pth')
+    name='rewards.aesthetic',
+    weight=1.0,
+    size='l14',
+    dtype='bfloat16',
+    file='weights/clip-vit-large-patch14',
+    head='weights/sac+logos+ava1-l14-linearMSE.pth',
+  )
   c.evals.monitor.rewards.clip = dict(
-      name='rewards.clip', weight=1.0, size='l14', dtype='bfloat16', file='weights/clip-vit-large-patch14',
-      tokenizer='', names='imagenet', template='a photo of a {class}', scale=100.0)
+    name='rewards.clip',
+    weight=1.0,
+    size='l14',
+    dtype='bfloat16',
+    file='weights/clip-vit-large-patch14',
+    tokenizer='',
+    names='imagenet',
+    template='a photo of a {class}',
+    scale=100.0,
+  )
 
   if arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))
@@ -64,5 +121,6 @@ def get_config(arg=''):
       reward.update({k: v for k, v in tiny.items() if k in reward})
     c.evals.samples.update(classes=2, each=2)
     c.evals.monitor.update(classes=2, each=2, preset='')
-  elif arg: raise ValueError(f'dpo_var_d16_best_of_group: no variant {arg!r}, expected smoke')
+  elif arg:
+    raise ValueError(f'dpo_var_d16_best_of_group: no variant {arg!r}, expected smoke')
   return c

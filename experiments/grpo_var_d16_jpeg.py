@@ -1,14 +1,17 @@
 r"""GRPO on VAR-d16 with JPEG compressibility as the reward, ImageNet classes as prompts.
 
-  python -m vargrl.main train --config experiments/grpo_var_d16_jpeg.py --workdir runs/grpo_var_d16_jpeg
+  python -m vargrl.main train --config experiments/grpo_var_d16_jpeg.py --workdir
+  runs/grpo_var_d16_jpeg
 
-The published architecture and schedule (256x256, 680 tokens in ten scales) and files, in weights/ below the
-current folder: var_d16.pth, vae_ch160v4096z32.pth. Expect images to grow smooth: reward, minus kilobytes, rises.
+The published architecture and schedule (256x256, 680 tokens in ten scales) and files, in weights/
+below the current folder: var_d16.pth, vae_ch160v4096z32.pth. Expect images to grow smooth: reward,
+minus kilobytes, rises.
 
   --config experiments/grpo_var_d16_jpeg.py:smoke     tiny sizes and random weights, two steps
   python -m vargrl.main bench --config experiments/grpo_var_d16_jpeg.py --config.data.prompts=1 \
     --config.objective.collect.rollouts=4             images/s and utilisation at full size
 """
+
 from ml_collections import ConfigDict
 
 
@@ -22,25 +25,44 @@ def get_config(arg=''):
 
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
-  # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held still.
-  c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=0, top_p=0.0,
-                   record='guided_stopgrad', weights='gathered')
+  # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held
+  # still.
+  c.rollout = dict(
+    name='rollout.next_scale',
+    guidance=1.5,
+    temperature=1.0,
+    top_k=0,
+    top_p=0.0,
+    record='guided_stopgrad',
+    weights='gathered',
+  )
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 
   c.objective = dict(name='objectives.grpo')
-  c.objective.collect = dict(rollouts=16, old='trainer', std='group', eps=1e-4, kl_reward=0.0,
-                              combine='sum', mask={})
+  c.objective.collect = dict(
+    rollouts=16, old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask={}
+  )
   c.objective.collect.rewards = dict(jpeg=dict(name='rewards.jpeg', weight=1.0, quality=90, sign=1))
   c.objective.collect.pool = dict(max_failed=0.1, workers=4, timeout=60.0, retries=1, chunk=16)
   # alpha 0.7: without it the two finest scales own 62 % of the gradient.
-  c.objective.loss = dict(level='token', clip=0.2, clip_high=0.28, kl=0.02, estimator='exact', alpha=0.7,
-                          first=0, last=9)
+  c.objective.loss = dict(
+    level='token', clip=0.2, clip_high=0.28, kl=0.02, estimator='exact', alpha=0.7, first=0, last=9
+  )
   c.minibatches, c.accum, c.epochs = 1, 4, 1
 
   c.data = dict(name='data.prompts', classes=1000, prompts=16)
-  c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-6, warmup=10,
-                 schedule='constant', end=1.0)
+  c.optim = dict(
+    name='adamw',
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    clip=1.0,
+    peak=1e-6,
+    warmup=10,
+    schedule='constant',
+    end=1.0,
+  )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
   c.evals = dict(samples=dict(name='eval.samples', every=50, classes=8, each=8, seed=0, preset=''))
 
@@ -52,5 +74,6 @@ def get_config(arg=''):
     c.objective.loss.last, c.optim.warmup = 2, 1
     c.objective.collect.pool.workers = 1
     c.evals.samples.classes, c.evals.samples.each = 2, 2
-  elif arg: raise ValueError(f'grpo_var_d16_jpeg: no variant {arg!r}, expected smoke')
+  elif arg:
+    raise ValueError(f'grpo_var_d16_jpeg: no variant {arg!r}, expected smoke')
   return c

@@ -1,18 +1,23 @@
-r"""GRPO on VAR with the CLIP score of a painting of the class as the reward (https://arxiv.org/abs/2505.23331).
+r"""GRPO on VAR with the CLIP score of a painting of the class as the reward
+(https://arxiv.org/abs/2505.23331).
 
-  python -m vargrl.main train --config experiments/grpo_var_painting.py --workdir runs/grpo_var_painting
+  python -m vargrl.main train --config experiments/grpo_var_painting.py --workdir
+  runs/grpo_var_painting
 
-v5e:4x4, about 10 min and with d30 40 min (from the FLOPs of a step at 40 % utilisation; not measured).
-Expect rewards/painting to rise and the samples to turn from photographs into paintings, rare as those are in ImageNet;
-fid rises with it, as it should. Rows of a group differ by hundredths of a cosine: the towers run in float32.
+v5e:4x4, about 10 min and with d30 40 min (from the FLOPs of a step at 40 % utilisation; not
+measured). Expect rewards/painting to rise and the samples to turn from photographs into paintings,
+rare as those are in ImageNet; fid rises with it, as it should. Rows of a group differ by hundredths
+of a cosine: the towers run in float32.
 
-Published files, in weights/ below the current folder (what is missing is told with the command that downloads
-it): var_d16.pth or var_d30.pth, vae_ch160v4096z32.pth, clip-vit-large-patch14/,
-sac+logos+ava1-l14-linearMSE.pth, pt_inception-2015-12-05-6726825d.pth, VIRTUAL_imagenet256_labeled.npz.
+Published files, in weights/ below the current folder (what is missing is told with the command that
+downloads it): var_d16.pth or var_d30.pth, vae_ch160v4096z32.pth, clip-vit-large-patch14/,
+sac+logos+ava1-l14-linearMSE.pth, pt_inception-2015-12-05-6726825d.pth,
+VIRTUAL_imagenet256_labeled.npz.
 
   --config experiments/grpo_var_painting.py:d30       two billion parameters
   --config experiments/grpo_var_painting.py:smoke     tiny sizes and random weights, two steps
 """
+
 from ml_collections import ConfigDict
 
 
@@ -25,46 +30,115 @@ def get_config(arg=''):
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 
-  c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks', lora_rank=0, lora_alpha=0.0)
+  c.policy = dict(
+    name='models.var', size='d16', dtype='bfloat16', remat='blocks', lora_rank=0, lora_alpha=0.0
+  )
   c.tokenizer = dict(name='tokenizers.vq', size='var')
-  # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held still.
-  c.rollout = dict(name='rollout.next_scale', guidance=1.5, temperature=1.0, top_k=900, top_p=0.96,
-                   record='guided_stopgrad', weights='gathered')
+  # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held
+  # still.
+  c.rollout = dict(
+    name='rollout.next_scale',
+    guidance=1.5,
+    temperature=1.0,
+    top_k=900,
+    top_p=0.96,
+    record='guided_stopgrad',
+    weights='gathered',
+  )
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 
   c.objective = dict(name='objectives.grpo')
-  c.objective.collect = collect = ConfigDict(dict(
-      rollouts=16, old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict(), rewards=dict()))
-  collect.rewards.painting = dict(name='rewards.clip', weight=1.0, size='l14', dtype='float32',
-      file='weights/clip-vit-large-patch14', tokenizer='', names='imagenet', template='a painting of a {class}',
-      scale=100.0)
+  c.objective.collect = collect = ConfigDict(
+    dict(
+      rollouts=16,
+      old='trainer',
+      std='group',
+      eps=1e-4,
+      kl_reward=0.0,
+      combine='sum',
+      mask=dict(),
+      rewards=dict(),
+    )
+  )
+  collect.rewards.painting = dict(
+    name='rewards.clip',
+    weight=1.0,
+    size='l14',
+    dtype='float32',
+    file='weights/clip-vit-large-patch14',
+    tokenizer='',
+    names='imagenet',
+    template='a painting of a {class}',
+    scale=100.0,
+  )
   collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=16)
   # alpha 0.7: without it the two finest scales own 62 % of the gradient.
-  c.objective.loss = dict(level='token', clip=0.2, clip_high=0.28, kl=0.02, estimator='exact', alpha=0.7,
-                          first=0, last=9)
+  c.objective.loss = dict(
+    level='token', clip=0.2, clip_high=0.28, kl=0.02, estimator='exact', alpha=0.7, first=0, last=9
+  )
   c.minibatches, c.accum, c.epochs = 1, 4, 1
 
   c.data = dict(name='data.prompts', classes=1000, prompts=16)
-  c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-6, warmup=10,
-                 schedule='constant', end=1.0)
+  c.optim = dict(
+    name='adamw',
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    clip=1.0,
+    peak=1e-6,
+    warmup=10,
+    schedule='constant',
+    end=1.0,
+  )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
 
   c.evals = dict(samples=dict(name='eval.samples', every=50, classes=8, each=8, seed=0, preset=''))
-  # With the published sampler, and by a reward that is not trained on: what is gained must not be lost there.
-  c.evals.fid = dict(name='eval.fid', every=200, images=10_000, seed=0, batch=16, preset='var', size='fid',
-                     weights='weights/pt_inception-2015-12-05-6726825d.pth',
-                     npz='weights/VIRTUAL_imagenet256_labeled.npz', dataset='', split='', pixels=256,
-                     crop='center', dir='', limit=0)
-  c.evals.monitor = dict(name='eval.rewards', every=50, classes=50, each=4, seed=0, batch=16, preset='var',
-                         rewards=dict(), pool=dict(collect.pool))
-  c.evals.monitor.rewards.aesthetic = dict(name='rewards.aesthetic', weight=1.0, size='l14',
-      dtype='bfloat16', file='weights/clip-vit-large-patch14',
-      head='weights/sac+logos+ava1-l14-linearMSE.pth')
+  # With the published sampler, and by a reward that is not trained on: what is gained must not be
+  # lost there.
+  c.evals.fid = dict(
+    name='eval.fid',
+    every=200,
+    images=10_000,
+    seed=0,
+    batch=16,
+    preset='var',
+    size='fid',
+    weights='weights/pt_inception-2015-12-05-6726825d.pth',
+    npz='weights/VIRTUAL_imagenet256_labeled.npz',
+    dataset='',
+    split='',
+    pixels=256,
+    crop='center',
+    dir='',
+    limit=0,
+  )
+  c.evals.monitor = dict(
+    name='eval.rewards',
+    every=50,
+    classes=50,
+    each=4,
+    seed=0,
+    batch=16,
+    preset='var',
+    rewards=dict(),
+    pool=dict(collect.pool),
+  )
+  c.evals.monitor.rewards.aesthetic = dict(
+    name='rewards.aesthetic',
+    weight=1.0,
+    size='l14',
+    dtype='bfloat16',
+    file='weights/clip-vit-large-patch14',
+    head='weights/sac+logos+ava1-l14-linearMSE.pth',
+  )
 
   if arg == 'd30':
     c.policy.size, c.init.policy = 'd30', 'weights/var_d30.pth'
-    c.data.prompts, c.accum = 8, 8  # a v5e has room for the cache of 8 images and the gathered weights
+    c.data.prompts, c.accum = (
+      8,
+      8,
+    )  # a v5e has room for the cache of 8 images and the gathered weights
   elif arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))
     c.policy.size = c.tokenizer.size = 'smoke'
@@ -77,5 +151,6 @@ def get_config(arg=''):
     c.evals.samples.update(classes=2, each=2)
     del c.evals.fid  # Inception alone compiles longer than all the rest
     c.evals.monitor.update(classes=2, each=2, preset='')
-  elif arg: raise ValueError(f'grpo_var_painting: no variant {arg!r}, expected d30 or smoke')
+  elif arg:
+    raise ValueError(f'grpo_var_painting: no variant {arg!r}, expected d30 or smoke')
   return c

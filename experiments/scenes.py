@@ -2,14 +2,17 @@ r"""From nothing to a model that reads, answers, draws and edits: the world `sce
 
   python -m vargrl.main train --config experiments/scenes.py --workdir runs/scenes
 
-A chain: a bitwise tokenizer; a language model with a tower that learns to answer questions about pictures; all tasks
-together, the decoder that draws included; and DPO on pairs of the model's own pictures, as the world's checker judges
-them. Before it draws or edits, the model says what will lie where: words are sampled one after the other, so that what
-they decide fits together. Everything is scored on scenes that training has no like of.
+A chain: a bitwise tokenizer; a language model with a tower that learns to answer questions about
+pictures; all tasks together, the decoder that draws included; and DPO on pairs of the model's own
+pictures, as the world's checker judges them. Before it draws or edits, the model says what will lie
+where: words are sampled one after the other, so that what they decide fits together. Everything is
+scored on scenes that training has no like of.
 
-  --config experiments/scenes.py:grpo      GRPO on the same prompts, by the same judge, in the place of DPO
+  --config experiments/scenes.py:grpo      GRPO on the same prompts, by the same judge, in the place
+  of DPO
   --config experiments/scenes.py:smoke     every run for two steps; :smoke-grpo likewise
 """
+
 from ml_collections import ConfigDict
 
 SCALES, DRAWN = (1, 2, 4), 21
@@ -21,9 +24,16 @@ def get_config(arg=''):
   c = ConfigDict()
   c.title = 'vargrl: a unified model of scenes'
   c.chain = ('tokenizer', 'read', 'draw', 'grpo' if arg.endswith('grpo') else 'dpo')
-  c.summary = (('understanding/overall', 'higher'), ('generation/overall', 'higher'), ('editing/overall', 'higher'))
-  for name in ('tokenizer', 'read', 'draw', 'dpo', 'grpo'): c[name] = common()
-  tokenizer = dict(name='tokenizers.bsq', size='small', width=32, scales=SCALES, channels=8, patch=2)
+  c.summary = (
+    ('understanding/overall', 'higher'),
+    ('generation/overall', 'higher'),
+    ('editing/overall', 'higher'),
+  )
+  for name in ('tokenizer', 'read', 'draw', 'dpo', 'grpo'):
+    c[name] = common()
+  tokenizer = dict(
+    name='tokenizers.bsq', size='small', width=32, scales=SCALES, channels=8, patch=2
+  )
 
   r = c.tokenizer
   r.description = 'A bitwise multi-scale autoencoder learns pictures of 32x32.'
@@ -31,36 +41,113 @@ def get_config(arg=''):
   r.policy = dict(tokenizer)
   r.objective = dict(name='objectives.tokenizer', collect={})
   r.objective.loss = dict(l1=1.0, l2=1.0, quantizer=0.2, perceptual=0.0, adversarial=0.0)
-  r.data = dict(name='data.source', dataset='scenes/32', split='train', batch=32, size=32, crop='none', flip=False,
-                shuffle=True, max_unreadable=0.01, dir='', threads=2, workers=0)
+  r.data = dict(
+    name='data.source',
+    dataset='scenes/32',
+    split='train',
+    batch=32,
+    size=32,
+    crop='none',
+    flip=False,
+    shuffle=True,
+    max_unreadable=0.01,
+    dir='',
+    threads=2,
+    workers=0,
+  )
   r.optim.update(peak=2e-3, warmup=50, schedule='cosine', end=0.05)
 
   policy = dict(name='models.unified', size='small', scales=SCALES)
   # nothing: an empty message, and the beginning of a picture, in the tokens of scenes.
-  rollout = dict(name='rollout.interleaved', words=(0, 0), temperature=1.0, top_k=0, top_p=0.0, stop=(2,),
-                 guidance=2.0, bit_temperature=1.0, bit_top_p=0.0, nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6),
-                 released=False, weights='gathered')
-  sources = {kind: dict(dataset=f'scenes/small/32/{kind}', split='train', dir='', records=100_000, weight=weight)
-             for kind, weight in dict(understanding=2.0, description=2.0, text=1.0, generation=6.0, editing=4.0).items()}
-  rows = dict(name='data.dialogues', batch=16, records=3, length=240, patches=192, pictures=3, memory=72, drawn=DRAWN,
-              crop='cover', wanted='assistant', positions='mrope', prompt_drop=0.1, shuffle=True, max_unreadable=0.01,
-              threads=2, workers=0, **SEEN)
-  scored = {task: dict(name='eval.scenes', every=0, task=task, world='small', pixels=32, split='test', records=records,
-                       words=12 if task == 'question' else 48, greedy=task == 'question', guidance=2.0, length=48,
-                       patches=64, batch=50, seed=1, strict=True, show=16, **SEEN)
-            for task, records in dict(question=350, generation=1050, editing=350).items()}
-  evals = dict(understanding=scored['question'], generation=scored['generation'], editing=scored['editing'])
+  rollout = dict(
+    name='rollout.interleaved',
+    words=(0, 0),
+    temperature=1.0,
+    top_k=0,
+    top_p=0.0,
+    stop=(2,),
+    guidance=2.0,
+    bit_temperature=1.0,
+    bit_top_p=0.0,
+    nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6),
+    released=False,
+    weights='gathered',
+  )
+  sources = {
+    kind: dict(
+      dataset=f'scenes/small/32/{kind}', split='train', dir='', records=100_000, weight=weight
+    )
+    for kind, weight in dict(
+      understanding=2.0, description=2.0, text=1.0, generation=6.0, editing=4.0
+    ).items()
+  }
+  rows = dict(
+    name='data.dialogues',
+    batch=16,
+    records=3,
+    length=240,
+    patches=192,
+    pictures=3,
+    memory=72,
+    drawn=DRAWN,
+    crop='cover',
+    wanted='assistant',
+    positions='mrope',
+    prompt_drop=0.1,
+    shuffle=True,
+    max_unreadable=0.01,
+    threads=2,
+    workers=0,
+    **SEEN,
+  )
+  scored = {
+    task: dict(
+      name='eval.scenes',
+      every=0,
+      task=task,
+      world='small',
+      pixels=32,
+      split='test',
+      records=records,
+      words=12 if task == 'question' else 48,
+      greedy=task == 'question',
+      guidance=2.0,
+      length=48,
+      patches=64,
+      batch=50,
+      seed=1,
+      strict=True,
+      show=16,
+      **SEEN,
+    )
+    for task, records in dict(question=350, generation=1050, editing=350).items()
+  }
+  evals = dict(
+    understanding=scored['question'], generation=scored['generation'], editing=scored['editing']
+  )
 
   r = c.read
   r.description = 'The language model and the tower learn to answer questions, and to speak.'
   r.steps, r.save_every = 2000, 250
-  r.policy, r.tokenizer, r.rollout, r.init = dict(policy), dict(tokenizer), dict(rollout), dict(tokenizer='tokenizer')
-  r.objective = dict(name='objectives.sft_unified',
-                     collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
-                     loss=dict(bits=0.0, alpha=0.5))
-  r.data = dict(rows, records=4, length=256,
-                sources={kind: sources[kind] for kind in ('understanding', 'description', 'text')},
-                patches=256, pictures=0)
+  r.policy, r.tokenizer, r.rollout, r.init = (
+    dict(policy),
+    dict(tokenizer),
+    dict(rollout),
+    dict(tokenizer='tokenizer'),
+  )
+  r.objective = dict(
+    name='objectives.sft_unified',
+    collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
+    loss=dict(bits=0.0, alpha=0.5),
+  )
+  r.data = dict(
+    rows,
+    records=4,
+    length=256,
+    sources={kind: sources[kind] for kind in ('understanding', 'description', 'text')},
+    patches=256,
+    pictures=0,
+  )
   r.optim.scale = (('policy/(drawer|into|out|start)', None), ('.*', 1.0))
   r.optim.update(peak=2e-3, warmup=100, schedule='cosine', end=0.1)
   r.evals = dict(understanding=dict(scored['question']))
@@ -70,15 +157,18 @@ def get_config(arg=''):
   r.steps, r.save_every, r.show_every = 5000, 250, 1000
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.init = dict(policy='read', tokenizer='tokenizer')
-  r.objective = dict(name='objectives.sft_unified',
-                     collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
-                     loss=dict(bits=3.0, alpha=0.5))
+  r.objective = dict(
+    name='objectives.sft_unified',
+    collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
+    loss=dict(bits=3.0, alpha=0.5),
+  )
   r.data = dict(rows, sources=dict(sources))
   r.optim.update(peak=2e-3, warmup=100, schedule='cosine', end=0.05)
   r.evals = dict(evals)
 
-  # Of what the model draws itself, the checker's judgement teaches; what reads is left alone. Where what lies is given
-  # in words with each caption: only drawing is trained, so all rows of a group shall differ in that alone.
+  # Of what the model draws itself, the checker's judgement teaches; what reads is left alone. Where
+  # what lies is given in words with each caption: only drawing is trained, so all rows of a group
+  # shall differ in that alone.
   for name in ('dpo', 'grpo'):
     r = c[name]
     r.steps, r.save_every, r.show_every = 150, 25, 25
@@ -86,42 +176,86 @@ def get_config(arg=''):
     r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout, guidance=1.0)
     r.reference, r.init = True, dict(policy='draw', tokenizer='tokenizer')
     r.objective = dict(name=dict(dpo='objectives.dpo_groups', grpo='objectives.grpo')[name])
-    r.objective.collect = dict(rollouts=8, rewards=dict(scenes=dict(
-        name='rewards.scenes', weight=1.0, world='small', strict=True, partial=True)),
-        pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=64))
-    r.data = dict(name='data.dialogue_prompts', dataset='scenes/small/32/generation', split='train', dir='',
-                  records=100_000, prompts=64, length=64, patches=0, draw=True, crop='cover', shuffle=True,
-                  max_unreadable=0.01, threads=2, workers=0, **SEEN)
+    r.objective.collect = dict(
+      rollouts=8,
+      rewards=dict(
+        scenes=dict(name='rewards.scenes', weight=1.0, world='small', strict=True, partial=True)
+      ),
+      pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=64),
+    )
+    r.data = dict(
+      name='data.dialogue_prompts',
+      dataset='scenes/small/32/generation',
+      split='train',
+      dir='',
+      records=100_000,
+      prompts=64,
+      length=64,
+      patches=0,
+      draw=True,
+      crop='cover',
+      shuffle=True,
+      max_unreadable=0.01,
+      threads=2,
+      workers=0,
+      **SEEN,
+    )
     r.optim.scale = (('policy/(drawer|into|out)', 1.0), ('.*', None))
     r.optim.update(peak=1.5e-4, warmup=5, schedule='cosine', end=0.1)
     r.optim.decay = (('.*', 0.0),)
     r.evals = dict(evals, unguided=dict(scored['generation'], guidance=1.0))
-  c.dpo.description = 'DPO: of the pictures that the model draws of a layout, the best against the worst.'
+  c.dpo.description = (
+    'DPO: of the pictures that the model draws of a layout, the best against the worst.'
+  )
   c.dpo.objective.loss = dict(kind='sigmoid_norm', beta=1.0, smoothing=0.0, alpha=0.5)
-  c.grpo.description = 'GRPO: of the pictures that the model draws of a layout, each against their mean.'
-  c.grpo.objective.collect.update(old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict())
-  c.grpo.objective.loss = dict(level='token', clip=0.2, clip_high=0.28, kl=0.01, estimator='exact', alpha=0.5, first=0,
-                               last=len(SCALES) - 1)
+  c.grpo.description = (
+    'GRPO: of the pictures that the model draws of a layout, each against their mean.'
+  )
+  c.grpo.objective.collect.update(
+    old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict()
+  )
+  c.grpo.objective.loss = dict(
+    level='token',
+    clip=0.2,
+    clip_high=0.28,
+    kl=0.01,
+    estimator='exact',
+    alpha=0.5,
+    first=0,
+    last=len(SCALES) - 1,
+  )
 
-  if arg in ('smoke', 'smoke-grpo'): smoke(c)
-  elif arg not in ('', 'grpo'): raise ValueError(f'scenes: no variant {arg!r}, expected grpo, smoke or smoke-grpo')
+  if arg in ('smoke', 'smoke-grpo'):
+    smoke(c)
+  elif arg not in ('', 'grpo'):
+    raise ValueError(f'scenes: no variant {arg!r}, expected grpo, smoke or smoke-grpo')
   for name in ('dpo', 'grpo'):
-    if name not in c.chain: del c[name]
+    if name not in c.chain:
+      del c[name]
   return c
 
 
 def smoke(c):
-  """Two steps at tiny sizes. Fewer programs to compile: all tasks at once from nothing, and one look at the end."""
+  """Two steps at tiny sizes. Fewer programs to compile: all tasks at once from nothing, and one
+  look at the end.
+  """
   for name in ('tokenizer', 'draw', 'dpo', 'grpo'):
     r = c[name]
     r.steps, r.save_every, r.optim.warmup = 2, 1, 1
     (r.policy if name == 'tokenizer' else r.tokenizer).update(
-        size='smoke-square', mults=(1, 1, 1, 1), channels=4, patch=1)
-    if name != 'tokenizer': r.policy.size = 'smoke'
-    for e in r.evals.values(): e.records, e.words = 8, min(e.words, 2)
+      size='smoke-square', mults=(1, 1, 1, 1), channels=4, patch=1
+    )
+    if name != 'tokenizer':
+      r.policy.size = 'smoke'
+    for e in r.evals.values():
+      e.records, e.words = 8, min(e.words, 2)
   c.tokenizer.data.batch = 8
   c.draw.data.update(batch=8, records=2)
-  c.chain, c.draw.init, c.draw.evals = ('tokenizer', 'draw', c.chain[-1]), dict(tokenizer='tokenizer'), {}
+  c.chain, c.draw.init, c.draw.evals = (
+    ('tokenizer', 'draw', c.chain[-1]),
+    dict(tokenizer='tokenizer'),
+    {},
+  )
   del c.read
   for r in (c.dpo, c.grpo):
     r.data.prompts, r.objective.collect.rollouts = 8, 2
@@ -133,13 +267,26 @@ def common():
   r = ConfigDict()
   r.description, r.seed, r.keep = '', 0, 2
   r.steps, r.save_every, r.show_every = 0, 1, 1000000
-  r.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/RUN/profile
+  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/RUN/profile
+  r.profile = ()
   r.pod, r.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
   r.replicated_at_most = 0.02
   r.reference, r.init, r.evals = False, {}, {}
   r.minibatches, r.accum, r.epochs = 1, 1, 1
-  r.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-3, warmup=10,
-                 schedule='constant', end=1.0)
+  r.optim = dict(
+    name='adamw',
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    clip=1.0,
+    peak=1e-3,
+    warmup=10,
+    schedule='constant',
+    end=1.0,
+  )
   r.optim.scale = (('.*', 1.0),)
-  r.optim.decay = (('/(b|bias|scale|temperature|start|levels|ada|uncond|text_norm|pool_q)$', 0.0), ('.*', 0.05))
+  r.optim.decay = (
+    ('/(b|bias|scale|temperature|start|levels|ada|uncond|text_norm|pool_q)$', 0.0),
+    ('.*', 0.05),
+  )
   return r

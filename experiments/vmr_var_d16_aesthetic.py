@@ -1,69 +1,149 @@
-r"""VAR-d16 with the settings of "VAR RL Done Right" (https://arxiv.org/abs/2601.02256): value as middle return and PANW.
+r"""VAR-d16 with the settings of "VAR RL Done Right" (https://arxiv.org/abs/2601.02256): value as
+middle return and PANW.
 
-  python -m vargrl.main train --config experiments/vmr_var_d16_aesthetic.py --workdir runs/vmr_var_d16_aesthetic
+  python -m vargrl.main train --config experiments/vmr_var_d16_aesthetic.py --workdir
+  runs/vmr_var_d16_aesthetic
 
-v5e:4x4, about 40 min (from the FLOPs of a step at 40 % utilisation; not measured).
-Expect value (prefix steps) and reward to rise together, and kl and ratio_dev of the coarse scales to move as much as
-those of the fine ones. 16 prompts x 16 and at most 1200 updates are the paper's, on another model with an OCR reward.
+v5e:4x4, about 40 min (from the FLOPs of a step at 40 % utilisation; not measured). Expect value
+(prefix steps) and reward to rise together, and kl and ratio_dev of the coarse scales to move as
+much as those of the fine ones. 16 prompts x 16 and at most 1200 updates are the paper's, on another
+model with an OCR reward.
 
-Published files, in weights/ below the current folder (what is missing is told with the command that downloads
-it): var_d16.pth, vae_ch160v4096z32.pth, clip-vit-large-patch14/,
-sac+logos+ava1-l14-linearMSE.pth, pt_inception-2015-12-05-6726825d.pth, VIRTUAL_imagenet256_labeled.npz.
+Published files, in weights/ below the current folder (what is missing is told with the command that
+downloads it): var_d16.pth, vae_ch160v4096z32.pth, clip-vit-large-patch14/,
+sac+logos+ava1-l14-linearMSE.pth, pt_inception-2015-12-05-6726825d.pth,
+VIRTUAL_imagenet256_labeled.npz.
 
   --config experiments/vmr_var_d16_aesthetic.py:smoke     tiny sizes and random weights, two steps
 """
+
 from ml_collections import ConfigDict
 
 
 def get_config(arg=''):
   c = ConfigDict()
-  c.description = 'VAR-d16, value as middle return (3 prefix steps, 1 suffix step), PANW, aesthetic reward.'
+  c.description = (
+    'VAR-d16, value as middle return (3 prefix steps, 1 suffix step), PANW, aesthetic reward.'
+  )
   c.summary = (('reward', 'higher'), ('monitor/clip', ''), ('fid/fid', 'lower'), ('kl', ''))
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 1200, 50, 50, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
   c.replicated_at_most = 0.02
 
-  c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks', lora_rank=0, lora_alpha=0.0)
+  c.policy = dict(
+    name='models.var', size='d16', dtype='bfloat16', remat='blocks', lora_rank=0, lora_alpha=0.0
+  )
   c.tokenizer = dict(name='tokenizers.vq', size='var')
-  # Guided, nearly greedy rollouts and log-probabilities of the conditional branch alone: no guidance in training.
-  # Guidance 4 at the last scale is its cfg 5: (1 + 4) cond - 4 uncond.
-  c.rollout = dict(name='rollout.next_scale', guidance=4.0, temperature=1.0, top_k=2, top_p=0.9,
-                   record='cond', weights='gathered')
+  # Guided, nearly greedy rollouts and log-probabilities of the conditional branch alone: no
+  # guidance in training. Guidance 4 at the last scale is its cfg 5: (1 + 4) cond - 4 uncond.
+  c.rollout = dict(
+    name='rollout.next_scale',
+    guidance=4.0,
+    temperature=1.0,
+    top_k=2,
+    top_p=0.9,
+    record='cond',
+    weights='gathered',
+  )
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 
-  # Three steps train the first six scales (91 tokens) on the soft value of two continuations of each prefix, one
-  # step the others from one prefix. Where to split is ours: the paper's 256 tokens are a coarse start in its model.
+  # Three steps train the first six scales (91 tokens) on the soft value of two continuations of
+  # each prefix, one step the others from one prefix. Where to split is ours: the paper's 256 tokens
+  # are a coarse start in its model.
   c.objective = dict(name='objectives.vmr')
-  c.objective.collect = collect = ConfigDict(dict(
-      rollouts=16, old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict(), rewards=dict(),
-      split=6, continuations=2, eta=1.0, prefix_steps=3, suffix_steps=1))
-  collect.rewards.aesthetic = dict(name='rewards.aesthetic', weight=1.0, size='l14', dtype='bfloat16',
-      file='weights/clip-vit-large-patch14', head='weights/sac+logos+ava1-l14-linearMSE.pth')
+  c.objective.collect = collect = ConfigDict(
+    dict(
+      rollouts=16,
+      old='trainer',
+      std='group',
+      eps=1e-4,
+      kl_reward=0.0,
+      combine='sum',
+      mask=dict(),
+      rewards=dict(),
+      split=6,
+      continuations=2,
+      eta=1.0,
+      prefix_steps=3,
+      suffix_steps=1,
+    )
+  )
+  collect.rewards.aesthetic = dict(
+    name='rewards.aesthetic',
+    weight=1.0,
+    size='l14',
+    dtype='bfloat16',
+    file='weights/clip-vit-large-patch14',
+    head='weights/sac+logos+ava1-l14-linearMSE.pth',
+  )
   collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=16)
   # alpha: 0.6 to 0.8 did best there. Clip and KL coefficient are not told and are ours.
-  c.objective.loss = dict(level='token', clip=0.2, clip_high=0.28, kl=0.02, estimator='exact', alpha=0.7,
-                          first=0, last=9)
+  c.objective.loss = dict(
+    level='token', clip=0.2, clip_high=0.28, kl=0.02, estimator='exact', alpha=0.7, first=0, last=9
+  )
   c.minibatches, c.accum, c.epochs = 1, 4, 1
 
   c.data = dict(name='data.prompts', classes=1000, prompts=16)
-  c.optim = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, clip=1.0, peak=1e-6, warmup=10,
-                 schedule='constant', end=1.0)
-  c.optim.scale, c.optim.decay = (('.*', 1.0),), (
-      ('/(b|temperature|start|positions|levels)$', 0.0), ('.*', 0.05))
+  c.optim = dict(
+    name='adamw',
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    clip=1.0,
+    peak=1e-6,
+    warmup=10,
+    schedule='constant',
+    end=1.0,
+  )
+  c.optim.scale, c.optim.decay = (
+    (('.*', 1.0),),
+    (('/(b|temperature|start|positions|levels)$', 0.0), ('.*', 0.05)),
+  )
 
   c.evals = dict(samples=dict(name='eval.samples', every=50, classes=8, each=8, seed=0, preset=''))
-  # With the published sampler, and by a reward that is not trained on: what is gained must not be lost there.
-  c.evals.fid = dict(name='eval.fid', every=200, images=10_000, seed=0, batch=16, preset='var', size='fid',
-                     weights='weights/pt_inception-2015-12-05-6726825d.pth',
-                     npz='weights/VIRTUAL_imagenet256_labeled.npz', dataset='', split='', pixels=256,
-                     crop='center', dir='', limit=0)
-  c.evals.monitor = dict(name='eval.rewards', every=50, classes=50, each=4, seed=0, batch=16, preset='var',
-                         rewards=dict(), pool=dict(collect.pool))
-  c.evals.monitor.rewards.clip = dict(name='rewards.clip', weight=1.0, size='l14', dtype='float32',
-      file='weights/clip-vit-large-patch14', tokenizer='', names='imagenet', template='a photo of a {class}',
-      scale=100.0)
+  # With the published sampler, and by a reward that is not trained on: what is gained must not be
+  # lost there.
+  c.evals.fid = dict(
+    name='eval.fid',
+    every=200,
+    images=10_000,
+    seed=0,
+    batch=16,
+    preset='var',
+    size='fid',
+    weights='weights/pt_inception-2015-12-05-6726825d.pth',
+    npz='weights/VIRTUAL_imagenet256_labeled.npz',
+    dataset='',
+    split='',
+    pixels=256,
+    crop='center',
+    dir='',
+    limit=0,
+  )
+  c.evals.monitor = dict(
+    name='eval.rewards',
+    every=50,
+    classes=50,
+    each=4,
+    seed=0,
+    batch=16,
+    preset='var',
+    rewards=dict(),
+    pool=dict(collect.pool),
+  )
+  c.evals.monitor.rewards.clip = dict(
+    name='rewards.clip',
+    weight=1.0,
+    size='l14',
+    dtype='float32',
+    file='weights/clip-vit-large-patch14',
+    tokenizer='',
+    names='imagenet',
+    template='a photo of a {class}',
+    scale=100.0,
+  )
 
   if arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))
@@ -78,5 +158,6 @@ def get_config(arg=''):
     c.evals.samples.update(classes=2, each=2)
     del c.evals.fid  # Inception alone compiles longer than all the rest
     c.evals.monitor.update(classes=2, each=2, preset='')
-  elif arg: raise ValueError(f'vmr_var_d16_aesthetic: no variant {arg!r}, expected smoke')
+  elif arg:
+    raise ValueError(f'vmr_var_d16_aesthetic: no variant {arg!r}, expected smoke')
   return c

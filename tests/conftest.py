@@ -1,5 +1,6 @@
 """Eight CPU devices, full-precision products and one compilation cache, for the tests and what they
 start; small models with random weights (the official init closes the residual gates)."""
+
 import os
 import pathlib
 import platform
@@ -7,11 +8,13 @@ import sys
 import tempfile
 import types
 
-# The programs are tiny and run once, compiling them is what takes the time: level 0 of LLVM; and the older code
-# of fused loops, which compiles in less than half the time. That one rounds a value that two loops compute as
-# each of them multiplies and adds, so that a number may differ from itself: without AVX2 there is one way.
+# The programs are tiny and run once, compiling them is what takes the time: level 0 of LLVM; and
+# the older code of fused loops, which compiles in less than half the time. That one rounds a value
+# that two loops compute as each of them multiplies and adds, so that a number may differ from
+# itself: without AVX2 there is one way.
 FAST = '--xla_backend_optimization_level=0'
-if platform.machine().lower() in ('x86_64', 'amd64'): FAST += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX'
+if platform.machine().lower() in ('x86_64', 'amd64'):
+  FAST += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX'
 FLAGS = f'--xla_force_host_platform_device_count=8 {FAST}'
 if FLAGS not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
@@ -19,11 +22,13 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
 # Threads of the CPU client: with as few as there are devices, two programs may wait for each other.
 os.environ.setdefault('NPROC', '16')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
-                      os.path.join(tempfile.gettempdir(), 'vargrl_jax_cache'))
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'vargrl_jax_cache')
+)
 # Every program: hundreds of small ones are the same in both processes and in all that they start.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-for folder in ('golden', 'parallel', 'checkpoint'): sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
+for folder in ('golden', 'parallel', 'checkpoint'):
+  sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
 import flax.linen as nn
 import jax
@@ -41,8 +46,18 @@ from vargrl.tokenizers import bsq, vq
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-LONGEST = ('experiments_test', 'resume_test', 'train_test', 'next_scale_test', 'branch_test', 'var_torch_test',
-           'lora_run_test', 'pairs_test', 'grpo_test', 'main_test')
+LONGEST = (
+  'experiments_test',
+  'resume_test',
+  'train_test',
+  'next_scale_test',
+  'branch_test',
+  'var_torch_test',
+  'lora_run_test',
+  'pairs_test',
+  'grpo_test',
+  'main_test',
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -55,13 +70,18 @@ def random_weights(shapes, seed):
   """By name, without compiling anything: 0.2 N(0, 1) for the decoder, which opens every gate;
   fan-in scale for convolutions, norms around 1 and codes N(0, 1) for the tokenizer."""
   rng = np.random.default_rng(seed)
+
   def one(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     noise = rng.standard_normal(x.shape)
-    if name.endswith('scale'): noise = 1 + 0.2 * noise
-    elif x.ndim == 4 and x.shape[0] == x.shape[1]: noise /= np.sqrt(np.prod(x.shape[:-1]))
-    elif name != 'codebook': noise *= 0.2
+    if name.endswith('scale'):
+      noise = 1 + 0.2 * noise
+    elif x.ndim == 4 and x.shape[0] == x.shape[1]:
+      noise /= np.sqrt(np.prod(x.shape[:-1]))
+    elif name != 'codebook':
+      noise *= 0.2
     return jnp.asarray(noise, x.dtype)
+
   return jax.tree.map_with_path(one, shapes)
 
 
@@ -70,8 +90,14 @@ def build(c, tokenizer, seed=0):
   model, vae = policies.Model(c), tokenizers.Model(tokenizer)
   boxed = jax.eval_shape(lambda key: policies.init(model, key), jax.random.key(0))
   vq_shapes = nn.unbox(jax.eval_shape(lambda key: tokenizers.init(vae, key), jax.random.key(0)))
-  return types.SimpleNamespace(c=c, model=model, params=random_weights(nn.unbox(boxed), seed),
-                               boxed=boxed, vae=vae, vq_params=random_weights(vq_shapes, seed + 1))
+  return types.SimpleNamespace(
+    c=c,
+    model=model,
+    params=random_weights(nn.unbox(boxed), seed),
+    boxed=boxed,
+    vae=vae,
+    vq_params=random_weights(vq_shapes, seed + 1),
+  )
 
 
 @pytest.fixture(scope='session')
@@ -95,7 +121,9 @@ def inputs(smoke):
 
 @pytest.fixture(scope='session')
 def bits():
-  """Depth 2, width 32, 2 heads, scales 1 2 (4, 2) (13 tokens of 4 bits); prompts of up to 8 features of 16."""
+  """Depth 2, width 32, 2 heads, scales 1 2 (4, 2) (13 tokens of 4 bits); prompts of up to 8
+  features of 16.
+  """
   return build(infinity.SIZES['smoke'], bsq.SIZES['smoke'])
 
 
@@ -103,7 +131,10 @@ def bits():
 def said(bits):
   """(prompts of 8 and of 3 features, bits t_BLe, inputs_BLC) of two rows for `bits`."""
   t_BLe = jax.random.randint(jax.random.key(7), (2, bits.c.length, bits.c.bits), 0, 2)
-  prompt_B = {'text': jax.random.normal(jax.random.key(8), (2, 8, bits.c.text)), 'length': jnp.array([8, 3])}
+  prompt_B = {
+    'text': jax.random.normal(jax.random.key(8), (2, 8, bits.c.text)),
+    'length': jnp.array([8, 3]),
+  }
   return prompt_B, t_BLe, bits.vae.apply({'params': bits.vq_params}, t_BLe, method='embed')
 
 
@@ -112,7 +143,8 @@ def compiles():
   """A list that grows by one with every program that XLA compiles."""
   seen = []
   jax.monitoring.register_event_duration_secs_listener(
-      lambda name, *_, **__: seen.append(name) if 'backend_compile' in name else None)
+    lambda name, *_, **__: seen.append(name) if 'backend_compile' in name else None
+  )
   jax.jit(lambda x: x * 3.25 + 1)(1.5)
   assert seen, 'the listener hears no compilation, so the tests below would prove nothing'
   return seen

@@ -1,4 +1,7 @@
-"""A folder of images for outside evaluators: resumed it is the same files, packed it is the same pixels."""
+"""A folder of images for outside evaluators: resumed it is the same files, packed it is the same
+pixels.
+"""
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -44,24 +47,30 @@ def test_an_image_depends_on_its_class_and_index_alone(whole, tmp_path):
   assert all(p.read_bytes() == whole[1][p.name] for p in paths) and len(paths) == 2
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     (dict(seed=1), 'begun with seed 0, 1 found'),
     (dict(about=ABOUT | {'step': 4}), 'begun with step 3, 4 found'),
-])
+  ],
+)
 def test_a_folder_of_other_images_is_refused(whole, changes, message):
-  with pytest.raises(ValueError, match=message): fill(whole[0], **changes)
+  with pytest.raises(ValueError, match=message):
+    fill(whole[0], **changes)
 
 
 def test_files_of_somebody_else_are_refused(tmp_path):
   (tmp_path / 'mine.txt').write_text('kept')
-  with pytest.raises(ValueError, match='expected a new folder'): fill(tmp_path)
+  with pytest.raises(ValueError, match='expected a new folder'):
+    fill(tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
 
 
 def test_the_npz_has_every_pixel_once_and_no_order_of_classes(whole, tmp_path):
   paths = sorted(whole[0].glob('*.png'))
   sample.to_npz(tmp_path / 'a.npz', paths)
-  with np.load(tmp_path / 'a.npz', allow_pickle=False) as file: packed = file['arr_0']
+  with np.load(tmp_path / 'a.npz', allow_pickle=False) as file:
+    packed = file['arr_0']
   images = [np.asarray(Image.open(p)) for p in paths]
   assert packed.dtype == np.uint8 and packed.shape == (15, 8, 8, 3)
   assert sorted(x.tobytes() for x in packed) == sorted(x.tobytes() for x in images)
@@ -70,5 +79,7 @@ def test_the_npz_has_every_pixel_once_and_no_order_of_classes(whole, tmp_path):
 
 def test_a_preset_draws_other_images(whole, tmp_path):
   paths, _ = fill(tmp_path / 'dull', preset='dull')
-  assert whole[1]['0000_00001.png'] == (tmp_path / 'dull' / '0000_00001.png').read_bytes()  # it draws class 0 only
+  assert (
+    whole[1]['0000_00001.png'] == (tmp_path / 'dull' / '0000_00001.png').read_bytes()
+  )  # it draws class 0 only
   assert whole[1]['0002_00001.png'] != (tmp_path / 'dull' / '0002_00001.png').read_bytes()

@@ -8,8 +8,11 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 ANY = None
 BASE = {'parallel', 'types'}
-# Everything may import its own folder, except an objective, which knows no other but those that it varies.
-SHARED = tuple(f'vargrl.objectives.{name}' for name in ('reduce', 'group', 'sft', 'sft_bits', 'dpo'))
+# Everything may import its own folder, except an objective, which knows no other but those that it
+# varies.
+SHARED = tuple(
+  f'vargrl.objectives.{name}' for name in ('reduce', 'group', 'sft', 'sft_bits', 'dpo')
+)
 MAY = {
   'parallel': set(),
   'types': set(),
@@ -25,11 +28,39 @@ MAY = {
   'objectives': BASE | {'metrics'},
   'data': {'scenes'},  # its builder, which `source` knows by name
   'scenes': {'data'},
-  'eval': BASE | {'checkpoint', 'rollout', 'rewards', 'tokenizers', 'models', 'data', 'metrics', 'pictures',
-                  'scenes'},
+  'eval': BASE
+  | {
+    'checkpoint',
+    'rollout',
+    'rewards',
+    'tokenizers',
+    'models',
+    'data',
+    'metrics',
+    'pictures',
+    'scenes',
+  },
   'report': {'pictures'},
-  **dict.fromkeys(('build', 'update', 'run', 'train', 'chain', 'main', 'sample', 'export', 'pairs', 'bench', 'compile',
-                  'work', 'speed', 'notebook', 'talk'), ANY),
+  **dict.fromkeys(
+    (
+      'build',
+      'update',
+      'run',
+      'train',
+      'chain',
+      'main',
+      'sample',
+      'export',
+      'pairs',
+      'bench',
+      'compile',
+      'work',
+      'speed',
+      'notebook',
+      'talk',
+    ),
+    ANY,
+  ),
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
 NEVER = {'data': ('jax', 'flax'), 'scenes': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}
@@ -77,8 +108,11 @@ def test_a_part_imports_only_what_lies_below_it():
 def test_heavy_libraries_stay_where_they_belong():
   banned = lambda part: NOWHERE + NEVER.get(part, ())
   # The one place that needs torch, if it is there: torch.save.
-  wrong = [f'{path} imports {name}' for path, part, name in sources()
-           if within(name, banned(part)) and (path.name, name) != ('files.py', 'torch')]
+  wrong = [
+    f'{path} imports {name}'
+    for path, part, name in sources()
+    if within(name, banned(part)) and (path.name, name) != ('files.py', 'torch')
+  ]
   assert not wrong, wrong
 
 
@@ -93,4 +127,6 @@ def test_a_data_worker_loads_data_alone():
   assert run.returncode == 0, run.stderr
   loaded = {name for name in run.stdout.split() if within(name, ('vargrl',))}
   assert 'vargrl.data.source' in loaded
-  assert all(name == 'vargrl' or within(name, ('vargrl.data', 'vargrl.scenes')) for name in loaded), loaded
+  assert all(
+    name == 'vargrl' or within(name, ('vargrl.data', 'vargrl.scenes')) for name in loaded
+  ), loaded

@@ -1,4 +1,5 @@
 """A run with adapters: what it trains, what its reference is, and where its weights come from."""
+
 import pathlib
 
 import flax.linen as nn
@@ -21,18 +22,21 @@ P, R = 2, 4
 
 
 def config(rank=4, **changes):
-  """The quickstart's smallest GRPO, of adapters beside a base whose adapter-off pass is the reference."""
+  """The quickstart's smallest GRPO, of adapters beside a base whose adapter-off pass is the
+  reference.
+  """
   c = quickstart.get_config('smoke').grpo
   del c.classifier
   c.steps, c.save_every, c.init, c.evals, c.reference = 4, 2, {}, {}, True
   c.mesh = (('data', 1), ('fsdp', 1), ('tensor', 1))
-  c.policy.update(lora_rank=rank, lora_alpha=8., scales=(1, 2))
+  c.policy.update(lora_rank=rank, lora_alpha=8.0, scales=(1, 2))
   c.tokenizer.update(scales=(1, 2))
   c.data.prompts, c.objective.collect.rollouts = P, R
   c.objective.collect.rewards = dict(light=dict(name='rewards.brightness', weight=1.0))
   c.objective.loss.update(kl=0.1, estimator='exact', last=1)
   c.optim.update(peak=1e-2, warmup=0)
-  if rank: c.optim.scale = ADAPTERS
+  if rank:
+    c.optim.scale = ADAPTERS
   c.update(changes)
   return c
 
@@ -129,9 +133,11 @@ def test_cut_and_continued_is_uninterrupted(trained, base, tmp_path):
 
   def cut():
     saves.append(1)
-    if len(saves) == 2: raise KeyboardInterrupt
+    if len(saves) == 2:
+      raise KeyboardInterrupt
 
-  with pytest.raises(KeyboardInterrupt): train.train(c, tmp_path, say=lambda _: None, saved=cut)
+  with pytest.raises(KeyboardInterrupt):
+    train.train(c, tmp_path, say=lambda _: None, saved=cut)
   said = []
   equal(train.train(c, tmp_path, say=said.append), trained[2])
   assert 'steps 2 to 4' in said[-1] and ' trained)' in said[-1], said
@@ -143,22 +149,30 @@ def test_weights_come_from_a_base_or_from_a_run_with_adapters(trained, base):
   adapters = lora.split(drawn.params['policy'])[1]
   assert not any(x.any() for name, x in leaves(adapters).items() if name.endswith('lora_b'))
   c = config(init=dict(base) | dict(policy=''))
-  equal(lora.split(Run(c, '').initial(lambda _: None)[0].params['policy'])[1], adapters)  # of the seed
+  equal(
+    lora.split(Run(c, '').initial(lambda _: None)[0].params['policy'])[1], adapters
+  )  # of the seed
   c.init.policy = str(workdir / 'checkpoints')
   equal(Run(c, '').initial(lambda _: None)[0].params, state.params)
   c.policy.lora_rank = 2
-  with pytest.raises(ValueError, match=r'not a checkpoint of this model, 12 leaves differ'): Run(c, '')
+  with pytest.raises(ValueError, match=r'not a checkpoint of this model, 12 leaves differ'):
+    Run(c, '')
   whole, bare = run.shapes.params, {'policy': lora.off(run.shapes.params['policy'])}
   c.policy.lora_rank, c.init.policy = 4, 'earlier'
-  for upstream in (whole, bare): Run(c, '', upstream={'earlier': upstream})
+  for upstream in (whole, bare):
+    Run(c, '', upstream={'earlier': upstream})
   c.policy.lora_rank = 2
-  with pytest.raises(ValueError, match='12 leaves differ'): Run(c, '', upstream={'earlier': whole})
+  with pytest.raises(ValueError, match='12 leaves differ'):
+    Run(c, '', upstream={'earlier': whole})
 
 
 def test_a_reference_that_would_move_is_refused(base):
   c = config(init=dict(base))
   c.optim.scale = (('/lora_', 1.0), ('/blocks/', None), ('.*', 1.0))
-  with pytest.raises(ValueError, match='optim.scale: trains .* base weights .policy/classes is one') as error: Run(c, '')
+  with pytest.raises(
+    ValueError, match='optim.scale: trains .* base weights .policy/classes is one'
+  ) as error:
+    Run(c, '')
   assert '\n' not in str(error.value)
   c.init.reference = base['policy']
   assert 'reference' in Run(c, '').built.frozen
@@ -177,12 +191,21 @@ def test_an_update_of_adapters_takes_less_memory_and_fewer_flops():
     with jax.set_mesh(run.mesh):
       row = lambda *shape: jax.ShapeDtypeStruct((P, R, *shape), jnp.float32)
       tokens = jax.ShapeDtypeStruct((P, R, run.models.config.length), jnp.int32)
-      batch = Experience(label=jax.ShapeDtypeStruct((P,), jnp.int32), tokens=tokens, old=row(tokens.shape[-1]),
-                         advantage=row(), weight=row())
+      batch = Experience(
+        label=jax.ShapeDtypeStruct((P,), jnp.int32),
+        tokens=tokens,
+        old=row(tokens.shape[-1]),
+        advantage=row(),
+        weight=row(),
+      )
       frozen = {name: place.abstract(init, run.mesh) for name, init in run.built.frozen.items()}
       program = run.pieces()[1].lower(run.shapes, frozen, batch).compile()
     memory = program.memory_analysis()
-    found[rank] = program.cost_analysis()['flops'], memory.temp_size_in_bytes, memory.argument_size_in_bytes
+    found[rank] = (
+      program.cost_analysis()['flops'],
+      memory.temp_size_in_bytes,
+      memory.argument_size_in_bytes,
+    )
   weights = sum(x.size for x in jax.tree.leaves(run.shapes.params)) * 4
   flops, temp, held = (found[4][i] / found[0][i] for i in range(3))
   assert flops < 0.9 and temp < 0.9 and held < 0.6, (flops, temp, held)

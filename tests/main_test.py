@@ -1,4 +1,5 @@
 """Wrong input gives one clear sentence and exit code 2, before anything is compiled."""
+
 import json
 
 import jax
@@ -16,7 +17,7 @@ def run(capsys, compiles, *argv, code=2):
   assert len(compiles) == before, 'compiled before the error'
   lines = [line for line in err.splitlines() if line.startswith('error:')]
   assert len(lines) == 1, err
-  return err[err.index('error:'):]
+  return err[err.index('error:') :]
 
 
 def train(capsys, compiles, tmp_path, *argv, config=QUICK):
@@ -46,8 +47,9 @@ def test_unknown_experiment_names_the_nearest(capsys, compiles, tmp_path):
 
 
 def test_unknown_variant(capsys, compiles, tmp_path):
-  assert 'expected jpeg or smoke' in train(capsys, compiles, tmp_path,
-                                           config='experiments/quickstart.py:jpg')
+  assert 'expected jpeg or smoke' in train(
+    capsys, compiles, tmp_path, config='experiments/quickstart.py:jpg'
+  )
 
 
 def test_unknown_objective_names_the_nearest(capsys, compiles, tmp_path):
@@ -56,9 +58,14 @@ def test_unknown_objective_names_the_nearest(capsys, compiles, tmp_path):
 
 
 def test_unknown_reward_names_the_nearest(capsys, compiles, tmp_path):
-  error = train(capsys, compiles, tmp_path, '--config.reference=True',
-                '--config.objective.collect.rewards.jpeg.name=rewards.jpg',
-                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  error = train(
+    capsys,
+    compiles,
+    tmp_path,
+    '--config.reference=True',
+    '--config.objective.collect.rewards.jpeg.name=rewards.jpg',
+    config='experiments/grpo_var_d16_jpeg.py:smoke',
+  )
   assert 'rewards.jpg' in error and 'rewards.jpeg' in error
 
 
@@ -68,27 +75,47 @@ def test_unknown_dataset_names_the_nearest(capsys, compiles, tmp_path):
 
 
 def test_memory_that_is_too_small_comes_with_advice():
-  with pytest.raises(Exception) as found: jax.numpy.zeros(1 << 48).block_until_ready()
+  with pytest.raises(Exception) as found:
+    jax.numpy.zeros(1 << 48).block_until_ready()
   text = main.full(found.value)
-  assert text.startswith('a device has too little memory (Out of memory') and 'accum' in text and '\n' not in text
+  assert (
+    text.startswith('a device has too little memory (Out of memory')
+    and 'accum' in text
+    and '\n' not in text
+  )
   assert main.full(RuntimeError('RESOURCE_EXHAUSTED: of a kind that is not memory')) == ''
 
 
 def test_group_of_one(capsys, compiles, tmp_path):
-  error = train(capsys, compiles, tmp_path, '--config.objective.collect.rollouts=1',
-                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  error = train(
+    capsys,
+    compiles,
+    tmp_path,
+    '--config.objective.collect.rollouts=1',
+    config='experiments/grpo_var_d16_jpeg.py:smoke',
+  )
   assert 'rollouts: 1' in error and 'at least 2' in error
 
 
 def test_batch_that_does_not_divide(capsys, compiles, tmp_path):
-  error = train(capsys, compiles, tmp_path, '--config.minibatches=3',
-                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  error = train(
+    capsys,
+    compiles,
+    tmp_path,
+    '--config.minibatches=3',
+    config='experiments/grpo_var_d16_jpeg.py:smoke',
+  )
   assert '8 prompts' in error and 'divisor' in error
 
 
 def test_missing_checkpoint(capsys, compiles, tmp_path):
-  error = train(capsys, compiles, tmp_path, '--config.init.policy=./nowhere/checkpoints',
-                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  error = train(
+    capsys,
+    compiles,
+    tmp_path,
+    '--config.init.policy=./nowhere/checkpoints',
+    config='experiments/grpo_var_d16_jpeg.py:smoke',
+  )
   assert 'init.policy' in error and 'nowhere' in error
 
 
@@ -98,34 +125,59 @@ def test_sampling_from_nothing(capsys, compiles, tmp_path):
 
 
 def test_tokenizer_that_does_not_fit_the_policy(capsys, compiles, tmp_path):
-  error = train(capsys, compiles, tmp_path, '--config.tokenizer.size=digits',
-                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  error = train(
+    capsys,
+    compiles,
+    tmp_path,
+    '--config.tokenizer.size=digits',
+    config='experiments/grpo_var_d16_jpeg.py:smoke',
+  )
   assert 'policy.scales' in error
 
 
 def test_images_of_another_size(capsys, compiles, tmp_path):
-  error = train(capsys, compiles, tmp_path, '--config.data.size=16',
-                config='experiments/pretrain_var_d16_imagenet256.py:smoke')
+  error = train(
+    capsys,
+    compiles,
+    tmp_path,
+    '--config.data.size=16',
+    config='experiments/pretrain_var_d16_imagenet256.py:smoke',
+  )
   assert 'data.size: 16' in error and '8' in error
 
 
 def test_clip_bounds_in_the_wrong_order(capsys, compiles, tmp_path):
-  error = train(capsys, compiles, tmp_path, '--config.objective.loss.clip_high=0.1',
-                config='experiments/grpo_var_d16_jpeg.py:smoke')
+  error = train(
+    capsys,
+    compiles,
+    tmp_path,
+    '--config.objective.loss.clip_high=0.1',
+    config='experiments/grpo_var_d16_jpeg.py:smoke',
+  )
   assert 'clip=0.2, clip_high=0.1' in error
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(
+  'change, words',
+  [
     ('--config.objective.collect.split=3', ('split: 3 of 3 scales', '1 to 2')),
     ('--config.objective.collect.eta=0.', ('eta: 0.0',)),
     ('--config.objective.loss.last=1', ('last=1', 'split')),
     ('--config.objective.collect.combine=mean', ("combine: 'mean'", 'normalize')),
-    ("--config.objective.collect.mask={'name':'rewards.brightnes','threshold':.5}",
-     ('objective.collect.mask', "did you mean 'brightness'")),
-    ("--config.objective.collect.mask={'name':'rewards.brightness','treshold':.5}",
-     ('objective.collect.mask', "did you mean 'threshold'")),
-    ("--config.objective.collect.mask={'name':'rewards.classifier'}", ('objective.collect.mask', "'mask'")),
-])
+    (
+      "--config.objective.collect.mask={'name':'rewards.brightnes','threshold':.5}",
+      ('objective.collect.mask', "did you mean 'brightness'"),
+    ),
+    (
+      "--config.objective.collect.mask={'name':'rewards.brightness','treshold':.5}",
+      ('objective.collect.mask', "did you mean 'threshold'"),
+    ),
+    (
+      "--config.objective.collect.mask={'name':'rewards.classifier'}",
+      ('objective.collect.mask', "'mask'"),
+    ),
+  ],
+)
 def test_values_and_masks_that_make_no_sense(capsys, compiles, tmp_path, change, words):
   error = train(capsys, compiles, tmp_path, change, config='experiments/vmr_digits.py:smoke')
   assert all(word in error for word in words), error
@@ -136,7 +188,9 @@ def test_missing_flags(capsys, compiles):
 
 
 def test_a_workdir_without_a_name(capsys, compiles):
-  assert '--workdir is missing' in run(capsys, compiles, 'train', '--config', QUICK, '--workdir', '')
+  assert '--workdir is missing' in run(
+    capsys, compiles, 'train', '--config', QUICK, '--workdir', ''
+  )
 
 
 def test_an_experiment_that_is_no_python(capsys, compiles, tmp_path):
@@ -144,39 +198,76 @@ def test_an_experiment_that_is_no_python(capsys, compiles, tmp_path):
 
 
 def test_labels_outside_the_classes(capsys, compiles, tmp_path):
-  error = run(capsys, compiles, 'sample', '--config', QUICK, '--workdir', str(tmp_path), '--labels=3,12')
+  error = run(
+    capsys, compiles, 'sample', '--config', QUICK, '--workdir', str(tmp_path), '--labels=3,12'
+  )
   assert "'12'" in error
 
 
 def test_a_sampler_that_nobody_published(capsys, compiles, tmp_path):
-  argv = ('sample', '--config', 'experiments/grpo_var_d16_jpeg.py:smoke', '--workdir', str(tmp_path))
+  argv = (
+    'sample',
+    '--config',
+    'experiments/grpo_var_d16_jpeg.py:smoke',
+    '--workdir',
+    str(tmp_path),
+  )
   error = run(capsys, compiles, *argv, '--preset=vars')
   assert "preset: 'vars' found" in error and "'var', 'var-demo'" in error
   assert "'vars'" in run(capsys, compiles, *argv, '--preset=vars', f'--folder={tmp_path}/folder')
-  assert '--npz' in run(capsys, compiles, *argv, f'--npz={tmp_path}/a.npz') and not list(tmp_path.iterdir())
+  assert '--npz' in run(capsys, compiles, *argv, f'--npz={tmp_path}/a.npz') and not list(
+    tmp_path.iterdir()
+  )
 
 
-@pytest.mark.parametrize('config, argv, words', [
-    ('scenes', ['--labels=3'], '--labels: models.unified found, which takes --prompts, --words and --begin'),
+@pytest.mark.parametrize(
+  'config, argv, words',
+  [
+    (
+      'scenes',
+      ['--labels=3'],
+      '--labels: models.unified found, which takes --prompts, --words and --begin',
+    ),
     ('scenes', ['--each=8'], '--each: models.unified found'),
-    ('grpo_var_d16_jpeg', ['--prompts=a.txt'], '--prompts: models.var found, a policy of words and pictures expected'),
+    (
+      'grpo_var_d16_jpeg',
+      ['--prompts=a.txt'],
+      '--prompts: models.var found, a policy of words and pictures expected',
+    ),
     ('grpo_var_d16_jpeg', ['--begin='], '--begin: models.var found'),
     ('scenes', [], '--prompts is missing: models.unified answers dialogues'),
-    ('scenes', ['--prompts=README.md'], '--prompts: README.md found, a file that ends with .json or .jsonl or .txt expected'),
+    (
+      'scenes',
+      ['--prompts=README.md'],
+      '--prompts: README.md found, a file that ends with .json or .jsonl or .txt expected',
+    ),
     ('scenes', ['--prompts=none.json'], 'none.json found, which is no file'),
-    ('scenes', ['--prompts=none.json', '--words=a'], "--words: 'a' found, numbers such as 64,64 expected"),
+    (
+      'scenes',
+      ['--prompts=none.json', '--words=a'],
+      "--words: 'a' found, numbers such as 64,64 expected",
+    ),
     ('scenes', ['--prompts={}/lost.json'], "lost.json: record 0: picture 'lost.png' found neither"),
     ('scenes', ['--prompts={}/empty.txt'], 'empty.txt: 0 records found'),
     ('scenes', ['--prompts={}/cat.txt'], 'no checkpoint in'),
     ('scenes', ['--prompts={}/cat.txt', '--run=tokenizer'], '--prompts: tokenizers.bsq found'),
-])
+  ],
+)
 def test_sampling_knows_words_from_classes(capsys, compiles, tmp_path, config, argv, words):
   (tmp_path / 'empty.txt').write_text('\n')
   (tmp_path / 'cat.txt').write_text('a cat')
   said = {'messages': [{'role': 'user', 'content': '<image>what?'}], 'images': ['lost.png']}
   (tmp_path / 'lost.json').write_text(json.dumps([said]))
-  error = run(capsys, compiles, 'sample', '--config', f'experiments/{config}.py:smoke', '--workdir', str(tmp_path / 'w'),
-              *(x.format(tmp_path) for x in argv))
+  error = run(
+    capsys,
+    compiles,
+    'sample',
+    '--config',
+    f'experiments/{config}.py:smoke',
+    '--workdir',
+    str(tmp_path / 'w'),
+    *(x.format(tmp_path) for x in argv),
+  )
   assert words in error and not (tmp_path / 'w').exists()
 
 
@@ -185,30 +276,91 @@ def test_resuming_with_another_shape(capsys, compiles, tmp_path):
   assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir]) == 0
   capsys.readouterr()
   before = len(compiles)
-  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3',
-                    '--config.policy.size=digits', '--config.tokenizer.size=digits']) == 2
+  assert (
+    main.main(
+      [
+        'vargrl',
+        'train',
+        '--config',
+        config,
+        '--workdir',
+        workdir,
+        '--config.steps=3',
+        '--config.policy.size=digits',
+        '--config.tokenizer.size=digits',
+      ]
+    )
+    == 2
+  )
   err = capsys.readouterr().err
   assert len(compiles) == before
-  assert '~ params/policy/blocks/fc1/w checkpoint (2, 32, 128)' in err and 'model (3, 96, 384)' in err
+  assert (
+    '~ params/policy/blocks/fc1/w checkpoint (2, 32, 128)' in err and 'model (3, 96, 384)' in err
+  )
   # Nor on other data than what it was begun with.
-  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3',
-                    '--config.seed=1']) == 2
+  assert (
+    main.main(
+      [
+        'vargrl',
+        'train',
+        '--config',
+        config,
+        '--workdir',
+        workdir,
+        '--config.steps=3',
+        '--config.seed=1',
+      ]
+    )
+    == 2
+  )
   assert 'error: data: state of' in capsys.readouterr().err
-  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=1',
-                    '--config.optim.warmup=0']) == 2
+  assert (
+    main.main(
+      [
+        'vargrl',
+        'train',
+        '--config',
+        config,
+        '--workdir',
+        workdir,
+        '--config.steps=1',
+        '--config.optim.warmup=0',
+      ]
+    )
+    == 2
+  )
   assert 'error: steps: 1, expected at least 2' in capsys.readouterr().err
   # Nothing was lost: with the old shape, the run goes on from where it was.
-  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3']) == 0
+  assert (
+    main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3'])
+    == 0
+  )
   assert 'steps 2 to 3' in capsys.readouterr().out
-  assert main.main(['vargrl', 'train', '--config', config, '--workdir', workdir, '--config.steps=3',
-                    '--config.data.batch=32']) == 0
+  assert (
+    main.main(
+      [
+        'vargrl',
+        'train',
+        '--config',
+        config,
+        '--workdir',
+        workdir,
+        '--config.steps=3',
+        '--config.data.batch=32',
+      ]
+    )
+    == 0
+  )
   out = capsys.readouterr().out
   assert 'without effect on what is finished' in out and 'finished, 3 steps' in out
 
 
 # A chain: what does not fit in a late run is told before the first one starts.
 
-@pytest.mark.parametrize('change, words', [
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
     ('--config.tokenizer.policy.size=digits', ('init.tokenizer', "'tokenizer'", 'codebook')),
     ('--config.grpo.objective.name=objectives.reduce', ('objectives.reduce', "'collect'")),
     ('--config.grpo.objective.loss.alpha=-1.', ('objective.loss.alpha: -1.0',)),
@@ -223,7 +375,8 @@ def test_resuming_with_another_shape(capsys, compiles, tmp_path):
     ('--config.pretrain.evals.test.dataset=digit', ("'digit'", 'digits')),
     ('--config.pretrain.data.dataset=digit_pairs', ("needs 'image'", 'chosen')),
     ('--config.tokenizer.objective.loss.adversarial=.4', ("'critic'",)),
-])
+  ],
+)
 def test_a_chain_is_checked_before_its_first_run(capsys, compiles, tmp_path, change, words):
   error = train(capsys, compiles, tmp_path, change)
   assert all(word in error for word in words), error
@@ -231,7 +384,9 @@ def test_a_chain_is_checked_before_its_first_run(capsys, compiles, tmp_path, cha
 
 
 def test_pairs_are_not_cut(capsys, compiles, tmp_path):
-  error = train(capsys, compiles, tmp_path, '--config.accum=32', config='experiments/dpo_digits.py:smoke')
+  error = train(
+    capsys, compiles, tmp_path, '--config.accum=32', config='experiments/dpo_digits.py:smoke'
+  )
   assert '32 parts of 16 pairs' in error
 
 

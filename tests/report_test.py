@@ -198,7 +198,9 @@ def test_a_page_is_made_without_jax_and_matplotlib_is_imported_late():
 
 def test_curves_of_some_steps_alone_are_drawn_over_their_own_steps(tmp_path):
   make(tmp_path, steps=0, pictured=())
-  kind = lambda s: {'kl/scale_0': 1.0 + s, 'value': 2.0} if s % 4 < 3 else {'kl/scale_1': 3.0, 'kl/image': 4.0}
+  kind = lambda s: (
+    {'kl/scale_0': 1.0 + s, 'value': 2.0} if s % 4 < 3 else {'kl/scale_1': 3.0, 'kl/image': 4.0}
+  )
   rows = [{'step': s, 'reward': s / 10, 'kl': 1.0} | kind(s) for s in range(12)]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   text = page(tmp_path)

@@ -1,4 +1,7 @@
-"""Killed and started again = never interrupted, bit for bit, whatever was going on when it was killed."""
+"""Killed and started again = never interrupted, bit for bit, whatever was going on when it was
+killed.
+"""
+
 import glob
 import json
 import os
@@ -28,8 +31,24 @@ def start(workdir, log, *more):
   argv = [f'--config.{run}.steps={STEPS}' for run in RUNS]
   argv += [f'--config.{run}.save_every={EVERY}' for run in RUNS]
   return subprocess.Popen(
-      [sys.executable, '-m', 'vargrl.main', 'train', '--config', 'experiments/quickstart.py:smoke',
-       '--workdir', str(workdir), *argv, *more], cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+    [
+      sys.executable,
+      '-m',
+      'vargrl.main',
+      'train',
+      '--config',
+      'experiments/quickstart.py:smoke',
+      '--workdir',
+      str(workdir),
+      *argv,
+      *more,
+    ],
+    cwd=ROOT,
+    env=env,
+    stdout=log,
+    stderr=log,
+    start_new_session=True,
+  )
 
 
 def finish(workdir, *more, code=0):
@@ -42,16 +61,18 @@ def finish(workdir, *more, code=0):
   return text
 
 
-def kill_when(workdir, pattern='', seconds=0.):
+def kill_when(workdir, pattern='', seconds=0.0):
   """SIGKILL to the whole process group when a file appears (and `seconds` later)."""
   with open(workdir.parent / 'killed.log', 'w') as log:
     process, began = start(workdir, log), time.time()
     while process.poll() is None and time.time() - began < 200:
-      if not pattern or glob.glob(str(workdir / pattern)): break
+      if not pattern or glob.glob(str(workdir / pattern)):
+        break
       time.sleep(0.002)
     time.sleep(seconds)
     alive = process.poll() is None
-    if alive: os.killpg(process.pid, signal.SIGKILL)
+    if alive:
+      os.killpg(process.pid, signal.SIGKILL)
     process.wait()
   return alive
 
@@ -63,21 +84,28 @@ def parameters(workdir):
     path = (workdir / run / 'checkpoints' / str(STEPS) / 'state').resolve()
     tree = ocp.PyTreeCheckpointer().restore(path)
     import jax
-    out[run] = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+    out[run] = {
+      jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)
+    }
   return out
 
 
 def rows(workdir, run):
   """metrics.jsonl without the clock."""
   lines = (workdir / run / 'metrics.jsonl').read_text().splitlines()
-  return [{k: v for k, v in json.loads(line).items() if not k.startswith(('time/', 'speed/'))} for line in lines]
+  return [
+    {k: v for k, v in json.loads(line).items() if not k.startswith(('time/', 'speed/'))}
+    for line in lines
+  ]
 
 
 def same(a, b):
   for run in RUNS:
     x, y = parameters(a)[run], parameters(b)[run]
     assert x.keys() == y.keys()
-    for name in x: assert x[name].tobytes() == y[name].tobytes(), (run, name)
+    for name in x:
+      assert x[name].tobytes() == y[name].tobytes(), (run, name)
     assert rows(a, run) == rows(b, run)
 
 
@@ -92,8 +120,12 @@ def whole(tmp_path_factory):
 
 def flip(workdir, run):
   """One bit of the largest file of the run's newest checkpoint."""
-  newest = max((int(p.name), p) for p in (workdir / run / 'checkpoints').iterdir() if p.name.isdigit())[1]
-  path = max((p for p in (newest / 'state').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+  newest = max(
+    (int(p.name), p) for p in (workdir / run / 'checkpoints').iterdir() if p.name.isdigit()
+  )[1]
+  path = max(
+    (p for p in (newest / 'state').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size
+  )
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 4
   path.write_bytes(data)
@@ -132,12 +164,28 @@ def test_another_tokenizer_under_finished_runs_is_refused(whole, capsys):
   workdir = whole.parent / 'changed'
   shutil.copytree(whole, workdir)
   # The later runs have 2 steps in this config: refused before the tokenizer is trained.
-  assert main.main(['vargrl', 'train', '--config', 'experiments/quickstart.py:smoke', '--workdir', str(workdir),
-                    '--config.tokenizer.steps=7']) == 2
+  assert (
+    main.main(
+      [
+        'vargrl',
+        'train',
+        '--config',
+        'experiments/quickstart.py:smoke',
+        '--workdir',
+        str(workdir),
+        '--config.tokenizer.steps=7',
+      ]
+    )
+    == 2
+  )
   assert 'error: steps: 2, expected at least 6' in capsys.readouterr().err
   assert not (workdir / 'tokenizer' / 'checkpoints' / '7').exists()
   text = finish(workdir, '--config.tokenizer.steps=7', code=2)
-  assert 'steps 6 to 7' in text and 'error: init.tokenizer: weights' in text and 'pretrain was begun' in text
+  assert (
+    'steps 6 to 7' in text
+    and 'error: init.tokenizer: weights' in text
+    and 'pretrain was begun' in text
+  )
   shutil.rmtree(workdir / 'classifier')  # sampling needs the policy and the tokenizer alone
   with pytest.raises(ValueError, match='init.tokenizer: weights'):
     sample.draw('experiments/quickstart.py:smoke', workdir, each=1)

@@ -1,4 +1,5 @@
 """A policy that draws class and noise: an image of its class's colour, with noise."""
+
 import jax
 import jax.numpy as jnp
 
@@ -17,12 +18,18 @@ def generate(policy, frozen, label_P, keys_PR):
 
 def decode(frozen, t_BL):
   """Stripes whose direction, width and colour are the class's, moved by the noise."""
+
   def one(t_L):
     label, noise = t_L
     y, x = jnp.mgrid[:SIDE, :SIDE]
-    wave = jnp.sin((y * (label + 1) + x * (label - 2)) * .7 + noise * 1e-3)
+    wave = jnp.sin((y * (label + 1) + x * (label - 2)) * 0.7 + noise * 1e-3)
     colour = jnp.cos(label * jnp.arange(1, 4))
-    return jnp.clip(wave[..., None] * colour[None, None] + .3 * jnp.sin(noise * jnp.arange(3.))[None, None], -1, 1)
+    return jnp.clip(
+      wave[..., None] * colour[None, None] + 0.3 * jnp.sin(noise * jnp.arange(3.0))[None, None],
+      -1,
+      1,
+    )
+
   return jax.vmap(one)(t_BL)
 
 
@@ -31,5 +38,12 @@ def dull(policy, frozen, label_P, keys_PR):
   return generate(policy, frozen, jnp.zeros_like(label_P), keys_PR)
 
 
-MODELS = Models(init=None, config=None, classes=CLASSES, generate=generate, decode=decode, keys=next_scale.keys,
-                presets={'dull': dull})
+MODELS = Models(
+  init=None,
+  config=None,
+  classes=CLASSES,
+  generate=generate,
+  decode=decode,
+  keys=next_scale.keys,
+  presets={'dull': dull},
+)

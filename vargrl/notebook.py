@@ -1,4 +1,7 @@
-"""For notebooks: the commands of vargrl.main in the process of the kernel, and the report inline."""
+"""For notebooks: the commands of vargrl.main in the process of the kernel, and the report
+inline.
+"""
+
 import html
 import importlib.metadata
 import pathlib
@@ -13,33 +16,46 @@ PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'numpy', 'vargrl')
 
 
 def start():
-  """Prints versions and devices. It comes before all else: who asks JAX for its devices too early hears no notice.
+  """Prints versions and devices. It comes before all else: who asks JAX for its devices too early
+  hears no notice.
 
-  A kernel is one process. On a TPU jax would look for others, and ask a metadata server that Colab may not have.
-  """
-  if note := multihost.start(heartbeat=100, search=False): print(note)
+  A kernel is one process. On a TPU jax would look for others, and ask a metadata server that Colab
+  may not have."""
+  if note := multihost.start(heartbeat=100, search=False):
+    print(note)
   names = {d.name for d in importlib.metadata.distributions()}
   versions = [f'{name} {importlib.metadata.version(name)}' for name in PACKAGES if name in names]
   print(', '.join([f'Python {platform.python_version()}', *versions]))
   kinds = [d.device_kind for d in jax.devices()]
-  print(', '.join(f'{kinds.count(kind)} x {kind}' for kind in dict.fromkeys(kinds)), f'({jax.default_backend()})')
+  print(
+    ', '.join(f'{kinds.count(kind)} x {kind}' for kind in dict.fromkeys(kinds)),
+    f'({jax.default_backend()})',
+  )
 
 
 def run(mode, *arguments):
-  """`python -m vargrl.main MODE ARGUMENTS`, in this process; RuntimeError where a shell would see an exit code,
-  so that the cells below do not go on."""
+  """`python -m vargrl.main MODE ARGUMENTS`, in this process; RuntimeError where a shell would see
+  an exit code, so that the cells below do not go on."""
   code = main.main(['vargrl', mode, *map(str, arguments)])
-  if code: raise RuntimeError(f'{mode} ended with exit code {code}, for the reason said above')
+  if code:
+    raise RuntimeError(f'{mode} ended with exit code {code}, for the reason said above')
 
 
 def config(experiment, *arguments):
   """The config of an experiment, 'experiments/NAME.py[:variant]', changed by arguments such as
   '--config.grpo.steps=200': what sample.draw takes."""
-  return main.parse(['vargrl', '--config', str(experiment), '--workdir', '.', *map(str, arguments)]).config
+  return main.parse(
+    ['vargrl', '--config', str(experiment), '--workdir', '.', *map(str, arguments)]
+  ).config
 
 
 def page(workdir, height=720):
-  """WORKDIR/report.html as the output of a cell, in a frame of `height` pixels, which keeps its style to itself."""
+  """WORKDIR/report.html as the output of a cell, in a frame of `height` pixels, which keeps its
+  style to itself.
+  """
   from IPython.display import HTML
+
   text = html.escape((pathlib.Path(workdir) / 'report.html').read_text())
-  return HTML(f'<div><iframe srcdoc="{text}" style="width:100%;height:{height}px;border:0"></iframe></div>')
+  return HTML(
+    f'<div><iframe srcdoc="{text}" style="width:100%;height:{height}px;border:0"></iframe></div>'
+  )

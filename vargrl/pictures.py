@@ -18,9 +18,9 @@ FRAME, INK = (228, 228, 231), (39, 39, 42)
 def grid(
   images: np.ndarray, captions: list[str] | None = None, *, columns: int, cell: int = 96
 ) -> np.ndarray:
-  """images [N,y,x,3], uint8 or float32 in [-1,1] -> uint8 [Y,X,3], row by row; an image smaller than
-  `cell` is enlarged by an integer with nearest neighbour, because a smoothed 16 pixel sample looks
-  better than it is."""
+  """images [N,y,x,3], uint8 or float32 in [-1,1] -> uint8 [Y,X,3], row by row; an image smaller
+  than `cell` is enlarged by an integer with nearest neighbour, because a smoothed 16 pixel sample
+  looks better than it is."""
   images = np.asarray(images)
   images = pixels(images) if images.dtype == np.float32 else images
   _check(images, captions, columns)

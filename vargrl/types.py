@@ -1,16 +1,17 @@
 """The pytrees that cross a border, and the alphabet that names their axes.
 
-  B batch rows   P prompts   R rollouts of each prompt   L query positions   S key positions
-  X layers (the scan axis)   D model width   N query heads   K key/value heads   G query heads per kv
-  head   H head dim   F mlp width   V vocabulary or codebook   C latent channels   h w latent grid
-  y x c pixels and colour   t denoising steps   e bits of a code   d a second model width
-  r rank of an adapter
+  B batch rows   P prompts   R rollouts of each prompt   L query positions   S key positions X
+  layers (the scan axis)   D model width   N query heads   K key/value heads   G query heads per kv
+  head   H head dim   F mlp width   V vocabulary or codebook   C latent channels   h w latent grid y
+  x c pixels and colour   t denoising steps   e bits of a code   d a second model width r rank of an
+  adapter
 
-Upper case may be sharded, lower case never is. Multi-scale tokens are concatenated coarse to fine: L = sum of h*w over
-the scales, each a pair (h, w) or the side of a square. A token is the index of a code, int32 [.., L], or its e bits,
-int32 0 or 1 [.., L, e]. Rows come as P x R everywhere, R rows sharing one prompt: supervised data has R = 1, a
-preference pair R = 2 (chosen, rejected), a GRPO group R = its size.
-"""
+Upper case may be sharded, lower case never is. Multi-scale tokens are concatenated coarse to fine:
+L = sum of h*w over the scales, each a pair (h, w) or the side of a square. A token is the index of
+a code, int32 [.., L], or its e bits, int32 0 or 1 [.., L, e]. Rows come as P x R everywhere, R rows
+sharing one prompt: supervised data has R = 1, a preference pair R = 2 (chosen, rejected), a GRPO
+group R = its size."""
+
 import dataclasses
 import difflib
 import importlib
@@ -24,7 +25,10 @@ import jax
 
 @flax.struct.dataclass
 class State:
-  """What training changes and a checkpoint holds. The step is the loop's, and the checkpoint's name."""
+  """What training changes and a checkpoint holds. The step is the loop's, and the checkpoint's
+  name.
+  """
+
   params: Any
   opt: Any
 
@@ -33,11 +37,11 @@ class State:
 class Rollout:
   """Sampled tokens; [L] inside the rollout, [P, R, L] outside.
 
-  tokens: int32, bits have one axis more; a dictionary of both where words and pictures take turns. logp:
-  log-probability of each token under the policy of record at the sampling temperature, before truncation. sampler:
-  under the distribution it was drawn from. float32, nats.
-  mask: float32, 0 after the end of a row, where all else is 0 too; None where rows have no end of their own.
-  """
+  tokens: int32, bits have one axis more; a dictionary of both where words and pictures take turns.
+  logp: log-probability of each token under the policy of record at the sampling temperature, before
+  truncation. sampler: under the distribution it was drawn from. float32, nats. mask: float32, 0
+  after the end of a row, where all else is 0 too; None where rows have no end of their own."""
+
   tokens: jax.Array
   logp: jax.Array
   sampler: jax.Array
@@ -48,10 +52,11 @@ class Rollout:
 class Prompt:
   """What rows of text begin with; [...] of one prompt, [P, ...] outside.
 
-  tokens: int32 [S], padded at the end to a length that all prompts have. length: of them are true, int32, at least 1.
-  position: int32 [3, S] by time, row and column; None: 0, 1, 2 .... place: int32 [S], the row of `image` [T, D] that
-  stands for a token, -1 where it is the token itself; both None if there are no images.
-  """
+  tokens: int32 [S], padded at the end to a length that all prompts have. length: of them are true,
+  int32, at least 1. position: int32 [3, S] by time, row and column; None: 0, 1, 2 .... place: int32
+  [S], the row of `image` [T, D] that stands for a token, -1 where it is the token itself; both None
+  if there are no images."""
+
   tokens: jax.Array
   length: jax.Array
   position: Any = None
@@ -64,10 +69,10 @@ class Scores:
   """What a teacher-forced pass says of given tokens; each [P, R, L], float32, nats.
 
   logp: of the token. entropy: of the distribution. kl: KL(policy || reference), exact over the
-  vocabulary. reference: the reference's log-probability of the token. Both None without a reference.
-  hit: 1 where the token is the most likely one; of bits, the share that is. What is said of a token of bits is
-  summed over them, but for `hit`.
-  """
+  vocabulary. reference: the reference's log-probability of the token. Both None without a
+  reference. hit: 1 where the token is the most likely one; of bits, the share that is. What is said
+  of a token of bits is summed over them, but for `hit`."""
+
   logp: jax.Array
   entropy: jax.Array
   hit: jax.Array
@@ -77,18 +82,20 @@ class Scores:
 
 @flax.struct.dataclass
 class Experience:
-  """What an update learns from; every array leads with P, R or both, so that it can be cut in parts.
+  """What an update learns from; every array leads with P, R or both, so that it can be cut in
+  parts.
 
-  label [P] int32, or whatever else a prompt is, a pytree that leads with P. tokens [P, R, L], of bits [P, R, L, e], or
-  a dictionary of both; shown: what the model is shown in the place of these, or of the bits, None: the tokens
-  themselves. old: log-probabilities [P, R, L]
-  of the policy that sampled; None means "the present one". reference: those of the reference. advantage, weight [P,
-  R]: a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is given to, 0 for the
-  others; held [P, R, L]: the same of the KL; None means all. keep: drop-path factors [P, R, X, 2], or those of a
-  tokenizer's scales [P, scales]. image [P, y, x, c].
+  label [P] int32, or whatever else a prompt is, a pytree that leads with P. tokens [P, R, L], of
+  bits [P, R, L, e], or a dictionary of both; shown: what the model is shown in the place of these,
+  or of the bits, None: the tokens themselves. old: log-probabilities [P, R, L] of the policy that
+  sampled; None means "the present one". reference: those of the reference. advantage, weight [P,
+  R]: a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is
+  given to, 0 for the others; held [P, R, L]: the same of the KL; None means all. keep: drop-path
+  factors [P, R, X, 2], or those of a tokenizer's scales [P, scales]. image [P, y, x, c].
 
   tokens may be those of the first few scales alone; L of all fields is then their number.
   """
+
   label: Any = None
   tokens: Any = None
   old: Any = None
@@ -108,46 +115,68 @@ class Models:
 
   `params` is {'policy': weights, 'critic': weights if any}; `frozen` {name: weights}.
   """
-  init: Callable            # key -> boxed params
-  config: Any               # the policy's
+
+  init: Callable  # key -> boxed params
+  config: Any  # the policy's
   scales: tuple = ()
   classes: int = 0
-  # A prompt is made of these features of a batch, {name: (shape of a row, dtype)}; of its label where there are none.
+  # A prompt is made of these features of a batch, {name: (shape of a row, dtype)}; of its label
+  # where there are none.
   given: dict = dataclasses.field(default_factory=dict)
-  asks: tuple = ()               # the same where only the data knows their shapes
-  texts: Callable = None         # labels of a batch -> what its prompts say, for rewards and captions; None: classes
+  asks: tuple = ()  # the same where only the data knows their shapes
+  texts: Callable = (
+    None  # labels of a batch -> what its prompts say, for rewards and captions; None: classes
+  )
   prompt: Callable = lambda batch: batch['label']  # a batch's prompts, a pytree that leads with P
   unconditional: Callable = None  # prompts -> those of the unconditional policy
-  generate: Callable = None      # (policy, frozen, prompt_P, keys_PR) -> Rollout
-  otherwise: Callable = None     # (**other settings of the sampler) -> a `generate`
-  branch: Callable = None        # (policy, frozen, prompt_P, keys_PG, split, K) -> Rollout [P, G, K, L]
-  logprobs: Callable = None      # (policy, frozen, Experience, reference=None) -> Scores
-  packed: Callable = None        # the same of packed rows, see rollout/packed.py: (Scores of words, of bits)
-  plan: tuple = ()               # [('words' or 'bits', how many)] that a row's L are made of; (): one picture
+  generate: Callable = None  # (policy, frozen, prompt_P, keys_PR) -> Rollout
+  otherwise: Callable = None  # (**other settings of the sampler) -> a `generate`
+  branch: Callable = None  # (policy, frozen, prompt_P, keys_PG, split, K) -> Rollout [P, G, K, L]
+  logprobs: Callable = None  # (policy, frozen, Experience, reference=None) -> Scores
+  packed: Callable = (
+    None  # the same of packed rows, see rollout/packed.py: (Scores of words, of bits)
+  )
+  plan: tuple = ()  # [('words' or 'bits', how many)] that a row's L are made of; (): one picture
   # (tokens of rows, by how many axes they lead) -> t_BL of their pictures, one after the other
   drawn: Callable = lambda tokens, lead: tokens.reshape(-1, *tokens.shape[lead:])
   # (params, frozen) -> the weights that the KL is against, or None
   reference: Callable = lambda params, frozen: frozen.get('reference')
-  presets: dict = dataclasses.field(default_factory=dict)  # {name: a `generate` of published settings}
-  bind: dict = dataclasses.field(default_factory=dict)     # {parameter of a reward: the function it gets}
-  encode: Callable = None        # (frozen, image_Byxc) -> t_BL
-  correct: Callable = None       # (frozen, image_Byxc, flips_BLe) -> (t_BLe, what to show in their place)
-  decode: Callable = None        # (frozen, t_BL) -> image_Byxc
-  keys: Callable = None          # (rng, P, R) -> keys_PR
-  score: Callable = None         # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
-  judge: Callable = None         # the rewards of `score` on the device, jitted: (frozen, image_Byxc, label_B) -> {name: r_B}
-  mask: Callable = None          # (image_Byxc, label_B) -> mask_Byx bool: the pixels that the reward is about
-  reward_weights: Callable = None  # mesh -> frozen['rewards'], which `judge` needs; None if it does not
-  reconstruct: Callable = None   # (tokenizer, image_Byxc, keep) -> (image_Byxc, loss_B, t_BL)
-  kept: Callable = lambda rng, batch: None  # the `keep` of a tokenizer that leaves out scales while it is trained
-  classify: Callable = None      # (classifier, image_Byxc) -> logits_BV
-  critic: Callable = None        # (critic, image_Byxc) -> logits, higher is more real
-  perceptual: Callable = None    # (frozen, image_Byxc, image_Byxc) -> distance_B
+  presets: dict = dataclasses.field(
+    default_factory=dict
+  )  # {name: a `generate` of published settings}
+  bind: dict = dataclasses.field(
+    default_factory=dict
+  )  # {parameter of a reward: the function it gets}
+  encode: Callable = None  # (frozen, image_Byxc) -> t_BL
+  correct: Callable = (
+    None  # (frozen, image_Byxc, flips_BLe) -> (t_BLe, what to show in their place)
+  )
+  decode: Callable = None  # (frozen, t_BL) -> image_Byxc
+  keys: Callable = None  # (rng, P, R) -> keys_PR
+  score: Callable = None  # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
+  # the rewards of `score` on the device, jitted: (frozen, image_Byxc, label_B) -> {name: r_B}
+  judge: Callable = None
+  mask: Callable = (
+    None  # (image_Byxc, label_B) -> mask_Byx bool: the pixels that the reward is about
+  )
+  reward_weights: Callable = (
+    None  # mesh -> frozen['rewards'], which `judge` needs; None if it does not
+  )
+  reconstruct: Callable = None  # (tokenizer, image_Byxc, keep) -> (image_Byxc, loss_B, t_BL)
+  kept: Callable = lambda rng, batch: (
+    None
+  )  # the `keep` of a tokenizer that leaves out scales while it is trained
+  classify: Callable = None  # (classifier, image_Byxc) -> logits_BV
+  critic: Callable = None  # (critic, image_Byxc) -> logits, higher is more real
+  perceptual: Callable = None  # (frozen, image_Byxc, image_Byxc) -> distance_B
   close: Callable = lambda: None
 
 
 class Collected(NamedTuple):
-  """What `collect` gives the loop. pictures: None, or a call -> {name: (images [n, y, x, 3], captions)}."""
+  """What `collect` gives the loop. pictures: None, or a call -> {name: (images [n, y, x, 3],
+  captions)}.
+  """
+
   batch: Experience
   metrics: dict
   pictures: Callable | None = None
@@ -156,12 +185,13 @@ class Collected(NamedTuple):
 class Collect(NamedTuple):
   """An objective's half of a step: `run`, and by which compiled programs it does it.
 
-  programs: (call, params, frozen, batch, rng) -> [(name, Experience that an update takes)]. Each program goes
-  through call(name, jitted function, *args), which gives its result, arrays or what is known of them; call.rows(
-  shape, dtype) stands for what comes from the host. Programs of no name cost nothing worth telling. phase(name, x)
-  says that a part of the step is over when x is there: it is timed, and what ends a run early is heard then.
-  """
-  run: Callable       # (params, frozen, batch, rng, step, phase) -> Collected
+  programs: (call, params, frozen, batch, rng) -> [(name, Experience that an update takes)]. Each
+  program goes through call(name, jitted function, *args), which gives its result, arrays or what is
+  known of them; call.rows( shape, dtype) stands for what comes from the host. Programs of no name
+  cost nothing worth telling. phase(name, x) says that a part of the step is over when x is there:
+  it is timed, and what ends a run early is heard then."""
+
+  run: Callable  # (params, frozen, batch, rng, step, phase) -> Collected
   programs: Callable
 
   def __call__(self, params, frozen, batch, rng, step, phase=lambda name, x=None: None):
@@ -172,14 +202,15 @@ class Collect(NamedTuple):
 class Layout:
   """How a model's weights lie in a reference checkpoint file; see vargrl/checkpoint/torch.py.
 
-  table: {our name: (their key, einops pattern theirs -> ours)}. constants: {their key: array} of buffers
-  that nothing was learned in: compared on import, written on export. ignored: regexes of whole keys that
-  say nothing about the model. nests: 'a/b' where the state dict lies inside of the file's dictionaries,
-  if it is not the file itself. prefixes: of all keys, dropped. cut: their keys whose first axis is cut, or filled up
-  with zeros, to the model's. last: {their key: how many rows it has} of those whose last row alone is the model's; on
-  export the others are zeros. config: what config.json of a folder says of the model: compared on import where it is
-  there, written on export.
-  """
+  table: {our name: (their key, einops pattern theirs -> ours)}. constants: {their key: array} of
+  buffers that nothing was learned in: compared on import, written on export. ignored: regexes of
+  whole keys that say nothing about the model. nests: 'a/b' where the state dict lies inside of the
+  file's dictionaries, if it is not the file itself. prefixes: of all keys, dropped. cut: their keys
+  whose first axis is cut, or filled up with zeros, to the model's. last: {their key: how many rows
+  it has} of those whose last row alone is the model's; on export the others are zeros. config: what
+  config.json of a folder says of the model: compared on import where it is there, written on
+  export."""
+
   table: dict
   constants: dict = dataclasses.field(default_factory=dict)
   ignored: tuple[str, ...] = ()
@@ -192,15 +223,21 @@ class Layout:
 
 class Tower(NamedTuple):
   """A frozen network that looks at images for one or several judges."""
-  load: Callable    # mesh -> weights
-  apply: Callable   # (weights, image_Byxc float32 in [-1, 1]) -> features, any pytree that leads with B
+
+  load: Callable  # mesh -> weights
+  apply: (
+    Callable  # (weights, image_Byxc float32 in [-1, 1]) -> features, any pytree that leads with B
+  )
   shapes: Callable  # mesh -> abstract weights, without any file
 
 
 class Judge(NamedTuple):
-  """A reward on the device that has weights. Towers of equal keys are loaded once and run once a batch."""
-  towers: dict     # {key: Tower}
-  load: Callable   # mesh -> its own weights
+  """A reward on the device that has weights. Towers of equal keys are loaded once and run once a
+  batch.
+  """
+
+  towers: dict  # {key: Tower}
+  load: Callable  # mesh -> its own weights
   score: Callable  # (own weights, {key: features}, label_B) -> r_B float32
   shapes: Callable  # mesh -> its own weights, abstract, without any file
 
@@ -229,22 +266,26 @@ def leading(scales, length):
   """The first scales, those that have `length` tokens together."""
   ends = offsets(scales)[1:]
   if length not in ends:
-    raise ValueError(f'tokens: {length} of the scales {tuple(scales)} found, whole scales expected: one of {ends}')
-  return tuple(scales[:ends.index(length) + 1])
+    raise ValueError(
+      f'tokens: {length} of the scales {tuple(scales)} found, whole scales expected: one of {ends}'
+    )
+  return tuple(scales[: ends.index(length) + 1])
 
 
 def lookup(name, *needs):
-  """'objectives.grpo' -> the module vargrl/objectives/grpo.py; a name in a config is a path. needs: what
-  must be in it."""
+  """'objectives.grpo' -> the module vargrl/objectives/grpo.py; a name in a config is a path. needs:
+  what must be in it."""
   root = pathlib.Path(__file__).parent
   known = ['.'.join(p.relative_to(root).with_suffix('').parts) for p in sorted(root.rglob('*.py'))]
   known = [k for k in known if '.' in k and not k.endswith('__init__')]
   if name not in known:
     folder = [k for k in known if k.split('.')[0] == name.split('.')[0]] or known
     near = difflib.get_close_matches(name, known, 1, 0.4) or folder[:1]
-    raise ValueError(f'name: there is no {name!r} (vargrl/{name.replace(".", "/")}.py); '
-                     f'did you mean {near[0]!r}?')
+    raise ValueError(
+      f'name: there is no {name!r} (vargrl/{name.replace(".", "/")}.py); did you mean {near[0]!r}?'
+    )
   module = importlib.import_module(f'vargrl.{name}')
   for need in needs:
-    if not hasattr(module, need): raise ValueError(f'name: {name!r} found, which has no {need!r}')
+    if not hasattr(module, need):
+      raise ValueError(f'name: {name!r} found, which has no {need!r}')
   return module

@@ -1,4 +1,5 @@
 """The update of every objective: gradient, accumulation and optimizer in one pure function."""
+
 from clu.metrics import Average
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,9 @@ def split(batch, n):
   cut = n // P
   rows = lambda x: x.reshape(P * cut, 1, R // cut, *x.shape[2:])
   once = lambda x: jnp.repeat(x, cut, 0)[:, None]
-  return Experience(**{k: jax.tree.map(once if k in ONE_ROW else rows, v) for k, v in vars(batch).items()})
+  return Experience(
+    **{k: jax.tree.map(once if k in ONE_ROW else rows, v) for k, v in vars(batch).items()}
+  )
 
 
 def check_split(P, R, n, whole=False):
@@ -34,12 +37,13 @@ def check_split(P, R, n, whole=False):
 
 
 def make_update(loss, tx, accum, trained=None):
-  """(state, frozen, batch) -> (state, metrics). Exact under accumulation: totals are summed first, the one
-  division comes last. A non-finite gradient, or a batch without any verdict, leaves the state; such an
-  update is `skipped` and says nothing else.
+  """(state, frozen, batch) -> (state, metrics). Exact under accumulation: totals are summed first,
+  the one division comes last. A non-finite gradient, or a batch without any verdict, leaves the
+  state; such an update is `skipped` and says nothing else.
 
-  trained: tree of bools like the parameters, all if None. The others have no gradient, are no part of its
-  norm, and come out as they went in; tx sees what optim.part leaves of the parameters."""
+  trained: tree of bools like the parameters, all if None. The others have no gradient, are no part
+  of its norm, and come out as they went in; tx sees what optim.part leaves of the parameters."""
+
   def total(learned, still, frozen, batch):
     value, metrics = loss(optim.join(learned, still), frozen, batch)
     return value.total, (value, metrics)
@@ -55,7 +59,9 @@ def make_update(loss, tx, accum, trained=None):
       # From zeros: from the first part's, the loss would be compiled twice.
       zeros = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
-      grads, (value, metrics) = jax.lax.scan(lambda c, part: (add(c, one(part)), None), zeros, parts)[0]
+      grads, (value, metrics) = jax.lax.scan(
+        lambda c, part: (add(c, one(part)), None), zeros, parts
+      )[0]
     grads = jax.tree.map(lambda g: g / jnp.maximum(value.count, 1e-6), grads)
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(value.total) & (value.count > 0)
@@ -64,11 +70,20 @@ def make_update(loss, tx, accum, trained=None):
     learned, opt = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
     ones = jnp.ones(())
     metrics = metrics | {'grad_norm': Average(total=norm, count=ones)}
-    metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics)  # an average of nothing has no value
-    return State(optim.join(learned, still), opt), metrics | {'skipped': Average(total=1. - good, count=ones)}
+    metrics = jax.tree.map(
+      lambda x: jnp.where(good, x, 0), metrics
+    )  # an average of nothing has no value
+    return State(optim.join(learned, still), opt), metrics | {
+      'skipped': Average(total=1.0 - good, count=ones)
+    }
+
   return update
 
 
 def add(a, b):
-  return jax.tree.map(lambda x, y: x.merge(y) if isinstance(x, Average) else x + y, a, b,
-                      is_leaf=lambda x: isinstance(x, Average))
+  return jax.tree.map(
+    lambda x, y: x.merge(y) if isinstance(x, Average) else x + y,
+    a,
+    b,
+    is_leaf=lambda x: isinstance(x, Average),
+  )

@@ -1,4 +1,5 @@
 """Import, export and import again, by one table per model: every tensor matched once, each way."""
+
 import dataclasses
 import hashlib
 import json
@@ -24,9 +25,13 @@ from vargrl.types import Layout
 TINY = var.Config(2, 32, 2, scales=(1, 2, 3), vocab=16, channels=4, classes=5)
 SMALL = vq.SIZES['smoke']  # three scales leave one of the four convolutions without any
 CASES = {
-    'var': (var, TINY), 'shared': (var, dataclasses.replace(TINY, shared_adaln=True)),
-    'no temperature': (var, dataclasses.replace(TINY, l2_norm=False)), 'smoke': (var, var.SIZES['smoke']),
-    'vq': (vq, SMALL), 'four levels': (vq, dataclasses.replace(SMALL, mults=(1, 2, 2), scales=(1, 2, 3, 4)))}
+  'var': (var, TINY),
+  'shared': (var, dataclasses.replace(TINY, shared_adaln=True)),
+  'no temperature': (var, dataclasses.replace(TINY, l2_norm=False)),
+  'smoke': (var, var.SIZES['smoke']),
+  'vq': (vq, SMALL),
+  'four levels': (vq, dataclasses.replace(SMALL, mults=(1, 2, 2), scales=(1, 2, 3, 4))),
+}
 
 
 class Counting(dict):
@@ -51,7 +56,8 @@ def equal(a, b):
 
 
 def message(call, *args, **kwargs):
-  with pytest.raises(ValueError) as error: call(*args, **kwargs)
+  with pytest.raises(ValueError) as error:
+    call(*args, **kwargs)
   return str(error.value)
 
 
@@ -97,10 +103,17 @@ def test_pth_by_torch_and_back(tmp_path):
   assert state['lvl_1L'].dtype == theirs.int64 and len(state) == 12 + 13 * 2
 
 
-@pytest.mark.parametrize('name, module, c', [
-    ('var_d16', var, var.SIZES['d16']), ('var_d36_512', var, var.SIZES['d36-512']),
-    ('vq', vq, vq.SIZES['var']), ('infinity_2b', infinity, infinity.SIZES['2b']),
-    ('infinity_8b', infinity, infinity.SIZES['8b']), ('bsq_d32', bsq, bsq.SIZES['d32'])])
+@pytest.mark.parametrize(
+  'name, module, c',
+  [
+    ('var_d16', var, var.SIZES['d16']),
+    ('var_d36_512', var, var.SIZES['d36-512']),
+    ('vq', vq, vq.SIZES['var']),
+    ('infinity_2b', infinity, infinity.SIZES['2b']),
+    ('infinity_8b', infinity, infinity.SIZES['8b']),
+    ('bsq_d32', bsq, bsq.SIZES['d32']),
+  ],
+)
 def test_released_models_have_exactly_the_official_keys_and_shapes(name, module, c):
   """Abstractly: no array of these sizes is made."""
   expected = json.loads((official.FOLDER / 'keys.json').read_text())[name]
@@ -137,7 +150,8 @@ def test_each_tensor_is_read_once_and_only_what_is_asked_for():
 def test_only_a_part_is_the_subtree_and_the_rest_is_still_checked(tiny, tmp_path):
   layouts, shapes, path = tiny
   whole = torch.load(path, layouts, shapes)
-  for only in ('blocks', 'blocks/'): equal(torch.load(path, layouts, shapes, only=only), whole['blocks'])
+  for only in ('blocks', 'blocks/'):
+    equal(torch.load(path, layouts, shapes, only=only), whole['blocks'])
   assert (torch.load(path, layouts, shapes, only='start') == whole['start']).all()
   equal(torch.load(path, layouts, shapes, only='head'), whole['head'])  # and not head_ada
   state = {k: np.asarray(x) for k, x in torch.open(path).items() if k != 'head.bias'}
@@ -162,16 +176,24 @@ def test_any_mesh_holds_the_same_weights_on_the_shardings_asked_for(tmp_path):
 
 def test_other_floats_are_cast_and_numbers_that_are_none_are_refused(tiny, tmp_path):
   layouts, shapes, path = tiny
-  whole, state = torch.load(path, layouts, shapes), {k: np.asarray(x) for k, x in torch.open(path).items()}
+  whole, state = (
+    torch.load(path, layouts, shapes),
+    {k: np.asarray(x) for k, x in torch.open(path).items()},
+  )
   for dtype, error in ((np.float64, 0), (np.float16, 1e-3), (ml_dtypes.bfloat16, 1e-2)):
     cast = {k: x if k in layouts[0].constants else x.astype(dtype) for k, x in state.items()}
     safetensors.numpy.save_file(cast, tmp_path / 'x.safetensors')
     params = torch.load(tmp_path / 'x.safetensors', layouts, shapes)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=error, atol=error * 1e-2), params, whole)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=error, atol=error * 1e-2), params, whole
+    )
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype('float32')}
-  safetensors.numpy.save_file(state | {'head.bias': np.zeros(64, np.int8)}, tmp_path / 'x.safetensors')
+  safetensors.numpy.save_file(
+    state | {'head.bias': np.zeros(64, np.int8)}, tmp_path / 'x.safetensors'
+  )
   assert '~ head.bias int8 in file, floating point expected' in message(
-      torch.check, tmp_path / 'x.safetensors', layouts, shapes)
+    torch.check, tmp_path / 'x.safetensors', layouts, shapes
+  )
 
 
 def test_a_file_that_does_not_match_is_refused_with_a_list_of_ten(tiny, tmp_path):
@@ -182,16 +204,24 @@ def test_a_file_that_does_not_match_is_refused_with_a_list_of_ten(tiny, tmp_path
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
   for call in (torch.check, torch.load):
     text = message(call, tmp_path / 'x.safetensors', layouts, shapes)
-    assert text.startswith(f'{tmp_path}/x.safetensors: not the weights of this model, 4 tensors differ')
+    assert text.startswith(
+      f'{tmp_path}/x.safetensors: not the weights of this model, 4 tensors differ'
+    )
     assert {line.strip() for line in text.splitlines()[1:]} == {
-        '- head.bias (64,)', '- lvl_1L (1, 30)', '+ blocks.0.extra (3,)',
-        '~ head.weight (65, 64) in file, (64, 64) in model'}
+      '- head.bias (64,)',
+      '- lvl_1L (1, 30)',
+      '+ blocks.0.extra (3,)',
+      '~ head.weight (65, 64) in file, (64, 64) in model',
+    }
   deeper = var.Config(3, 64, 1, (1, 2, 3, 4), 64, 8, 10)
   text = message(torch.check, path, var.torch_layouts(deeper), official.abstract(var, deeper))
-  assert '26 tensors differ' in text and text.endswith('... and 16 more') and text.count('\n  -') == 10
+  assert (
+    '26 tensors differ' in text and text.endswith('... and 16 more') and text.count('\n  -') == 10
+  )
   v = official.load('var_tiny', 'vae')
   assert "no weights of this model, its first keys are ['encoder.conv_in.weight'" in message(
-      torch.check, v.path, layouts, shapes)
+    torch.check, v.path, layouts, shapes
+  )
 
 
 def test_another_schedule_is_told_by_its_constants(tiny):
@@ -205,7 +235,7 @@ def test_another_schedule_is_told_by_its_constants(tiny):
 def test_the_usage_record_of_another_schedule_is_ignored_and_written_as_zeros(tmp_path):
   v = official.load('var_tiny', 'vae')
   state = {k: np.asarray(x) for k, x in torch.open(v.path).items()}
-  state['quantize.ema_vocab_hit_SV'] = np.full((10, 3), .5, np.float32)
+  state['quantize.ema_vocab_hit_SV'] = np.full((10, 3), 0.5, np.float32)
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
   equal(torch.load(tmp_path / 'x.safetensors', v.layouts, v.shapes), v.params)
   torch.save(tmp_path / 'y.safetensors', v.layouts[0], v.params)
@@ -214,9 +244,15 @@ def test_the_usage_record_of_another_schedule_is_ignored_and_written_as_zeros(tm
 
 
 def test_prefixes_nests_and_the_layout_are_found(tmp_path):
-  shapes = {'a': {'w': jax.ShapeDtypeStruct((2, 3), jnp.float32)}, 's': jax.ShapeDtypeStruct((), jnp.float32)}
-  one = Layout({'a/w': ('w', 'i o -> i o'), 's': ('scale', '-> ')}, nests=('state_dict',),
-               prefixes=('module.',))
+  shapes = {
+    'a': {'w': jax.ShapeDtypeStruct((2, 3), jnp.float32)},
+    's': jax.ShapeDtypeStruct((), jnp.float32),
+  }
+  one = Layout(
+    {'a/w': ('w', 'i o -> i o'), 's': ('scale', '-> ')},
+    nests=('state_dict',),
+    prefixes=('module.',),
+  )
   two = Layout({'a/w': ('t', 'o i -> i o'), 's': ('scale', '-> ')}, ignored=(r'position\.\d+',))
   w, s = fill.fill('w', (2, 3)), np.array(7, np.float32)
   inner = made.entries(('module.w', made.of(w)), ('module.scale', made.of(s, '1')))
@@ -228,39 +264,56 @@ def test_prefixes_nests_and_the_layout_are_found(tmp_path):
   safetensors.numpy.save_file(state, tmp_path / 'y.safetensors')
   for layouts in ((one, two), (two, one)):  # `scale` is in both
     equal(torch.load(tmp_path / 'y.safetensors', layouts, shapes), expected)
-  half = made.write(tmp_path / 'z.pth', made.entries(('w', made.of(w)), ('scale', made.value(7))), {'0': w})
+  half = made.write(
+    tmp_path / 'z.pth', made.entries(('w', made.of(w)), ('scale', made.value(7))), {'0': w}
+  )
   assert '~ scale int in file, an array expected' in message(torch.check, half, (one, two), shapes)
 
 
 def test_adapters_are_in_no_file(tiny, tmp_path):
   layouts, shapes, path = tiny
-  more = dict(shapes, blocks=dict(shapes['blocks'], q=dict(shapes['blocks']['q'], lora_a=jax.ShapeDtypeStruct(
-      (1, 64, 4), jnp.float32))))
+  more = dict(
+    shapes,
+    blocks=dict(
+      shapes['blocks'],
+      q=dict(shapes['blocks']['q'], lora_a=jax.ShapeDtypeStruct((1, 64, 4), jnp.float32)),
+    ),
+  )
   torch.check(path, layouts, more)
   params = torch.load(path, layouts, more)
   equal(params, torch.load(path, layouts, shapes))
   params['blocks']['q']['lora_a'] = jnp.zeros((1, 64, 4))
-  assert 'blocks/q/lora_a has no place' in message(torch.save, tmp_path / 'x.safetensors', layouts[0], params)
+  assert 'blocks/q/lora_a has no place' in message(
+    torch.save, tmp_path / 'x.safetensors', layouts[0], params
+  )
 
 
 def test_a_table_must_match_its_model_once():
-  shapes = {'a': jax.ShapeDtypeStruct((2,), jnp.float32), 'b': jax.ShapeDtypeStruct((2,), jnp.float32)}
+  shapes = {
+    'a': jax.ShapeDtypeStruct((2,), jnp.float32),
+    'b': jax.ShapeDtypeStruct((2,), jnp.float32),
+  }
   row = lambda key: (key, 'D -> D')
   assert "no row for ['b']" in message(torch.expected, {'a': row('x')}, shapes)
   assert 'x is in two rows' in message(torch.expected, {'a': row('x'), 'b': row('x')}, shapes)
-  assert "['c'] are no parameters" in message(torch.expected, {'a': row('x'), 'c': row('y')}, shapes)
+  assert "['c'] are no parameters" in message(
+    torch.expected, {'a': row('x'), 'c': row('y')}, shapes
+  )
 
 
 def test_stacked_numbers_and_partitioned_layers():
   """A leaf of one number per layer, and layers that lie on several devices."""
   mesh = meshes.make((('data', 1), ('fsdp', 8), ('tensor', 1)))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('fsdp'))
-  shapes = {'gate': jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding),
-            'w': jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=sharding)}
+  shapes = {
+    'gate': jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding),
+    'w': jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=sharding),
+  }
   table = {'gate': ('{X}.gate', '1 -> '), 'w': ('{X}.w', '1 o -> o')}
   state = {f'{i}.gate': np.full(1, i, np.float32) for i in range(8)}
   state |= {f'{i}.w': fill.fill(str(i), (1, 3)) for i in range(8)}
   out = torch.read(table, state, shapes)
   assert out['gate'].tolist() == list(range(8)) and out['gate'].sharding == sharding
   np.testing.assert_array_equal(out['w'], np.concatenate([state[f'{i}.w'] for i in range(8)]))
-  for key, x in torch.write(table, out, {}).items(): np.testing.assert_array_equal(x, state[key])
+  for key, x in torch.write(table, out, {}).items():
+    np.testing.assert_array_equal(x, state[key])

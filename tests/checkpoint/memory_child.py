@@ -1,8 +1,9 @@
-"""memory_child.py {write,load} SIZE FILE: random weights of models.var SIZE into FILE, or these onto a mesh.
+"""memory_child.py {write,load} SIZE FILE: random weights of models.var SIZE into FILE, or these
+onto a mesh.
 
-`load` prints JSON: bytes of the parameters, anonymous memory (Linux's RssAnon: what is mapped from a file
-does not count) before and at its highest, seconds.
-"""
+`load` prints JSON: bytes of the parameters, anonymous memory (Linux's RssAnon: what is mapped from
+a file does not count) before and at its highest, seconds."""
+
 import json
 import math
 import os
@@ -33,7 +34,9 @@ def write(size, path):
   wanted, rng = torch.expected(layout.table, torch.named(shapes)), np.random.default_rng(0)
   headers = {k: (shape, np.dtype('float32')) for k, shape in wanted.items()}
   headers |= {k: (x.shape, x.dtype) for k, x in layout.constants.items()}
-  value = lambda k, shape: layout.constants[k] if k in layout.constants else rng.random(shape, np.float32)
+  value = lambda k, shape: (
+    layout.constants[k] if k in layout.constants else rng.random(shape, np.float32)
+  )
   files.write(path, headers, ((k, value(k, shape)) for k, (shape, _) in headers.items()))
 
 
@@ -49,7 +52,9 @@ def load(size, path):
   before, began = peak[0], time.time()
 
   def watch():
-    while not done.wait(0.005): peak[0] = max(peak[0], anonymous())
+    while not done.wait(0.005):
+      peak[0] = max(peak[0], anonymous())
+
   thread = threading.Thread(target=watch)
   thread.start()
   params = torch.load(path, layouts, shapes)
@@ -58,8 +63,19 @@ def load(size, path):
   leaves = jax.tree.leaves(params)
   assert all(x.sharding == s.sharding for x, s in zip(leaves, jax.tree.leaves(shapes)))
   held = sum(math.prod(s.data.shape) * 4 for x in leaves for s in x.addressable_shards)
-  print(json.dumps(dict(bytes=sum(x.nbytes for x in leaves), held=held, before=before, peak=peak[0],
-                        after=anonymous(), seconds=time.time() - began, pid=os.getpid())))
+  print(
+    json.dumps(
+      dict(
+        bytes=sum(x.nbytes for x in leaves),
+        held=held,
+        before=before,
+        peak=peak[0],
+        after=anonymous(),
+        seconds=time.time() - began,
+        pid=os.getpid(),
+      )
+    )
+  )
 
 
 if __name__ == '__main__':

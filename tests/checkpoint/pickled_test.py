@@ -1,4 +1,5 @@
 """A .pth file is read without torch, and without running anything that is in it."""
+
 import collections
 import os
 import pathlib
@@ -38,14 +39,29 @@ def test_the_trainers_file_holds_the_same_weights_and_its_plain_values():
     alone, inside = pickled.load(official.FOLDER / f'{name}.pth'), file['trainer'][nest]
     assert [*alone] == [*inside] and all(alone[k].tobytes() == inside[k].tobytes() for k in alone)
   args = file['args']
-  assert args['patch_nums'] == (1, 2, 3, 4) and args['tclip'] == 2. and args['saln'] is False
+  assert args['patch_nums'] == (1, 2, 3, 4) and args['tclip'] == 2.0 and args['saln'] is False
   optimizer = file['trainer']['var_opt']['optimizer']
-  assert optimizer['state'][0]['exp_avg'].dtype == np.float32 and type(optimizer['param_groups']) is list
+  assert (
+    optimizer['state'][0]['exp_avg'].dtype == np.float32 and type(optimizer['param_groups']) is list
+  )
 
 
-@pytest.mark.parametrize('kind, dtype', [
-    ('Half', 'f2'), ('BFloat16', ml_dtypes.bfloat16), ('Float', 'f4'), ('Double', 'f8'), ('Char', 'i1'),
-    ('Short', 'i2'), ('Int', 'i4'), ('Long', 'i8'), ('Byte', 'u1'), ('Bool', '?'), ('ComplexFloat', 'c8')])
+@pytest.mark.parametrize(
+  'kind, dtype',
+  [
+    ('Half', 'f2'),
+    ('BFloat16', ml_dtypes.bfloat16),
+    ('Float', 'f4'),
+    ('Double', 'f8'),
+    ('Char', 'i1'),
+    ('Short', 'i2'),
+    ('Int', 'i4'),
+    ('Long', 'i8'),
+    ('Byte', 'u1'),
+    ('Bool', '?'),
+    ('ComplexFloat', 'c8'),
+  ],
+)
 def test_every_ordinary_dtype(tmp_path, kind, dtype):
   x = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
   out = read(tmp_path, made.of(x, kind=f'torch {kind}Storage'), {'0': x})
@@ -62,8 +78,15 @@ def test_later_dtypes_lie_in_untyped_storages(tmp_path):
 
 
 def test_strides_offsets_and_shared_storages_are_views(tmp_path):
-  a, b, c, d = read(tmp_path, made.group(
-      made.floats(), made.floats((3, 2), (1, 3)), made.floats((2, 2), (1, 1), 2), made.floats((), (), 5)))
+  a, b, c, d = read(
+    tmp_path,
+    made.group(
+      made.floats(),
+      made.floats((3, 2), (1, 3)),
+      made.floats((2, 2), (1, 1), 2),
+      made.floats((), (), 5),
+    ),
+  )
   assert (a == SIX.reshape(2, 3)).all() and (b == a.T).all()
   assert c.tolist() == [[2, 3], [3, 4]] and d.shape == () and d == 5
   assert np.shares_memory(a, b) and np.shares_memory(a, c)
@@ -74,14 +97,34 @@ def test_strides_offsets_and_shared_storages_are_views(tmp_path):
 def test_parameters_and_plain_things(tmp_path):
   empty = made.call('collections OrderedDict')
   parameter = made.call('torch._utils _rebuild_parameter', made.floats(), made.value(True), empty)
-  state = empty + b'(' + made.value('w') + parameter + b'u' + made.entries(('_metadata', empty)) + b'b'
-  plain = {'i': -3, 'big': 2**80, 'f': .5, 's': 'ü', 'b': b'\0\xff', 'e': b'', 'l': [1, [2]], 't': (),
-           'n': None, 'y': True, 'set': {1, 2}, 3: frozenset([4])}
-  out = read(tmp_path, made.entries(
-      ('state', state), ('plain', made.value(plain)), ('size', made.call('torch Size', made.value((2, 3)))),
+  state = (
+    empty + b'(' + made.value('w') + parameter + b'u' + made.entries(('_metadata', empty)) + b'b'
+  )
+  plain = {
+    'i': -3,
+    'big': 2**80,
+    'f': 0.5,
+    's': 'ü',
+    'b': b'\0\xff',
+    'e': b'',
+    'l': [1, [2]],
+    't': (),
+    'n': None,
+    'y': True,
+    'set': {1, 2},
+    3: frozenset([4]),
+  }
+  out = read(
+    tmp_path,
+    made.entries(
+      ('state', state),
+      ('plain', made.value(plain)),
+      ('size', made.call('torch Size', made.value((2, 3)))),
       ('dtype', made.name('torch bfloat16')),
       ('device', made.call('torch device', made.value('cuda'), made.value(1))),
-      ('order', made.call('collections OrderedDict', made.value([['k', 1], ('j', 2)])))))
+      ('order', made.call('collections OrderedDict', made.value([['k', 1], ('j', 2)]))),
+    ),
+  )
   assert [*out['state']] == ['w'] and (out['state']['w'] == SIX.reshape(2, 3)).all()
   assert out['plain'] == plain and out['size'] == (2, 3) and out['order'] == {'k': 1, 'j': 2}
   assert (out['dtype'], out['device']) == ('torch.bfloat16', 'cuda:1')
@@ -93,69 +136,110 @@ def test_parameters_and_plain_things(tmp_path):
 TOUCH = 'touch {}/executed'
 OBJECT = made.value('x')
 REFUSED = {  # instructions: a word of the error
-    'a call of the system': (made.call('posix system', made.value(TOUCH)), 'posix.system, which is refused'),
-    'eval': (made.call('builtins eval', made.value('1')), 'builtins.eval'),
-    'getattr': (made.call('builtins getattr', made.value('x'), made.value('upper')), 'builtins.getattr'),
-    'a module of torch': (made.call('torch load', made.value('x')), 'torch.load'),
-    'numpy': (made.call('numpy.core.multiarray _reconstruct', made.value(1)), 'multiarray._reconstruct'),
-    'a subclass': (made.call('torch._tensor _rebuild_from_type_v2', OBJECT), '_rebuild_from_type_v2'),
-    'a dotted name': (b'\x8c\x05torch\x8c\x0c_utils.x.sys\x93', 'torch._utils.x.sys'),
-    'a class': (made.name('argparse Namespace') + b')\x81', 'argparse.Namespace'),
-    'NEWOBJ': (made.name('collections OrderedDict') + b')\x81', 'NEWOBJ'),
-    'NEWOBJ_EX': (made.name('collections OrderedDict') + b')}\x92', 'NEWOBJ_EX'),
-    'INST': (b'(' + made.value(TOUCH) + b'iposix\nsystem\n', 'INST'),
-    'OBJ': (b'(' + made.name('collections OrderedDict') + b'o', 'OBJ'),
-    'an extension': (b'\x82\x01', 'EXT1'),
-    'text as persistent id': (b'P0\n', 'PERSID'),
-    'a buffer': (b'\x97', 'NEXT_BUFFER'),
-    'a call of text': (OBJECT + b')R', 'call of what is no function'),
-    'a call of a storage type': (made.name('torch FloatStorage') + b')R', 'call of what is no function'),
-    'arguments that are no tuple': (made.name('collections OrderedDict') + b']R', 'call of what is no function'),
-    'a state for a list': (b']}b', 'list found, dict expected'),
-    'a state for a tensor': (made.floats() + b'}b', 'ndarray found'),
-    'a state that is no dictionary': (made.call('collections OrderedDict') + b'(K\x01tb', 'tuple found'),
-    'append to a tensor': (made.floats() + b'K\x01a', 'ndarray found, list expected'),
-    'append to a tuple': (b')K\x01a', 'tuple found, list expected'),
-    'items of a list': (b'](K\x01K\x02u', 'list found, dict expected'),
-    'a list as a key': (b'}(]K\x01u', 'list found'),
-    'a tensor as a key': (b'}(' + made.floats() + b'K\x01u', 'ndarray found'),
-    'a key without end': (b'})' + 100_000 * b'\x85' + b'K\x01s', 'tuple found'),
-    'text as storage': (made.tensor(OBJECT, 0, (1,), (1,)), 'odd arguments'),
-    'a tuple as storage': (made.tensor(made.value((0., b'')), 0, (1,), (1,)), 'odd arguments'),
-    'a persistent id of text': (OBJECT + b'Q', 'no storage'),
-    'another tag': (made.storage('0', 'torch FloatStorage', 6, tag='module'), 'no storage'),
-    'a storage of no type': (made.storage('0', 'collections OrderedDict', 6), 'no storage'),
-    'a storage outside of the archive': (made.storage('../../etc', 'torch FloatStorage', 6), 'no entry'),
-    'a storage that is too long': (made.floats(count=7), '24 bytes, 7 elements of float32'),
-    'a negative count': (made.floats(count=-1), 'no natural number'),
-    'a tensor beyond its storage': (made.floats((2, 4), (3, 1)), 'reaches element 6 of a storage of 6'),
-    'an offset beyond it': (made.floats(offset=1), 'reaches element 6'),
-    'a negative offset': (made.floats(offset=-1), 'no natural number'),
-    'a negative stride': (made.floats((2, 3), (3, -1)), 'no natural number'),
-    'a negative size': (made.floats((-2, -3), (3, 1)), 'no natural number'),
-    'true as a size': (made.floats((True, 3), (3, 1)), 'no natural number'),
-    'half a size': (made.floats((.5, 3), (3, 1)), 'no natural number'),
-    'a stride that overflows': (made.floats((2, 3), (2**62, 1)), 'reaches element'),
-    'a size that overflows': (made.floats((2**62, 2**62), (0, 0)), 'a tensor of'),
-    'a size beyond 64 bits': (made.floats((2**64, 1), (0, 0)), 'no natural number'),
-    'fewer strides than sizes': (made.floats((2, 3), (3,)), 'odd arguments'),
-    'a list of sizes': (made.floats([2, 3], [3, 1]), 'odd arguments'),
-    'forty axes': (made.floats((1,) * 40, (1,) * 40), 'odd arguments'),
-    'too few arguments': (made.call('torch._utils _rebuild_tensor_v2', made.value(1)), 'odd arguments'),
-    'a conjugate': (made.tensor(made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,),
-                                made.value({'conj': True})), 'conjugate'),
-    'no dtype': (made.tensor(made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,), made.value('f4'),
-                             version=3), 'no dtype'),
-    'a parameter of text': (made.call('torch._utils _rebuild_parameter', OBJECT, OBJECT, OBJECT), 'no tensor'),
-    'bytes of a number': (made.call('builtins bytes', made.value(10**9)), 'odd arguments'),
-    'another encoding': (made.call('_codecs encode', OBJECT, made.value('rot13')), 'odd arguments'),
-    'pairs of three': (made.call('collections OrderedDict', made.value([[1, 2, 3]])), 'odd arguments'),
-    'a memo that is empty': (b'h\x05', 'damaged'),
-    'an empty stack': (b'R', 'damaged'),
-    'no mark': (b'K\x01t', 'damaged'),
-    'a key without a value': (b'}(K\x01u', 'a key without a value'),
-    'text without end': (b'X\xff\xff\xff\x7fabc', 'damaged'),
-    'no instruction': (b'\xfe', 'damaged'),
+  'a call of the system': (
+    made.call('posix system', made.value(TOUCH)),
+    'posix.system, which is refused',
+  ),
+  'eval': (made.call('builtins eval', made.value('1')), 'builtins.eval'),
+  'getattr': (
+    made.call('builtins getattr', made.value('x'), made.value('upper')),
+    'builtins.getattr',
+  ),
+  'a module of torch': (made.call('torch load', made.value('x')), 'torch.load'),
+  'numpy': (
+    made.call('numpy.core.multiarray _reconstruct', made.value(1)),
+    'multiarray._reconstruct',
+  ),
+  'a subclass': (made.call('torch._tensor _rebuild_from_type_v2', OBJECT), '_rebuild_from_type_v2'),
+  'a dotted name': (b'\x8c\x05torch\x8c\x0c_utils.x.sys\x93', 'torch._utils.x.sys'),
+  'a class': (made.name('argparse Namespace') + b')\x81', 'argparse.Namespace'),
+  'NEWOBJ': (made.name('collections OrderedDict') + b')\x81', 'NEWOBJ'),
+  'NEWOBJ_EX': (made.name('collections OrderedDict') + b')}\x92', 'NEWOBJ_EX'),
+  'INST': (b'(' + made.value(TOUCH) + b'iposix\nsystem\n', 'INST'),
+  'OBJ': (b'(' + made.name('collections OrderedDict') + b'o', 'OBJ'),
+  'an extension': (b'\x82\x01', 'EXT1'),
+  'text as persistent id': (b'P0\n', 'PERSID'),
+  'a buffer': (b'\x97', 'NEXT_BUFFER'),
+  'a call of text': (OBJECT + b')R', 'call of what is no function'),
+  'a call of a storage type': (
+    made.name('torch FloatStorage') + b')R',
+    'call of what is no function',
+  ),
+  'arguments that are no tuple': (
+    made.name('collections OrderedDict') + b']R',
+    'call of what is no function',
+  ),
+  'a state for a list': (b']}b', 'list found, dict expected'),
+  'a state for a tensor': (made.floats() + b'}b', 'ndarray found'),
+  'a state that is no dictionary': (
+    made.call('collections OrderedDict') + b'(K\x01tb',
+    'tuple found',
+  ),
+  'append to a tensor': (made.floats() + b'K\x01a', 'ndarray found, list expected'),
+  'append to a tuple': (b')K\x01a', 'tuple found, list expected'),
+  'items of a list': (b'](K\x01K\x02u', 'list found, dict expected'),
+  'a list as a key': (b'}(]K\x01u', 'list found'),
+  'a tensor as a key': (b'}(' + made.floats() + b'K\x01u', 'ndarray found'),
+  'a key without end': (b'})' + 100_000 * b'\x85' + b'K\x01s', 'tuple found'),
+  'text as storage': (made.tensor(OBJECT, 0, (1,), (1,)), 'odd arguments'),
+  'a tuple as storage': (made.tensor(made.value((0.0, b'')), 0, (1,), (1,)), 'odd arguments'),
+  'a persistent id of text': (OBJECT + b'Q', 'no storage'),
+  'another tag': (made.storage('0', 'torch FloatStorage', 6, tag='module'), 'no storage'),
+  'a storage of no type': (made.storage('0', 'collections OrderedDict', 6), 'no storage'),
+  'a storage outside of the archive': (
+    made.storage('../../etc', 'torch FloatStorage', 6),
+    'no entry',
+  ),
+  'a storage that is too long': (made.floats(count=7), '24 bytes, 7 elements of float32'),
+  'a negative count': (made.floats(count=-1), 'no natural number'),
+  'a tensor beyond its storage': (
+    made.floats((2, 4), (3, 1)),
+    'reaches element 6 of a storage of 6',
+  ),
+  'an offset beyond it': (made.floats(offset=1), 'reaches element 6'),
+  'a negative offset': (made.floats(offset=-1), 'no natural number'),
+  'a negative stride': (made.floats((2, 3), (3, -1)), 'no natural number'),
+  'a negative size': (made.floats((-2, -3), (3, 1)), 'no natural number'),
+  'true as a size': (made.floats((True, 3), (3, 1)), 'no natural number'),
+  'half a size': (made.floats((0.5, 3), (3, 1)), 'no natural number'),
+  'a stride that overflows': (made.floats((2, 3), (2**62, 1)), 'reaches element'),
+  'a size that overflows': (made.floats((2**62, 2**62), (0, 0)), 'a tensor of'),
+  'a size beyond 64 bits': (made.floats((2**64, 1), (0, 0)), 'no natural number'),
+  'fewer strides than sizes': (made.floats((2, 3), (3,)), 'odd arguments'),
+  'a list of sizes': (made.floats([2, 3], [3, 1]), 'odd arguments'),
+  'forty axes': (made.floats((1,) * 40, (1,) * 40), 'odd arguments'),
+  'too few arguments': (
+    made.call('torch._utils _rebuild_tensor_v2', made.value(1)),
+    'odd arguments',
+  ),
+  'a conjugate': (
+    made.tensor(
+      made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,), made.value({'conj': True})
+    ),
+    'conjugate',
+  ),
+  'no dtype': (
+    made.tensor(
+      made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,), made.value('f4'), version=3
+    ),
+    'no dtype',
+  ),
+  'a parameter of text': (
+    made.call('torch._utils _rebuild_parameter', OBJECT, OBJECT, OBJECT),
+    'no tensor',
+  ),
+  'bytes of a number': (made.call('builtins bytes', made.value(10**9)), 'odd arguments'),
+  'another encoding': (made.call('_codecs encode', OBJECT, made.value('rot13')), 'odd arguments'),
+  'pairs of three': (
+    made.call('collections OrderedDict', made.value([[1, 2, 3]])),
+    'odd arguments',
+  ),
+  'a memo that is empty': (b'h\x05', 'damaged'),
+  'an empty stack': (b'R', 'damaged'),
+  'no mark': (b'K\x01t', 'damaged'),
+  'a key without a value': (b'}(K\x01u', 'a key without a value'),
+  'text without end': (b'X\xff\xff\xff\x7fabc', 'damaged'),
+  'no instruction': (b'\xfe', 'damaged'),
 }
 
 
@@ -177,25 +261,41 @@ def test_what_is_no_file_of_torch_is_told_in_a_sentence(tmp_path):
   whole = (official.FOLDER / 'var_tiny.pth').read_bytes()
   tar = b'x' * 257 + b'ustar' + bytes(600)
   for content, words in (
-      (b'', 'an empty file'), (whole[:len(whole) // 2], 'truncated'), (whole[:-1], 'truncated'),
-      (whole[:4], 'truncated'), (b'<!DOCTYPE html>', 'not a file of torch.save'),
-      (pickle.dumps([1]), 'not a file of torch.save'), (pickled.LEGACY + b'rest', 'before 1.6'), (tar, 'before 1.6'),
-      (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS')):
+    (b'', 'an empty file'),
+    (whole[: len(whole) // 2], 'truncated'),
+    (whole[:-1], 'truncated'),
+    (whole[:4], 'truncated'),
+    (b'<!DOCTYPE html>', 'not a file of torch.save'),
+    (pickle.dumps([1]), 'not a file of torch.save'),
+    (pickled.LEGACY + b'rest', 'before 1.6'),
+    (tar, 'before 1.6'),
+    (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS'),
+  ):
     path = tmp_path / 'y.pth'
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=words) as error: pickled.load(path)
+    with pytest.raises(ValueError, match=words) as error:
+      pickled.load(path)
     assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)
-  for options, words in ((dict(method=zipfile.ZIP_DEFLATED), 'compressed'), (dict(byteorder=b'big'), 'byteorder'),
-                         (dict(more={'constants.pkl': b''}), 'TorchScript')):
-    with pytest.raises(ValueError, match=words): read(tmp_path, made.floats(), **options)
-  with zipfile.ZipFile(tmp_path / 'z.pth', 'w') as file: file.writestr('other', b'')
-  with pytest.raises(ValueError, match='0 data.pkl'): pickled.load(tmp_path / 'z.pth')
-  with pytest.raises(FileNotFoundError): pickled.load(tmp_path / 'none.pth')
+  for options, words in (
+    (dict(method=zipfile.ZIP_DEFLATED), 'compressed'),
+    (dict(byteorder=b'big'), 'byteorder'),
+    (dict(more={'constants.pkl': b''}), 'TorchScript'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      read(tmp_path, made.floats(), **options)
+  with zipfile.ZipFile(tmp_path / 'z.pth', 'w') as file:
+    file.writestr('other', b'')
+  with pytest.raises(ValueError, match='0 data.pkl'):
+    pickled.load(tmp_path / 'z.pth')
+  with pytest.raises(FileNotFoundError):
+    pickled.load(tmp_path / 'none.pth')
 
 
 def test_flipped_and_cut_bytes_give_a_value_or_a_sentence(tmp_path):
   hooks = made.call('collections OrderedDict')
-  code = made.entries(('a', made.floats()), ('b', made.value([1, 2.5, 'x', (None, True)])), ('c', hooks))
+  code = made.entries(
+    ('a', made.floats()), ('b', made.value([1, 2.5, 'x', (None, True)])), ('c', hooks)
+  )
   whole = made.write(tmp_path / 'x.pth', code, {'0': SIX}).read_bytes()
   path, counts = pathlib.Path(tmp_path / 'y.pth'), collections.Counter()
 
@@ -209,11 +309,12 @@ def test_flipped_and_cut_bytes_give_a_value_or_a_sentence(tmp_path):
       return
     counts['read'] += 1
     for x in value.values() if type(value) is dict else ():
-      if isinstance(x, np.ndarray): x.tobytes()
+      if isinstance(x, np.ndarray):
+        x.tobytes()
 
   for at in range(len(whole)):
-    for bits in (0x01, 0xff) if at % 2 else (0x80,):
-      attempt(whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1:])
+    for bits in (0x01, 0xFF) if at % 2 else (0x80,):
+      attempt(whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1 :])
     attempt(whole[:at])
-    attempt(whole[:at] + whole[at + 1:])
+    attempt(whole[:at] + whole[at + 1 :])
   assert counts['refused'] > 500 and counts['read'] > 500, counts

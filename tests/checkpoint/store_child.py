@@ -18,16 +18,22 @@ from vargrl.checkpoint import digest, store  # noqa: E402
 
 def state(step, rows=64):
   rng = np.random.default_rng(step)
-  return {'params': {'w': rng.normal(size=(rows, 32)).astype('float32'),
-                     'e': rng.normal(size=(16, rows)).astype(jnp.bfloat16)},
-          'opt': {'count': np.int32(step), 'used': rng.integers(0, 2, (rows,)) > 0}}
+  return {
+    'params': {
+      'w': rng.normal(size=(rows, 32)).astype('float32'),
+      'e': rng.normal(size=(16, rows)).astype(jnp.bfloat16),
+    },
+    'opt': {'count': np.int32(step), 'used': rng.integers(0, 2, (rows,)) > 0},
+  }
 
 
 def placed(tree, mesh, *axes):
   """Returns tree on the mesh: each leaf split over as many of the axes as it has dimensions."""
+
   def one(x):
-    sharding = NamedSharding(mesh, PartitionSpec(*axes[:np.ndim(x)]))
+    sharding = NamedSharding(mesh, PartitionSpec(*axes[: np.ndim(x)]))
     return jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
+
   return jax.tree.map(one, tree)
 
 
@@ -36,14 +42,16 @@ def abstract(tree):
 
 
 def mesh_of(*shape):
-  return Mesh(np.array(jax.devices()).reshape(shape), ('data', 'model')[:len(shape)])
+  return Mesh(np.array(jax.devices()).reshape(shape), ('data', 'model')[: len(shape)])
 
 
 def same(tree, other):
   """Compares what this process can see."""
-  return all(np.asarray(shard.data).tobytes() == np.asarray(y)[shard.index].tobytes()
-             for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-             for shard in x.addressable_shards)
+  return all(
+    np.asarray(shard.data).tobytes() == np.asarray(y)[shard.index].tobytes()
+    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    for shard in x.addressable_shards
+  )
 
 
 def save(folder):

@@ -16,8 +16,10 @@ import pytest
 from vargrl.checkpoint import store
 
 # Orbax leaves unfinished coroutines behind when a file cannot be read.
-pytestmark = [pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
-              pytest.mark.filterwarnings('ignore:coroutine:RuntimeWarning')]
+pytestmark = [
+  pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+  pytest.mark.filterwarnings('ignore:coroutine:RuntimeWarning'),
+]
 
 DATA, META = {'next_index': 3, 'shards': [1, 2, 'three']}, {'config': {'lr': 1e-4}}
 
@@ -25,8 +27,11 @@ DATA, META = {'next_index': 3, 'shards': [1, 2, 'three']}, {'config': {'lr': 1e-
 def state(step):
   # Noise, so that compression leaves no byte without meaning.
   rng = np.random.default_rng(step)
-  w = {'w': jnp.asarray(rng.normal(size=(64, 48)).astype('float32')),
-       'e': jnp.asarray(rng.normal(size=(32, 33)).astype(jnp.bfloat16)), 'b': jnp.zeros(8)}
+  w = {
+    'w': jnp.asarray(rng.normal(size=(64, 48)).astype('float32')),
+    'e': jnp.asarray(rng.normal(size=(32, 33)).astype(jnp.bfloat16)),
+    'b': jnp.zeros(8),
+  }
   return {'params': w, 'opt': {'count': jnp.int32(step)}}
 
 
@@ -102,14 +107,17 @@ def test_one_flipped_bit_of_the_array_data_is_detected(saved, tmp_path, caplog, 
 
 def test_the_arrays_of_another_step_are_detected_and_both_digests_named(saved, tmp_path, caplog):
   folder = copy(saved, tmp_path / 'run')
-  old, new = (json.loads((folder / step / 'meta/metadata').read_text())['leaves']
-              for step in ('10', '20'))
+  old, new = (
+    json.loads((folder / step / 'meta/metadata').read_text())['leaves'] for step in ('10', '20')
+  )
   shutil.rmtree(folder / '20/state')
   shutil.copytree(folder / '10/state', folder / '20/state')
   assert restored(folder) == 10
   name = next(name for name in new if f'corrupt: {name}: digest ' in caplog.text)
-  assert (f'{name}: digest {old[name]["digest"]} found, {new[name]["digest"]} expected, '
-          'and 2 more leaves' in caplog.text)
+  assert (
+    f'{name}: digest {old[name]["digest"]} found, {new[name]["digest"]} expected, '
+    'and 2 more leaves' in caplog.text
+  )
 
 
 def test_one_flipped_bit_anywhere_is_detected_or_harmless(saved, tmp_path):
@@ -151,7 +159,7 @@ def test_a_damaged_file_is_detected_or_harmless(saved, tmp_path, caplog, harm):
     raw = path.read_bytes()
     path.unlink()
     if harm != 'delete':
-      path.write_bytes({'empty': b'', 'halve': raw[:len(raw) // 2], 'zero': bytes(len(raw))}[harm])
+      path.write_bytes({'empty': b'', 'halve': raw[: len(raw) // 2], 'zero': bytes(len(raw))}[harm])
     big = path.name == biggest(saved / '20').name
     step = restored(folder)
     if big or name in ('data/metadata', 'meta/metadata', 'state/manifest.ocdbt'):
@@ -231,7 +239,9 @@ def test_a_file_that_may_not_be_read_is_not_called_corrupt(saved, tmp_path):
 def test_temporary_folders_of_a_killed_save_are_no_checkpoints_and_go_away(saved, tmp_path):
   folder = copy(saved, tmp_path / 'run')
   shutil.copytree(folder / '20', folder / '30.orbax-checkpoint-tmp')
-  assert store.load(folder, abstract()['params'])[1] and (folder / '30.orbax-checkpoint-tmp').exists()
+  assert (
+    store.load(folder, abstract()['params'])[1] and (folder / '30.orbax-checkpoint-tmp').exists()
+  )
   keep = store.Store(folder, every=10, keep=5)
   assert keep.latest() == 20 and keep.restore(abstract())[0] == 20
   keep.save(30, state(30), {'step': 30} | DATA, META)

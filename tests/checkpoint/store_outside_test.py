@@ -23,9 +23,13 @@ def child(*args):
   """Starts store_child.py; its own number of devices replaces ours."""
   env = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
   return subprocess.Popen(
-      [sys.executable, str(ROOT / 'tests/checkpoint/store_child.py'), *map(str, args)], text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
-      env=env | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'})
+    [sys.executable, str(ROOT / 'tests/checkpoint/store_child.py'), *map(str, args)],
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    cwd=ROOT,
+    env=env | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
+  )
 
 
 def output(process):
@@ -70,17 +74,23 @@ def test_killed_at_any_moment_it_resumes_at_a_complete_step(tmp_path):
     assert int(resumed[1]) >= complete  # What was complete once is never lost.
     for _ in range(3):
       line = process.stdout.readline()
-    time.sleep(rng.uniform(0, .1))
+    time.sleep(rng.uniform(0, 0.1))
     os.kill(process.pid, signal.SIGKILL)
     rest = [line, *process.stdout.read().splitlines(), *process.stderr.read().splitlines()]
     process.wait()
     found = [int(n) for n in re.findall(r'saving \d+ (\d+)', '\n'.join(rest))]
     complete = max([complete, *found])
   assert complete >= 3
-  wanted = {'params': {'w': jax.ShapeDtypeStruct((4096, 32), jnp.float32),
-                       'e': jax.ShapeDtypeStruct((16, 4096), jnp.bfloat16)},
-            'opt': {'count': jax.ShapeDtypeStruct((), jnp.int32),
-                    'used': jax.ShapeDtypeStruct((4096,), jnp.bool_)}}
+  wanted = {
+    'params': {
+      'w': jax.ShapeDtypeStruct((4096, 32), jnp.float32),
+      'e': jax.ShapeDtypeStruct((16, 4096), jnp.bfloat16),
+    },
+    'opt': {
+      'count': jax.ShapeDtypeStruct((), jnp.int32),
+      'used': jax.ShapeDtypeStruct((4096,), jnp.bool_),
+    },
+  }
   keep = store.Store(tmp_path, every=1, keep=3)
   step, tree, data, _ = keep.restore(wanted)
   assert step >= complete and data == {'next': step} and int(tree['opt']['count']) == step
@@ -113,11 +123,13 @@ def test_a_full_disk_is_told_at_the_next_call_and_the_old_step_stays(small_disk,
   keep.save(10, small, {'next': 10}, {})
   keep.wait()
   keep.save(20, large, {'next': 20}, {})
+
   def again():
     end = time.time() + 20
     while late == 'save' and time.time() < end:
       keep.save(21, small, None, {})  # Not due, but the sooner it is told the better.
     return keep.wait() if late == 'wait' else keep.close()
+
   told = f'{small_disk}/run: step 20 could not be saved .*No space'
   with pytest.raises(OSError, match=told) as error:
     again()
@@ -128,6 +140,7 @@ def test_a_full_disk_is_told_at_the_next_call_and_the_old_step_stays(small_disk,
     keep.close()
     assert os.listdir(small_disk / 'run') == ['20']
   step, tree, _, _ = store.Store(small_disk / 'run', every=10, keep=1).restore(
-      jax.eval_shape(lambda: small))
+    jax.eval_shape(lambda: small)
+  )
   assert step == (10 if late == 'close' else 20)
   assert digest.digests(tree) == digest.digests(small)

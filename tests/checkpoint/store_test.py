@@ -18,18 +18,25 @@ from vargrl import types
 from vargrl.checkpoint import store
 
 ROOT = pathlib.Path(__file__).parents[2]
-TX = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3, mu_dtype=jnp.bfloat16))
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, mu_dtype=jnp.bfloat16))
 
 
 def state(seed=0, width=8):
   rng = np.random.default_rng(seed)
+
   def noise(shape, dtype='float32'):
     return jnp.asarray(rng.normal(size=shape).astype('float32').astype(jnp.dtype(dtype)))
-  weights = {'blocks': {'q': {'w': noise((2, width, 8)), 'b': noise((8,))}},
-             'embed': noise((5, width), 'bfloat16')}
+
+  weights = {
+    'blocks': {'q': {'w': noise((2, width, 8)), 'b': noise((8,))}},
+    'embed': noise((5, width), 'bfloat16'),
+  }
   opt = jax.tree.map(lambda x: noise(x.shape, x.dtype), jax.eval_shape(TX.init, weights))
-  codes = {'int8': jnp.asarray(rng.integers(-128, 127, (7,)).astype('int8')),
-           'used': jnp.asarray([True, False, True]), 'none': jnp.zeros((0, 3))}
+  codes = {
+    'int8': jnp.asarray(rng.integers(-128, 127, (7,)).astype('int8')),
+    'used': jnp.asarray([True, False, True]),
+    'none': jnp.zeros((0, 3)),
+  }
   key = jax.random.wrap_key_data(jnp.asarray(rng.integers(0, 2**32, (2,)).astype('uint32')))
   params = weights | {'codes': codes, 'scale': jnp.float32(np.nan), 'key': key}
   return types.State(params=params, opt=opt)
@@ -41,11 +48,14 @@ def abstract(tree):
 
 def equal(a, b):
   """Bit for bit, dtype for dtype, container for container."""
+
   def raw(x):
     x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     return str(x.dtype), x.shape, np.asarray(x).tobytes()
-  return (jax.tree.structure(a) == jax.tree.structure(b)
-          and list(map(raw, jax.tree.leaves(a))) == list(map(raw, jax.tree.leaves(b))))
+
+  return jax.tree.structure(a) == jax.tree.structure(b) and list(
+    map(raw, jax.tree.leaves(a))
+  ) == list(map(raw, jax.tree.leaves(b)))
 
 
 def files(folder):
@@ -71,7 +81,7 @@ def test_nothing_saved_restores_as_none(tmp_path):
 
 def test_steps_are_saved_when_due_or_forced_and_once(tmp_path):
   keep = store.Store(tmp_path, every=4, keep=9)
-  x = {'params': jnp.arange(3.)}
+  x = {'params': jnp.arange(3.0)}
   began = [step for step in range(10) if keep.save(step, x, None, {})]
   assert began == [0, 4, 8] and keep.save(9, x, None, {}, force=True)
   assert not keep.save(9, x, None, {}, force=True) and not keep.save(8, x, None, {})
@@ -128,10 +138,12 @@ def test_another_model_is_refused_by_name_before_anything_is_read_or_moved(tmp_p
   del other.params['scale']
   with pytest.raises(ValueError) as error:
     keep.restore(other)
-  assert {'- params/scale () float32', '+ params/head (4,) float32',
-          '~ params/blocks/q/w checkpoint (2, 8, 8) float32 model (2, 16, 8) float32',
-          '~ params/embed checkpoint (5, 8) bfloat16 model (5, 8) float32',
-          } <= set(map(str.strip, str(error.value).splitlines()))
+  assert {
+    '- params/scale () float32',
+    '+ params/head (4,) float32',
+    '~ params/blocks/q/w checkpoint (2, 8, 8) float32 model (2, 16, 8) float32',
+    '~ params/embed checkpoint (5, 8) bfloat16 model (5, 8) float32',
+  } <= set(map(str.strip, str(error.value).splitlines()))
   assert f'{tmp_path}/3: not a checkpoint of this model, 8 leaves differ' in str(error.value)
   with pytest.raises(ValueError, match='~ params/embed'):
     store.load(tmp_path, other.params)
@@ -157,7 +169,9 @@ def test_load_gives_one_item_and_changes_nothing(tmp_path, caplog):
   wanted = abstract(new.params)
   assert equal(store.load(tmp_path, wanted)[1], new.params)
   assert equal(store.load(str(tmp_path), abstract(new.opt), item='opt')[1], new.opt)
-  assert equal(store.load(tmp_path, wanted['blocks'], item='params/blocks')[1], new.params['blocks'])
+  assert equal(
+    store.load(tmp_path, wanted['blocks'], item='params/blocks')[1], new.params['blocks']
+  )
   (tmp_path / '2/data/metadata').write_text('')
   before = files(tmp_path)
   assert equal(store.load(tmp_path, wanted)[1], old.params) and files(tmp_path) == before
@@ -176,7 +190,7 @@ def test_load_of_a_missing_or_empty_folder_names_it(tmp_path):
 def test_what_is_not_an_array_or_not_json_is_named(tmp_path):
   keep = store.Store(tmp_path, every=1, keep=1)
   with pytest.raises(TypeError, match='params/w: float in state, expected a jax.Array'):
-    keep.save(0, {'params': {'w': 1.}}, None, {})
+    keep.save(0, {'params': {'w': 1.0}}, None, {})
   with pytest.raises(TypeError, match='meta: .*not JSON serializable'):
     keep.save(0, {'params': jnp.ones(2)}, None, {'x': np.float32(1)})
   with pytest.raises(ValueError, match='every=0'):
@@ -193,36 +207,54 @@ def test_a_read_only_folder_is_a_permission_error():
   # As nobody where the tests are root's, whom no mode stops.
   with tempfile.TemporaryDirectory() as name:
     os.chmod(name, 0o555)
-    code = ('import os, jax\n'
-            'from vargrl.checkpoint import store\n'
-            'jax.devices()\n'
-            'if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n'
-            'try: store.Store("%s/run", every=1, keep=1)\n'
-            'except PermissionError as error: print(error)' % name)
-    out = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, cwd=ROOT,
-                         env=os.environ | {'PYTHONPATH': str(ROOT)})
+    code = (
+      'import os, jax\n'
+      'from vargrl.checkpoint import store\n'
+      'jax.devices()\n'
+      'if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n'
+      'try: store.Store("%s/run", every=1, keep=1)\n'
+      'except PermissionError as error: print(error)' % name
+    )
+    out = subprocess.run(
+      [sys.executable, '-c', code],
+      text=True,
+      capture_output=True,
+      cwd=ROOT,
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+    )
     assert f'{name}/run: checkpoints cannot be written here' in out.stdout, out.stderr
 
 
 def test_plain_orbax_reads_the_items(tmp_path):
   keep = store.Store(tmp_path, every=1, keep=1)
-  keep.save(0, {'params': {'a': {'w': jnp.arange(3.)}}}, {'next': 4}, {'seed': 1})
+  keep.save(0, {'params': {'a': {'w': jnp.arange(3.0)}}}, {'next': 4}, {'seed': 1})
   keep.close()
   manager = ocp.CheckpointManager(tmp_path, item_names=('state', 'data', 'meta'))
-  items = manager.restore(0, args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
-  assert items['state']['params']['a']['w'].tolist() == [0., 1., 2.]
+  items = manager.restore(
+    0,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardRestore(), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()
+    ),
+  )
+  assert items['state']['params']['a']['w'].tolist() == [0.0, 1.0, 2.0]
   assert items['data'] == {'next': 4} and items['meta']['meta'] == {'seed': 1}
 
 
 def test_saving_and_restoring_prints_nothing(tmp_path):
-  code = ('import jax, jax.numpy as jnp\n'
-          'from vargrl.checkpoint import store\n'
-          'keep = store.Store("%s", every=1, keep=1)\n'
-          'x = {"params": {"w": jnp.ones((64, 64))}}\n'
-          'for step in range(3): keep.save(step, x, step, {})\n'
-          'assert keep.restore(jax.eval_shape(lambda: x))[0] == 2\n'
-          'keep.close()' % tmp_path)
-  out = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, cwd=ROOT,
-                       env=os.environ | {'PYTHONPATH': str(ROOT)})
+  code = (
+    'import jax, jax.numpy as jnp\n'
+    'from vargrl.checkpoint import store\n'
+    'keep = store.Store("%s", every=1, keep=1)\n'
+    'x = {"params": {"w": jnp.ones((64, 64))}}\n'
+    'for step in range(3): keep.save(step, x, step, {})\n'
+    'assert keep.restore(jax.eval_shape(lambda: x))[0] == 2\n'
+    'keep.close()' % tmp_path
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', code],
+    text=True,
+    capture_output=True,
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+  )
   assert (out.returncode, out.stdout, out.stderr) == (0, '', '')

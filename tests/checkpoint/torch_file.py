@@ -1,4 +1,5 @@
 """Files as torch.save writes them, put together by instructions, so that they can also be wrong."""
+
 import pickle
 import zipfile
 
@@ -30,8 +31,16 @@ def storage(key, kind, count, tag='storage'):
 
 def tensor(memory, offset, size, stride, *more, version=2):
   hooks = call('collections OrderedDict')
-  return call(f'torch._utils _rebuild_tensor_v{version}', memory, value(offset), value(size), value(stride),
-              value(False), hooks, *more)
+  return call(
+    f'torch._utils _rebuild_tensor_v{version}',
+    memory,
+    value(offset),
+    value(size),
+    value(stride),
+    value(False),
+    hooks,
+    *more,
+  )
 
 
 def floats(size=(2, 3), stride=(3, 1), offset=0, count=6, key='0'):
@@ -52,9 +61,11 @@ def write(path, code, storages=(), byteorder=b'little', more=(), method=zipfile.
   """path, with the pickle `code` and storages {key: array or bytes}."""
   with zipfile.ZipFile(path, 'w', method) as file:
     file.writestr('archive/data.pkl', b'\x80\x02' + code + b'.')
-    if byteorder: file.writestr('archive/byteorder', byteorder)
+    if byteorder:
+      file.writestr('archive/byteorder', byteorder)
     for key, x in dict(storages).items():
       file.writestr(f'archive/data/{key}', x.tobytes() if isinstance(x, np.ndarray) else x)
     file.writestr('archive/version', b'3\n')
-    for key, x in dict(more).items(): file.writestr(f'archive/{key}', x)
+    for key, x in dict(more).items():
+      file.writestr(f'archive/{key}', x)
   return path

@@ -20,13 +20,18 @@ def encoded(picture, kind, **options):
 
 def png16(pixels):
   """16-bit colour, which Pillow reads and cannot write."""
+
   def chunk(name, data):
-    return (struct.pack('>I', len(data)) + name + data
-            + struct.pack('>I', zlib.crc32(name + data)))
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
   rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
   head = struct.pack('>IIBBBBB', pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
-  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(rows))
-          + chunk(b'IEND', b''))
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', head)
+    + chunk(b'IDAT', zlib.compress(rows))
+    + chunk(b'IEND', b'')
+  )
 
 
 def smooth(height, width):
@@ -49,7 +54,8 @@ def test_grey_pictures_have_three_equal_channels(mode):
   picture = Image.fromarray(RGB).convert(mode)
   grey = np.asarray(picture.convert('L'))
   np.testing.assert_array_equal(
-      image.decode(encoded(picture, 'PNG')), np.repeat(grey[..., None], 3, -1))
+    image.decode(encoded(picture, 'PNG')), np.repeat(grey[..., None], 3, -1)
+  )
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
@@ -97,9 +103,16 @@ def test_cmyk_decodes_to_the_colours_it_was_made_from():
 
 
 def test_every_exif_orientation_is_turned_upright():
-  turned = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1],
-            5: RGB.transpose(1, 0, 2), 6: np.rot90(RGB, 1), 7: np.rot90(RGB, 2).transpose(1, 0, 2),
-            8: np.rot90(RGB, -1)}
+  turned = {
+    1: RGB,
+    2: RGB[:, ::-1],
+    3: RGB[::-1, ::-1],
+    4: RGB[::-1],
+    5: RGB.transpose(1, 0, 2),
+    6: np.rot90(RGB, 1),
+    7: np.rot90(RGB, 2).transpose(1, 0, 2),
+    8: np.rot90(RGB, -1),
+  }
   for orientation, stored in turned.items():
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -108,9 +121,21 @@ def test_every_exif_orientation_is_turned_upright():
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('data', [
-    b'', b'\0', b'\0' * 4096, b'not a picture', b'%PDF-1.7\n', b'\x89PNG\r\n\x1a\n',
-    b'\xff\xd8\xff\xe0', b'GIF89a', b'RIFF\x10\0\0\0WEBPVP8 ', b'II*\0\x08\0\0\0'])
+@pytest.mark.parametrize(
+  'data',
+  [
+    b'',
+    b'\0',
+    b'\0' * 4096,
+    b'not a picture',
+    b'%PDF-1.7\n',
+    b'\x89PNG\r\n\x1a\n',
+    b'\xff\xd8\xff\xe0',
+    b'GIF89a',
+    b'RIFF\x10\0\0\0WEBPVP8 ',
+    b'II*\0\x08\0\0\0',
+  ],
+)
 def test_what_is_no_picture_is_unreadable(data):
   with pytest.raises(image.Unreadable, match='picture'):
     image.decode(data)
@@ -141,8 +166,10 @@ def test_none_squeezes_as_pillow_and_leaves_the_right_size_alone():
   assert image.fit(square, size=16, crop='none', rng=None) is square
 
 
-@pytest.mark.parametrize('height, width, resized', [
-    (40, 60, (36, 54)), (61, 40, (54, 36)), (50, 50, (36, 36)), (20, 33, (36, 59))])
+@pytest.mark.parametrize(
+  'height, width, resized',
+  [(40, 60, (36, 54)), (61, 40, (54, 36)), (50, 50, (36, 36)), (20, 33, (36, 59))],
+)
 def test_center_is_the_middle_of_pillows_resized_picture(height, width, resized):
   pixels = smooth(height, width)
   picture = Image.fromarray(pixels).resize(resized[::-1], Image.Resampling.LANCZOS)
@@ -155,11 +182,12 @@ def test_center_is_the_middle_of_pillows_resized_picture(height, width, resized)
 def test_random_crops_are_windows_of_the_resized_picture_and_reach_its_edges():
   pixels = smooth(20, 16)
   resized = np.asarray(Image.fromarray(pixels).resize((18, 22), Image.Resampling.LANCZOS))
-  windows = {resized[y:y + 16, x:x + 16].tobytes(): (y, x) for y in range(7) for x in range(3)}
+  windows = {resized[y : y + 16, x : x + 16].tobytes(): (y, x) for y in range(7) for x in range(3)}
   assert len(windows) == 21
   rng = np.random.default_rng(0)
-  found = {windows[image.fit(pixels, size=16, crop='random', rng=rng).tobytes()]
-           for _ in range(400)}
+  found = {
+    windows[image.fit(pixels, size=16, crop='random', rng=rng).tobytes()] for _ in range(400)
+  }
   assert found == set(windows.values())
 
 
@@ -181,4 +209,4 @@ def test_floats_and_back_is_the_identity_on_all_bytes():
   assert y.dtype == np.float32 and y[0] == -1 and y[255] == 1
   np.testing.assert_allclose(y, 2 * x.astype(np.float64) / 255 - 1, atol=2e-7)
   np.testing.assert_array_equal(pictures.pixels(y), x)
-  np.testing.assert_array_equal(pictures.pixels([-7., -1., 0., 1., 7.]), [0, 0, 128, 255, 255])
+  np.testing.assert_array_equal(pictures.pixels([-7.0, -1.0, 0.0, 1.0, 7.0]), [0, 0, 128, 255, 255])

@@ -8,7 +8,9 @@ from vargrl.data import prompts
 
 
 def make(classes=10, prompts_=4, seed=0, rows=None):
-  return prompts.make(classes=classes, prompts=prompts_, seed=seed, rows=range(prompts_) if rows is None else rows)
+  return prompts.make(
+    classes=classes, prompts=prompts_, seed=seed, rows=range(prompts_) if rows is None else rows
+  )
 
 
 def steps(stream, n):
@@ -25,13 +27,12 @@ def test_each_host_has_its_rows_of_the_same_global_step():
 def test_an_epoch_is_every_class_once(classes, size):
   labels = np.concatenate(steps(make(classes, size), 5 * classes))
   assert labels.dtype == np.int32
-  epochs = labels[:len(labels) // classes * classes].reshape(-1, classes)
+  epochs = labels[: len(labels) // classes * classes].reshape(-1, classes)
   np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(classes), (len(epochs), 1)))
 
 
 def test_orders_differ_by_epoch_and_by_seed():
-  a, b = (np.concatenate(steps(make(50, 50, seed), 2))
-          for seed in (0, 1))
+  a, b = (np.concatenate(steps(make(50, 50, seed), 2)) for seed in (0, 1))
   assert len({tuple(x) for x in (a[:50], a[50:], b[:50], b[50:])}) == 4
 
 
@@ -63,11 +64,15 @@ def test_a_stream_of_prompts_says_what_it_holds():
   stream.close()
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     ({'prompts_': 0}, 'batch: 0 found, at least 1 expected'),
     ({'rows': [3, 4]}, 'rows: .3, 4. found, some of 0 to 3 in order expected'),
     ({'rows': [1, 0]}, 'rows: .1, 0. found'),
-    ({'classes': 0}, 'classes: 0 found')])
+    ({'classes': 0}, 'classes: 0 found'),
+  ],
+)
 def test_what_does_not_fit_is_an_error(change, message):
   with pytest.raises(ValueError, match=message):
     make(**change)

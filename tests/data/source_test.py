@@ -26,34 +26,60 @@ def damaged(i):
   data = BAD.get(i, picture(i))
   if isinstance(data, str):
     data = picture(i, data.split()[1])
-    data = data[:len(data) // 2]
+    data = data[: len(data) // 2]
   return data
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Records on disk with all kinds of features; in `bad`, five of forty are unreadable."""
+
   VERSION = tfds.core.Version('1.0.0')
   url_infos = None
 
   def _info(self):
     f = tfds.features
-    features = {'id': np.int64, 'image': f.Image(), 'copy': f.Image(), 'note': f.Text(),
-                'pair': f.Tensor(shape=(2,), dtype=np.int64), 'weight': np.float32,
-                'mask': f.LabeledImage(labels=3, shape=(None, None, 1)),
-                'boxes': f.Sequence({'x': np.int64})}
-    return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features),
-                                 disable_shuffling=True)
+    features = {
+      'id': np.int64,
+      'image': f.Image(),
+      'copy': f.Image(),
+      'note': f.Text(),
+      'pair': f.Tensor(shape=(2,), dtype=np.int64),
+      'weight': np.float32,
+      'mask': f.LabeledImage(labels=3, shape=(None, None, 1)),
+      'boxes': f.Sequence({'x': np.int64}),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=f.FeaturesDict(features), disable_shuffling=True
+    )
 
   def _split_generators(self, dl_manager):
     good, bad = {i: picture(i) for i in range(40)}, {i: damaged(i) for i in range(40)}
-    huge = {2 ** 40: picture(0)}
-    return {name: self._generate_examples(split) for name, split in {
-        'good': good, 'bad': bad, 'hopeless': {i: b'' for i in range(8)}, 'huge': huge}.items()}
+    huge = {2**40: picture(0)}
+    return {
+      name: self._generate_examples(split)
+      for name, split in {
+        'good': good,
+        'bad': bad,
+        'hopeless': {i: b'' for i in range(8)},
+        'huge': huge,
+      }.items()
+    }
 
   def _generate_examples(self, split):
     for n, (i, data) in enumerate(split.items()):
-      yield n, {'id': i, 'image': data, 'copy': data, 'note': 'n', 'pair': [i, i], 'weight': .5,
-                'mask': b'', 'boxes': [{'x': 1}]}
+      yield (
+        n,
+        {
+          'id': i,
+          'image': data,
+          'copy': data,
+          'note': 'n',
+          'pair': [i, i],
+          'weight': 0.5,
+          'mask': b'',
+          'boxes': [{'x': 1}],
+        },
+      )
 
 
 @pytest.fixture(scope='module')
@@ -70,10 +96,25 @@ def make(folder):
 
   def make(**change):
     change = {'rows': range(change.get('batch', 8))} | change
-    streams.append(source.make(**{
-        'dataset': 'pictures', 'split': 'good', 'batch': 8, 'size': 8, 'crop': 'random',
-        'flip': True, 'shuffle': True, 'max_unreadable': 1., 'dir': folder, 'threads': 0,
-        'workers': 0, 'seed': 1} | change))
+    streams.append(
+      source.make(
+        **{
+          'dataset': 'pictures',
+          'split': 'good',
+          'batch': 8,
+          'size': 8,
+          'crop': 'random',
+          'flip': True,
+          'shuffle': True,
+          'max_unreadable': 1.0,
+          'dir': folder,
+          'threads': 0,
+          'workers': 0,
+          'seed': 1,
+        }
+        | change
+      )
+    )
     return streams[-1]
 
   yield make
@@ -91,8 +132,9 @@ def ids(batches):
 
 def rows(*batches):
   """The rows of batches as a sorted list of bytes: a multiset."""
-  return sorted(b['id'][i].tobytes() + b['image'][i].tobytes()
-                for b in batches for i in range(len(b['id'])))
+  return sorted(
+    b['id'][i].tobytes() + b['image'][i].tobytes() for b in batches for i in range(len(b['id']))
+  )
 
 
 def equal(batches, expected):
@@ -108,7 +150,7 @@ def test_images_are_floats_integers_int32_and_the_rest_is_dropped(make):
   assert stream.features == ('copy', 'id', 'image', 'pair') == tuple(batch)
   assert (stream.classes, stream.class_names) == (None, ())
   assert batch['image'].shape == (8, 8, 8, 3) and batch['image'].dtype == np.float32
-  assert -1 <= batch['image'].min() < -.9 and .9 < batch['image'].max() <= 1
+  assert -1 <= batch['image'].min() < -0.9 and 0.9 < batch['image'].max() <= 1
   assert batch['id'].shape == (8,) and batch['id'].dtype == np.int32
   assert batch['pair'].shape == (8, 2) and batch['pair'].dtype == np.int32
 
@@ -152,7 +194,9 @@ def test_a_global_batch_is_the_same_rows_for_1_2_and_4_hosts(make, split):
     for step, batch in enumerate(whole):
       for name, x in batch.items():
         np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), x)
-  assert ids(take(make(split=split, rows=[0, 3, 7]), 1)).tolist() == whole[0]['id'][[0, 3, 7]].tolist()
+  assert (
+    ids(take(make(split=split, rows=[0, 3, 7]), 1)).tolist() == whole[0]['id'][[0, 3, 7]].tolist()
+  )
 
 
 def test_threads_do_not_change_the_batches(make):
@@ -234,15 +278,17 @@ def test_unreadable_records_are_skipped_counted_and_replaced(make):
 
 
 def test_more_unreadable_records_than_allowed_is_an_error_that_names_them(make):
-  stream = make(split='bad', batch=10, shuffle=False, max_unreadable=.03)
+  stream = make(split='bad', batch=10, shuffle=False, max_unreadable=0.03)
   take(stream, 2)
-  with pytest.raises(ValueError, match=(
-      'pictures/bad.*: 4 of 30 records unreadable, the last is record 29.*0.03 expected')):
+  with pytest.raises(
+    ValueError,
+    match=('pictures/bad.*: 4 of 30 records unreadable, the last is record 29.*0.03 expected'),
+  ):
     next(stream)
 
 
 def test_exactly_the_allowed_share_is_no_error(make):
-  assert len(take(make(split='bad', batch=10, shuffle=False, max_unreadable=.05), 4)) == 4
+  assert len(take(make(split='bad', batch=10, shuffle=False, max_unreadable=0.05), 4)) == 4
 
 
 def test_a_dataset_without_a_readable_record_is_an_error_even_if_allowed(make):
@@ -250,7 +296,9 @@ def test_a_dataset_without_a_readable_record_is_an_error_even_if_allowed(make):
     next(make(split='hopeless'))
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     ({'batch': 0}, 'batch: 0 found, at least 1 expected'),
     ({'rows': [6, 8]}, 'rows: .6, 8. found, some of 0 to 7 in order expected'),
     ({'batch': 41}, 'pictures/good: 40 records found, at least 41, one global batch'),
@@ -259,7 +307,9 @@ def test_a_dataset_without_a_readable_record_is_an_error_even_if_allowed(make):
     ({'dataset': 'imagenet2013'}, "dataset: 'imagenet2013' found.*nearest are imagenet2012"),
     ({'dataset': 'digit'}, 'nearest are digits'),
     ({'dataset': ''}, "dataset: '' found"),
-    ({'dataset': 'mnist/foo'}, 'BuilderConfig foo not found')])
+    ({'dataset': 'mnist/foo'}, 'BuilderConfig foo not found'),
+  ],
+)
 def test_what_does_not_fit_is_an_error(make, change, message):
   with pytest.raises(ValueError, match=message):
     make(**change)
@@ -297,7 +347,8 @@ def test_any_tfds_name_works_by_name(make, name, classes):
 
 def test_a_build_by_several_at_once_is_whole(tmp_path):
   read = lambda _: source.read(
-      dataset='digits', split='test', size=8, crop='none', dir=str(tmp_path), limit=0)
+    dataset='digits', split='test', size=8, crop='none', dir=str(tmp_path), limit=0
+  )
   with futures.ThreadPoolExecutor(2) as pool:
     found = list(pool.map(read, range(2)))
   for x in found:
@@ -306,15 +357,25 @@ def test_a_build_by_several_at_once_is_whole(tmp_path):
 
 
 def read(folder, **change):
-  return source.read(**{'dataset': 'pictures', 'split': 'good', 'size': 8, 'crop': 'center',
-                        'dir': folder, 'limit': 0} | change)
+  return source.read(
+    **{
+      'dataset': 'pictures',
+      'split': 'good',
+      'size': 8,
+      'crop': 'center',
+      'dir': folder,
+      'limit': 0,
+    }
+    | change
+  )
 
 
 def test_reading_is_in_order_with_center_crops(folder):
   found = read(folder)
   np.testing.assert_array_equal(found['id'], np.arange(40))
-  expected = [image.fit(image.decode(picture(i)), size=8, crop='center', rng=None)
-              for i in range(40)]
+  expected = [
+    image.fit(image.decode(picture(i)), size=8, crop='center', rng=None) for i in range(40)
+  ]
   np.testing.assert_array_equal(found['image'], image.to_float(np.stack(expected)))
 
 

@@ -1,4 +1,7 @@
-"""Tokens against those of transformers and open_clip (tests/golden/clip_reference.py), by a small vocabulary."""
+"""Tokens against those of transformers and open_clip (tests/golden/clip_reference.py), by a small
+vocabulary.
+"""
+
 import json
 import pathlib
 
@@ -23,7 +26,7 @@ def folder(tmp_path_factory):
 
 def upto_end(ids):
   """Up to the first end token: with what is filled up does not matter."""
-  return [row[:list(row).index(END) + 1].tolist() for row in ids]
+  return [row[: list(row).index(END) + 1].tolist() for row in ids]
 
 
 def test_of_hugging_faces_files_the_ids_are_those_of_transformers(folder):
@@ -35,7 +38,9 @@ def test_of_hugging_faces_files_the_ids_are_those_of_transformers(folder):
 
 def test_of_openais_file_the_ids_are_those_of_open_clip(folder):
   ours = tokens.tokens(folder, TEXTS)
-  fixed = {text for text in small_bpe.ODD if text != small_bpe.ODD[0]}  # by ftfy, which is not there
+  fixed = {
+    text for text in small_bpe.ODD if text != small_bpe.ODD[0]
+  }  # by ftfy, which is not there
   for text, mine, theirs in zip(TEXTS, ours, STORED['ids_open_clip']):
     assert (mine.tolist() == theirs.tolist()) == (text not in fixed), text
 
@@ -48,7 +53,7 @@ def test_a_long_text_ends_with_the_end(folder):
 
 
 def test_an_end_in_the_text_is_the_end(folder):
-  ids, = tokens.tokens(folder / 'hf', ['cat <|endoftext|> dog'])
+  (ids,) = tokens.tokens(folder / 'hf', ['cat <|endoftext|> dog'])
   assert ids[2] == END and ids[4] == END
 
 
@@ -62,23 +67,34 @@ def test_tokenizer_json_is_the_same_and_its_own_padding_is_not_used(folder, tmp_
 
 
 def test_what_is_no_tokenizer_is_one_sentence(folder, tmp_path):
-  with pytest.raises(FileNotFoundError, match='no tokenizer in .*: tokenizer.json, vocab.json with merges.txt or'):
+  with pytest.raises(
+    FileNotFoundError, match='no tokenizer in .*: tokenizer.json, vocab.json with merges.txt or'
+  ):
     tokens.tokens(tmp_path, ['a'])
   (tmp_path / 'tokenizer.json').write_text('{"a": 1}')
-  with pytest.raises(ValueError, match='tokenizer.json: found no CLIP tokenizer in it'): tokens.tokens(tmp_path, ['a'])
+  with pytest.raises(ValueError, match='tokenizer.json: found no CLIP tokenizer in it'):
+    tokens.tokens(tmp_path, ['a'])
   words = json.loads((folder / 'hf' / 'vocab.json').read_text())
   del words['<|startoftext|>']
   (tmp_path / 'vocab.json').write_text(json.dumps(words))
   (tmp_path / 'merges.txt').write_text((folder / 'hf' / 'merges.txt').read_text())
   (tmp_path / 'tokenizer.json').unlink()
-  with pytest.raises(ValueError, match='expected'): tokens.tokens(tmp_path, ['a'])
+  with pytest.raises(ValueError, match='expected'):
+    tokens.tokens(tmp_path, ['a'])
 
 
 def test_imagenets_names_are_in_the_order_of_wordnet_ids():
   found = names.names('imagenet')
   assert len(found) == 1000 and found[:2] == ('tench', 'goldfish') and found[-1] == 'toilet paper'
-  assert [found.index(name) for name in ('ostrich', 'tabby cat', 'Golden Retriever')] == [9, 281, 207]
-  assert found[134] == 'crane bird' and found[517] == 'construction crane'  # of two meanings, told apart
+  assert [found.index(name) for name in ('ostrich', 'tabby cat', 'Golden Retriever')] == [
+    9,
+    281,
+    207,
+  ]
+  assert (
+    found[134] == 'crane bird' and found[517] == 'construction crane'
+  )  # of two meanings, told apart
   assert names.names('digits')[3] == 'three' and names.names(['a', 'b']) == ('a', 'b')
   for wrong in ('cifar', (), [1]):
-    with pytest.raises(ValueError, match='names: .* found'): names.names(wrong)
+    with pytest.raises(ValueError, match='names: .* found'):
+      names.names(wrong)

@@ -1,4 +1,6 @@
-"""What an evaluator cannot work with is one clear sentence when it is made, before anything compiles."""
+"""What an evaluator cannot work with is one clear sentence when it is made, before anything
+compiles.
+"""
 
 import dataclasses
 
@@ -48,7 +50,10 @@ WRONG = {
   'crop': (dict(crop='random'), "crop: 'random' found"),
   'limit': (dict(limit=-1), 'limit: -1 found'),
   'size': (dict(size=16), 'size: 16 pixels found, 8 expected'),
-  'no such feature': (dict(dataset='digit_pairs'), r"digit_pairs/test: features .*\['image'\] expected"),
+  'no such feature': (
+    dict(dataset='digit_pairs'),
+    r"digit_pairs/test: features .*\['image'\] expected",
+  ),
   'every below 0': (dict(every=-1), 'every: -1 found'),
   'every not whole': (dict(every=1.5), 'every: 1.5 found'),
   'every a bool': (dict(every=True), 'every: True found'),
@@ -78,7 +83,9 @@ def test_the_judge_and_the_samples_tell_too(models, folder):
     run.make(evals(folder, 'pretrain', judge=True, dataset='digit'), policy)
   with pytest.raises(ValueError, match=r'^evals\.mine: samples_each: 0 found'):
     run.make(evals(folder, 'pretrain', judge=True, samples_each=0), policy)
-  with pytest.raises(ValueError, match=r'^evals\.mine: digits/train: 10 classes found, 5 in the model'):
+  with pytest.raises(
+    ValueError, match=r'^evals\.mine: digits/train: 10 classes found, 5 in the model'
+  ):
     run.make(evals(folder, 'pretrain', judge=True), dataclasses.replace(policy, classes=5))
   with pytest.raises(ValueError, match=r'^evals\.mine: samples: the run has no policy'):
     run.make(evals(folder, 'pretrain', judge=True), models['classifier'])

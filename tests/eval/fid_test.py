@@ -1,4 +1,7 @@
-"""FID and its kin from images to numbers, with a small random Inception; references as the field stores them."""
+"""FID and its kin from images to numbers, with a small random Inception; references as the field
+stores them.
+"""
+
 import dataclasses
 import io
 
@@ -15,8 +18,21 @@ EACH, WIDTH = 6, inception.width('smoke')
 
 
 def make(models=striped.MODELS, **changes):
-  options = dict(weights='', size='smoke', images=EACH * striped.CLASSES, seed=0, preset='', batch=8, npz='', dataset='',
-                 split='', pixels=0, crop='none', dir='', limit=0)
+  options = dict(
+    weights='',
+    size='smoke',
+    images=EACH * striped.CLASSES,
+    seed=0,
+    preset='',
+    batch=8,
+    npz='',
+    dataset='',
+    split='',
+    pixels=0,
+    crop='none',
+    dir='',
+    limit=0,
+  )
   return fid.make(models, **options | changes)
 
 
@@ -24,7 +40,9 @@ def make(models=striped.MODELS, **changes):
 def real(tmp_path_factory):
   """An .npz whose arr_0 are the policy's own samples under seed 0, in another order."""
   path = tmp_path_factory.mktemp('real') / 'real.npz'
-  image_Byxc, _ = samples.sampler(striped.MODELS)({'policy': {}}, {}, classes=striped.CLASSES, each=EACH, seed=0)
+  image_Byxc, _ = samples.sampler(striped.MODELS)(
+    {'policy': {}}, {}, classes=striped.CLASSES, each=EACH, seed=0
+  )
   np.savez_compressed(path, arr_0=image_Byxc[::-1])
   return path
 
@@ -33,10 +51,15 @@ def test_equal_images_are_at_distance_0_others_are_not_and_a_mesh_changes_nothin
   evaluate = make(npz=str(real))
   polls = []
   found = dict(evaluate({'policy': {}}, {}, lambda: polls.append(0)))
-  assert len(polls) == 2 * len(list(rows.calls(EACH * striped.CLASSES, 8)))  # real ones and drawn ones
+  assert len(polls) == 2 * len(
+    list(rows.calls(EACH * striped.CLASSES, 8))
+  )  # real ones and drawn ones
   assert list(found) == ['fid', 'inception_score', 'precision', 'recall', 'real_images', 'images']
-  assert found['fid'] < 1e-6 and found['precision'] == found['recall'] == 1.
-  assert found['inception_score'] > 1 and found['images'] == found['real_images'] == EACH * striped.CLASSES
+  assert found['fid'] < 1e-6 and found['precision'] == found['recall'] == 1.0
+  assert (
+    found['inception_score'] > 1
+    and found['images'] == found['real_images'] == EACH * striped.CLASSES
+  )
   assert dict(evaluate({'policy': {}}, {})) == found  # the same keys again
 
   dull = dict(make(npz=str(real), preset='dull')({'policy': {}}, {}))
@@ -67,10 +90,13 @@ def test_the_images_of_a_packed_npz_are_all_there_once(real):
 def test_a_split_of_a_data_set_is_a_reference(tmp_path_factory):
   folder = str(tmp_path_factory.getbasetemp() / 'tfds')
   models = dataclasses.replace(striped.MODELS, classes=10)
-  real = reference.split(models, dataset='digits', split='test', size=8, crop='none', dir=folder, limit=21)
+  real = reference.split(
+    models, dataset='digits', split='test', size=8, crop='none', dir=folder, limit=21
+  )
   parts = [x[counts] for x, counts in real.batches(8)]
   assert real.images == 21 and [len(p) for p in parts] == [8, 8, 5] and parts[0].dtype == np.uint8
   from vargrl.data import source
+
   rows = source.read(dataset='digits', split='test', size=8, crop='none', dir=folder, limit=21)
   np.testing.assert_array_equal(np.concatenate(parts), np.rint((rows['image'] + 1) * 127.5))
 
@@ -87,24 +113,37 @@ def test_what_cannot_work_is_told_when_it_is_made(tmp_path, real):
   np.savez(objects, arr_0=np.array([{}], object))
   (tmp_path / 'objects.npz').write_bytes(objects.getvalue())
   wrong = [
-      (dict(weights='/nowhere/inception.pth'), FileNotFoundError, 'no /nowhere/inception.pth; `curl .*github.com'),
-      (dict(size='fid'), ValueError, "weights: '' found, the file pt_inception.* expected; `curl"),
-      (dict(size='large'), ValueError, "size: 'large' found"),
-      (dict(images=6), ValueError, 'images: 6 found, a multiple of the 4 classes'),
-      (dict(images=0), ValueError, 'images: 0 found'),
-      (dict(batch=0), ValueError, 'batch: 0 found'),
-      (dict(preset='vars'), ValueError, r"preset: 'vars' found, one of \['dull'\]"),
-      (dict(npz='/nowhere/VIRTUAL.npz'), FileNotFoundError, 'no /nowhere/VIRTUAL.npz; `curl .*VIRTUAL_imagenet256'),
-      (dict(npz=npz(arr_1=np.zeros(3))), ValueError, r"arrays \['arr_1'\]"),
-      (dict(npz=str(tmp_path / 'broken.npz')), ValueError, 'is no .npz'),
-      (dict(npz=str(tmp_path / 'objects.npz')), ValueError, 'object'),
-      (dict(npz=str(real), dataset='digits'), ValueError, "one of them ''"),
-      (dict(dataset='digit', split='test', pixels=8, dir=str(tmp_path)), ValueError, "'digit' found"),
+    (
+      dict(weights='/nowhere/inception.pth'),
+      FileNotFoundError,
+      'no /nowhere/inception.pth; `curl .*github.com',
+    ),
+    (dict(size='fid'), ValueError, "weights: '' found, the file pt_inception.* expected; `curl"),
+    (dict(size='large'), ValueError, "size: 'large' found"),
+    (dict(images=6), ValueError, 'images: 6 found, a multiple of the 4 classes'),
+    (dict(images=0), ValueError, 'images: 0 found'),
+    (dict(batch=0), ValueError, 'batch: 0 found'),
+    (dict(preset='vars'), ValueError, r"preset: 'vars' found, one of \['dull'\]"),
+    (
+      dict(npz='/nowhere/VIRTUAL.npz'),
+      FileNotFoundError,
+      'no /nowhere/VIRTUAL.npz; `curl .*VIRTUAL_imagenet256',
+    ),
+    (dict(npz=npz(arr_1=np.zeros(3))), ValueError, r"arrays \['arr_1'\]"),
+    (dict(npz=str(tmp_path / 'broken.npz')), ValueError, 'is no .npz'),
+    (dict(npz=str(tmp_path / 'objects.npz')), ValueError, 'object'),
+    (dict(npz=str(real), dataset='digits'), ValueError, "one of them ''"),
+    (dict(dataset='digit', split='test', pixels=8, dir=str(tmp_path)), ValueError, "'digit' found"),
   ]
   for changes, kind, message in wrong:
-    with pytest.raises(kind, match=message): make(**changes)
-  for arrays, message in ((dict(mu=np.zeros(7), sigma=np.zeros((7, 7))), rf'mu \[7\] .* \[{WIDTH}\] expected'),
-                          (dict(arr_0=np.zeros((2, 8, 8, 3))), r'arr_0 float64 .* uint8 \[N, y, x, 3\]'),
-                          (dict(arr_0=np.zeros((2, 8, 8), np.uint8)), r'arr_0 uint8 \[2, 8, 8\]')):
-    with pytest.raises(ValueError, match=message): make(npz=npz(**arrays))
-  with pytest.raises(ValueError, match='no policy'): make(dataclasses.replace(striped.MODELS, generate=None))
+    with pytest.raises(kind, match=message):
+      make(**changes)
+  for arrays, message in (
+    (dict(mu=np.zeros(7), sigma=np.zeros((7, 7))), rf'mu \[7\] .* \[{WIDTH}\] expected'),
+    (dict(arr_0=np.zeros((2, 8, 8, 3))), r'arr_0 float64 .* uint8 \[N, y, x, 3\]'),
+    (dict(arr_0=np.zeros((2, 8, 8), np.uint8)), r'arr_0 uint8 \[2, 8, 8\]'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      make(npz=npz(**arrays))
+  with pytest.raises(ValueError, match='no policy'):
+    make(dataclasses.replace(striped.MODELS, generate=None))

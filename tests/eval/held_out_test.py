@@ -77,7 +77,8 @@ def test_next_scale(smoke, folder):
 
   scores = jax.tree.map(np.float64, together(smoke.params, frozen))
   by_scale = {
-    f'nll/scale_{i}': -scores.logp[..., a:b].mean() for i, (a, b) in enumerate(bounds(models.scales))
+    f'nll/scale_{i}': -scores.logp[..., a:b].mean()
+    for i, (a, b) in enumerate(bounds(models.scales))
   }
   close(found, {'nll': -scores.logp.mean(), 'accuracy': scores.hit.mean()} | by_scale)
 

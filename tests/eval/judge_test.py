@@ -28,7 +28,9 @@ def svc():
 
 @pytest.fixture(scope='module')
 def judged(tmp_path_factory):
-  """pixels [10 * EACH, 8, 8, 3] of a policy that draws just these, by class -> what the judge says."""
+  """pixels [10 * EACH, 8, 8, 3] of a policy that draws just these, by class -> what the judge
+  says.
+  """
   models = Models(
     init=None, config=types.SimpleNamespace(image_size=8), classes=10,
     keys=lambda rng, P, R, first=0: jnp.arange(P * R).reshape(P, R),
@@ -37,11 +39,17 @@ def judged(tmp_path_factory):
   )  # fmt: skip
   evaluate = judge.make(models, dataset='digits', size=8, samples_each=EACH, seed=0,
                         dir=str(tmp_path_factory.getbasetemp() / 'tfds'))  # fmt: skip
+
   def judged(pixels):
     polls = []
-    found = dict(evaluate({'policy': {}}, {'drawn': jnp.asarray(image.to_float(pixels))}, lambda: polls.append(0)))
+    found = dict(
+      evaluate(
+        {'policy': {}}, {'drawn': jnp.asarray(image.to_float(pixels))}, lambda: polls.append(0)
+      )
+    )
     assert polls
     return found
+
   return judged
 
 

@@ -1,4 +1,7 @@
-"""Rewards on fixed classes: means over exactly the images that were asked for, on the device and in workers."""
+"""Rewards on fixed classes: means over exactly the images that were asked for, on the device and in
+workers.
+"""
+
 import numpy as np
 import pytest
 import striped
@@ -7,9 +10,9 @@ from vargrl.eval import rewards, samples
 from vargrl.parallel import rows
 from vargrl.rewards import jpeg
 
-POOL = dict(max_failed=0.1, workers=1, timeout=60., retries=0, chunk=4)
-DEVICE = dict(bright=dict(name='rewards.brightness', weight=1.))
-HOST = dict(small=dict(name='rewards.jpeg', weight=0., quality=90, sign=1))
+POOL = dict(max_failed=0.1, workers=1, timeout=60.0, retries=0, chunk=4)
+DEVICE = dict(bright=dict(name='rewards.brightness', weight=1.0))
+HOST = dict(small=dict(name='rewards.jpeg', weight=0.0, quality=90, sign=1))
 
 
 def make(**changes):
@@ -20,11 +23,17 @@ def make(**changes):
 def test_mean_and_deviation_of_every_reward_over_the_images():
   evaluate = make(rewards=DEVICE | HOST)
   polls = []
-  try: found = dict(evaluate({'policy': {}}, {}, lambda: polls.append(0)))
-  finally: evaluate.close()
-  image_Byxc, _ = samples.sampler(striped.MODELS)({'policy': {}}, {}, classes=(1, 3), each=5, seed=0)
-  wanted = {'bright': image_Byxc.mean((1, 2, 3)) / 255,
-            'small': jpeg.reward(image_Byxc, None, quality=90, sign=1)}
+  try:
+    found = dict(evaluate({'policy': {}}, {}, lambda: polls.append(0)))
+  finally:
+    evaluate.close()
+  image_Byxc, _ = samples.sampler(striped.MODELS)(
+    {'policy': {}}, {}, classes=(1, 3), each=5, seed=0
+  )
+  wanted = {
+    'bright': image_Byxc.mean((1, 2, 3)) / 255,
+    'small': jpeg.reward(image_Byxc, None, quality=90, sign=1),
+  }
   for name, r_B in wanted.items():
     assert found[name] == pytest.approx(np.mean(r_B), rel=1e-5)
     assert found[f'{name}/std'] == pytest.approx(np.std(r_B), rel=1e-4)
@@ -32,14 +41,21 @@ def test_mean_and_deviation_of_every_reward_over_the_images():
   assert len(polls) == len(list(rows.calls(10, 4)))
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     (dict(each=0), 'each: 0 found'),
     (dict(classes=5), 'classes: 5 found, some of 0 .. 3'),
     (dict(classes=()), 'classes'),
     (dict(preset='var'), "preset: 'var' found"),
     (dict(rewards={}), '0 rewards'),
-    (dict(rewards=dict(a=dict(name='rewards.brightnes', weight=1.))), "did you mean 'rewards.brightness'"),
-    (dict(rewards=dict(a=dict(name='rewards.classifier', weight=1.))), 'without a classifier'),
-])
+    (
+      dict(rewards=dict(a=dict(name='rewards.brightnes', weight=1.0))),
+      "did you mean 'rewards.brightness'",
+    ),
+    (dict(rewards=dict(a=dict(name='rewards.classifier', weight=1.0))), 'without a classifier'),
+  ],
+)
 def test_what_cannot_work_is_told_when_it_is_made(changes, message):
-  with pytest.raises(ValueError, match=message): make(**changes)
+  with pytest.raises(ValueError, match=message):
+    make(**changes)

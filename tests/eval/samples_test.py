@@ -116,7 +116,9 @@ def test_a_thousand_classes_are_drawn_in_bounded_calls():
 
 
 def test_the_grid_has_a_row_for_every_class():
-  [(name, grid)] = samples.make(PIXEL, classes=(7, 300, 1), each=2, seed=0, preset='')({'policy': {}}, {})
+  [(name, grid)] = samples.make(PIXEL, classes=(7, 300, 1), each=2, seed=0, preset='')(
+    {'policy': {}}, {}
+  )
   assert name == 'grid' and grid.dtype == np.uint8
   assert grid.shape == (3 * 54 + 6, 2 * 54 + 6, 3)  # cells of 48, gaps of 6
   label_PR = grid[30::54, 30::54, 0].astype(int) * 256 + grid[30::54, 30::54, 1]

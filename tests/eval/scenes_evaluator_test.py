@@ -1,4 +1,7 @@
-"""The evaluator of scenes gives a policy that is always right full marks, and one that never is none."""
+"""The evaluator of scenes gives a policy that is always right full marks, and one that never is
+none.
+"""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,44 +12,93 @@ from vargrl.types import Models, Rollout
 
 LOOK = dict(patch=4, merge=2, frames=1, least=1024, most=1024)
 SEEN = dict(size=(32, 32), tokenizer='scenes', look=LOOK)
-KNOBS = dict(world='small', pixels=32, split='test', records=21, words=6, greedy=True, guidance=2.5, length=64, patches=64,
-             batch=8, seed=0, strict=True, show=4, **SEEN)
+KNOBS = dict(
+  world='small',
+  pixels=32,
+  split='test',
+  records=21,
+  words=6,
+  greedy=True,
+  guidance=2.5,
+  length=64,
+  patches=64,
+  batch=8,
+  seed=0,
+  strict=True,
+  show=4,
+  **SEEN,
+)
 WORDS = 6
 
 
 def known(task):
   """The Dialogues that the evaluator asks for."""
-  return dialogue_prompts.table(dataset=f'scenes/small/32/{task}', split='test', dir='', records=21, length=64, patches=64,
-                                draw=False, crop='cover', **SEEN)[1]
+  return dialogue_prompts.table(
+    dataset=f'scenes/small/32/{task}',
+    split='test',
+    dir='',
+    records=21,
+    length=64,
+    patches=64,
+    draw=False,
+    crop='cover',
+    **SEEN,
+  )[1]
 
 
 def policy(task, shift, draws=(True,) * 21):
-  """A policy that answers record i with what is right for record i + shift; a key is the record's number."""
+  """A policy that answers record i with what is right for record i + shift; a key is the record's
+  number.
+  """
   said = known(task)
   words = sequences.form(crop='cover', **SEEN).words
-  ids = [text.encode(words, dialogue.messages[-1][1].replace('<image_gen>', '')) for dialogue in said]
-  told = np.stack([np.pad(t, (0, WORDS - len(t))) for t in ids]) if task == 'question' else np.zeros((21, WORDS), int)
+  ids = [
+    text.encode(words, dialogue.messages[-1][1].replace('<image_gen>', '')) for dialogue in said
+  ]
+  told = (
+    np.stack([np.pad(t, (0, WORDS - len(t))) for t in ids])
+    if task == 'question'
+    else np.zeros((21, WORDS), int)
+  )
   mask = np.stack([np.arange(WORDS) < len(t) for t in ids]).astype(np.float32)
-  if task != 'question': mask = np.concatenate([mask, np.ones((len(said), 1)) * np.asarray(draws)[:, None]], 1)
-  picture = jnp.asarray(np.stack([np.asarray(d.pictures[-1], np.float32) / 127.5 - 1 for d in said]))
+  if task != 'question':
+    mask = np.concatenate([mask, np.ones((len(said), 1)) * np.asarray(draws)[:, None]], 1)
+  picture = jnp.asarray(
+    np.stack([np.asarray(d.pictures[-1], np.float32) / 127.5 - 1 for d in said])
+  )
 
   def otherwise(words, **changes):
     assert changes == dict(top_k=1, bit_top_p=1e-6, guidance=2.5)
+
     def generate(params, frozen, prompt_P, keys_PR):
       at = (keys_PR + shift) % len(said)
-      return Rollout({'words': jnp.asarray(told)[at], 'bits': at[..., None]}, None, None, jnp.asarray(mask)[at])
+      return Rollout(
+        {'words': jnp.asarray(told)[at], 'bits': at[..., None]}, None, None, jnp.asarray(mask)[at]
+      )
+
     return generate
-  return Models(init=None, config=None, packed=lambda: None, otherwise=otherwise, drawn=lambda tokens, lead: tokens['bits'],
-                keys=lambda rng, P, R: jnp.arange(P)[:, None].repeat(R, 1),
-                decode=lambda frozen, t_BL: picture[t_BL.reshape(-1)])
+
+  return Models(
+    init=None,
+    config=None,
+    packed=lambda: None,
+    otherwise=otherwise,
+    drawn=lambda tokens, lead: tokens['bits'],
+    keys=lambda rng, P, R: jnp.arange(P)[:, None].repeat(R, 1),
+    decode=lambda frozen, t_BL: picture[t_BL.reshape(-1)],
+  )
 
 
 @pytest.mark.parametrize('task', scenes.TASKS)
 def test_who_is_right_has_full_marks_and_who_is_wrong_has_not(task):
-  right, wrong = (dict(scenes.make(policy(task, shift), task=task, **KNOBS)({'policy': {}}, {})) for shift in (0, 1))
+  right, wrong = (
+    dict(scenes.make(policy(task, shift), task=task, **KNOBS)({'policy': {}}, {}))
+    for shift in (0, 1)
+  )
   assert right['overall'] == 1 and all(x == 1 for name, x in right.items() if name != 'grid')
-  assert wrong['overall'] < .4
-  if task == 'question': return
+  assert wrong['overall'] < 0.4
+  if task == 'question':
+    return
   side = {'generation': 1, 'editing': 2}[task]
   assert right['grid'].ndim == 3 and right['grid'].shape[1] >= 4 * side * 96
 
@@ -57,13 +109,24 @@ def test_a_row_that_ended_before_its_picture_is_wrong(task):
   found = dict(scenes.make(policy(task, 0, draws), task=task, **KNOBS)({'policy': {}}, {}))
   kinds = [said.about.kind if task == 'editing' else said.about.category for said in known(task)]
   shares = [draws[[kind == one for kind in kinds]].mean() for one in dict.fromkeys(kinds)]
-  assert found['drawn'] == pytest.approx(2 / 3) and found['overall'] == pytest.approx(np.mean(shares))
+  assert found['drawn'] == pytest.approx(2 / 3) and found['overall'] == pytest.approx(
+    np.mean(shares)
+  )
 
 
 def test_what_cannot_be_asked_is_told():
   make = lambda m=None, **changes: scenes.make(
-      Models(init=None, config=None, packed=lambda: None) if m is None else m, **KNOBS | dict(task='question') | changes)
-  for changes, words in ((dict(task='singing'), "task: 'singing' found"), (dict(words=0), 'words: 0 found'),
-                         (dict(length=8), '8'), (dict(world='large'), 'large'), (dict(split='all'), 'split')):
-    with pytest.raises(ValueError, match=words): make(**changes)
-  with pytest.raises(ValueError, match='words and pictures expected'): make(Models(init=None, config=None))
+    Models(init=None, config=None, packed=lambda: None) if m is None else m,
+    **KNOBS | dict(task='question') | changes,
+  )
+  for changes, words in (
+    (dict(task='singing'), "task: 'singing' found"),
+    (dict(words=0), 'words: 0 found'),
+    (dict(length=8), '8'),
+    (dict(world='large'), 'large'),
+    (dict(split='all'), 'split'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      make(**changes)
+  with pytest.raises(ValueError, match='words and pictures expected'):
+    make(Models(init=None, config=None))

@@ -1,7 +1,8 @@
 """The weights and pictures that tests/golden/inception.npz was computed with (NumPy only).
 
-Gains keep the second moment through relu (He), so that features are of order one at the end of 40 layers.
-"""
+Gains keep the second moment through relu (He), so that features are of order one at the end of 40
+layers."""
+
 import math
 import zlib
 
@@ -13,11 +14,15 @@ def weights(name, shape):
   """float32 array of the checkpoint key `name`."""
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   noise = rng.standard_normal(shape, np.float32)
-  if name.endswith('running_var'): return np.exp(.3 * noise)
-  if name.endswith('bn.weight'): return 1 + .1 * noise
-  if name == 'fc.weight': return noise * np.float32(2 / math.sqrt(shape[1]))
-  if len(shape) > 1: return noise * np.float32(math.sqrt(2 / math.prod(shape[1:])))
-  return np.float32(.1) * noise
+  if name.endswith('running_var'):
+    return np.exp(0.3 * noise)
+  if name.endswith('bn.weight'):
+    return 1 + 0.1 * noise
+  if name == 'fc.weight':
+    return noise * np.float32(2 / math.sqrt(shape[1]))
+  if len(shape) > 1:
+    return noise * np.float32(math.sqrt(2 / math.prod(shape[1:])))
+  return np.float32(0.1) * noise
 
 
 def pictures(count=2, size=256):

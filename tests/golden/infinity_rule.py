@@ -1,4 +1,5 @@
 """Inputs of the stored numbers of Infinity, rebuilt by the rule in fill.py, and their bits."""
+
 import fill
 import jax.numpy as jnp
 import numpy as np

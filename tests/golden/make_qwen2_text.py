@@ -1,7 +1,8 @@
 """Writes tests/golden/qwen2_text.json with transformers' tokenizer and chat templates:
 
-  python tests/golden/make_qwen2_text.py     # needs transformers 5
+python tests/golden/make_qwen2_text.py     # needs transformers 5
 """
+
 import json
 import pathlib
 import sys
@@ -21,12 +22,16 @@ def main():
       small_qwen.write(pathlib.Path(folder), template)
       tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
       say = lambda dialogue, answer: tokenizer.apply_chat_template(
-          dialogue, add_generation_prompt=answer, tokenize=True, return_dict=False)
-      out['dialogues'][name] = [[say(dialogue, answer) for answer in (False, True)]
-                                for dialogue in small_qwen.DIALOGUES]
-      if 'texts' not in out: out['texts'] = [tokenizer(text)['input_ids'] for text in small_qwen.TEXTS]
+        dialogue, add_generation_prompt=answer, tokenize=True, return_dict=False
+      )
+      out['dialogues'][name] = [
+        [say(dialogue, answer) for answer in (False, True)] for dialogue in small_qwen.DIALOGUES
+      ]
+      if 'texts' not in out:
+        out['texts'] = [tokenizer(text)['input_ids'] for text in small_qwen.TEXTS]
       print(type(tokenizer).__name__, tokenizer.decode(out['dialogues'][name][1][0]))
   (HERE / 'qwen2_text.json').write_text(json.dumps(out, separators=(',', ':')) + '\n')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+  main()

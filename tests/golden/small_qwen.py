@@ -1,16 +1,46 @@
-"""A small tokenizer as Qwen's files would hold it, chat templates, dialogues and texts that are hard to cut."""
+"""A small tokenizer as Qwen's files would hold it, chat templates, dialogues and texts that are
+hard to cut.
+"""
+
 import json
 
 import small_bpe
 
 from vargrl.data import text, tokens
 
-WORDS = ('Ġthe', 'Ġa', 'Ġcat', 'Ġdog', 'Ġis', 'user', 'assistant', 'system', 'You',
-         'Ġare', 'Ġhelpful', 'Ġof', 'ing', 'ĊĊ', 'Ġimage', 'hello', 'Ġworld', 'ĠĠ')
+WORDS = (
+  'Ġthe',
+  'Ġa',
+  'Ġcat',
+  'Ġdog',
+  'Ġis',
+  'user',
+  'assistant',
+  'system',
+  'You',
+  'Ġare',
+  'Ġhelpful',
+  'Ġof',
+  'ing',
+  'ĊĊ',
+  'Ġimage',
+  'hello',
+  'Ġworld',
+  'ĠĠ',
+)
 SPECIAL = (text.TEXT_END, text.START, text.END, text.IMAGE_START, text.IMAGE_END, text.IMAGE)
-TEXTS = (*small_bpe.TEXTS, 'cafe\u0301', "I'LL'VE", 'x\r\n\r\ny  \n z', 'a  b   c', f'say {text.END} now',
-         '１２３ ٣', '\u200d👩‍🔬')
-# What transformers makes of white space around blocks, of loop controls and of tojson is a part of the language.
+TEXTS = (
+  *small_bpe.TEXTS,
+  'cafe\u0301',
+  "I'LL'VE",
+  'x\r\n\r\ny  \n z',
+  'a  b   c',
+  f'say {text.END} now',
+  '１２３ ٣',
+  '\u200d👩‍🔬',
+)
+# What transformers makes of white space around blocks, of loop controls and of tojson is a part of
+# the language.
 BLOCKS = """
 {%- set count = namespace(value=0) %}
 {% for message in messages %}
@@ -32,14 +62,23 @@ BLOCKS = """
 {%- endif %}
 """
 TEMPLATES = {'chatml': text.CHATML, 'blocks': BLOCKS}
-SEEN = [{'type': 'text', 'text': 'What is in '}, {'type': 'image'},
-        {'type': 'text', 'text': ' and in '}, {'type': 'image'}]
+SEEN = [
+  {'type': 'text', 'text': 'What is in '},
+  {'type': 'image'},
+  {'type': 'text', 'text': ' and in '},
+  {'type': 'image'},
+]
 DIALOGUES = (
-    [{'role': 'user', 'content': 'hello world'}],
-    [{'role': 'system', 'content': 'You are a cat.'}, {'role': 'user', 'content': ' the dog\n'},
-     {'role': 'assistant', 'content': '\n\nthe cat is "helpful"  '}, {'role': 'user', 'content': 'naïve 12 é?'},
-     {'role': 'assistant', 'content': ''}],
-    [{'role': 'user', 'content': SEEN}, {'role': 'assistant', 'content': 'a dog\nhello'}])
+  [{'role': 'user', 'content': 'hello world'}],
+  [
+    {'role': 'system', 'content': 'You are a cat.'},
+    {'role': 'user', 'content': ' the dog\n'},
+    {'role': 'assistant', 'content': '\n\nthe cat is "helpful"  '},
+    {'role': 'user', 'content': 'naïve 12 é?'},
+    {'role': 'assistant', 'content': ''},
+  ],
+  [{'role': 'user', 'content': SEEN}, {'role': 'assistant', 'content': 'a dog\nhello'}],
+)
 
 
 def merges():
@@ -47,7 +86,8 @@ def merges():
   pairs = []
   for word in WORDS:
     for i in range(1, len(word)):
-      if (word[:i], word[i]) not in pairs: pairs.append((word[:i], word[i]))
+      if (word[:i], word[i]) not in pairs:
+        pairs.append((word[:i], word[i]))
   return pairs
 
 
@@ -57,11 +97,19 @@ def write(folder, template=None):
   words = [*tokens.bytes_as_text().values(), *dict.fromkeys(a + b for a, b in merges())]
   numbers = {token: len(words) + i for i, token in enumerate(SPECIAL)}
   (folder / 'vocab.json').write_text(json.dumps({word: i for i, word in enumerate(words)}))
-  (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *(' '.join(pair) for pair in merges())]) + '\n')
+  (folder / 'merges.txt').write_text(
+    '\n'.join(['#version: 0.2', *(' '.join(pair) for pair in merges())]) + '\n'
+  )
   flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
-  config = {'added_tokens_decoder': {str(n): {'content': token, **flags} for token, n in numbers.items()},
-            'tokenizer_class': 'Qwen2Tokenizer', 'eos_token': text.END, 'pad_token': text.TEXT_END, 'unk_token': None,
-            'additional_special_tokens': [*SPECIAL[1:]]}
-  if template is not None: config['chat_template'] = template
+  config = {
+    'added_tokens_decoder': {str(n): {'content': token, **flags} for token, n in numbers.items()},
+    'tokenizer_class': 'Qwen2Tokenizer',
+    'eos_token': text.END,
+    'pad_token': text.TEXT_END,
+    'unk_token': None,
+    'additional_special_tokens': [*SPECIAL[1:]],
+  }
+  if template is not None:
+    config['chat_template'] = template
   (folder / 'tokenizer_config.json').write_text(json.dumps(config))
   return numbers

@@ -1,4 +1,5 @@
 """A folder with a small tokenizer as Qwen2-VL's, and with pictures and dialogues about them."""
+
 import json
 import types
 
@@ -10,22 +11,33 @@ from vargrl.data import image, sequences, text
 
 LOOK = dict(patch=2, merge=2, frames=1, least=16, most=64)
 SAID = [  # messages, pictures
-    ([('user', '<image>hello'), ('assistant', 'a cat')], ['0.png']),
-    ([('user', 'hello the dog'), ('assistant', 'the dog.<image_gen>')], ['1.png']),
-    ([('user', 'make <image> a cat'), ('assistant', 'it is: <image_gen>')], ['0.png', '1.png']),
-    ([('system', 'a cat'), ('user', 'hello'), ('assistant', 'the world'), ('user', 'a dog'), ('assistant', 'hello')],
-     []),
+  ([('user', '<image>hello'), ('assistant', 'a cat')], ['0.png']),
+  ([('user', 'hello the dog'), ('assistant', 'the dog.<image_gen>')], ['1.png']),
+  ([('user', 'make <image> a cat'), ('assistant', 'it is: <image_gen>')], ['0.png', '1.png']),
+  (
+    [
+      ('system', 'a cat'),
+      ('user', 'hello'),
+      ('assistant', 'the world'),
+      ('user', 'a dog'),
+      ('assistant', 'hello'),
+    ],
+    [],
+  ),
 ]
 
 
 def record(said, pictures, **more):
-  return {'messages': [{'role': role, 'content': content} for role, content in said], 'images': pictures} | more
+  return {
+    'messages': [{'role': role, 'content': content} for role, content in said],
+    'images': pictures,
+  } | more
 
 
 @pytest.fixture(scope='session')
 def talks(tmp_path_factory):
-  """words: a tokenizer's folder. pictures: a folder with 0.png (12 x 8) to 3.png. path: a .json of SAID, with pictures
-  below the folder. form(**changes) -> sequences.Form."""
+  """words: a tokenizer's folder. pictures: a folder with 0.png (12 x 8) to 3.png. path: a .json of
+  SAID, with pictures below the folder. form(**changes) -> sequences.Form."""
   folder = tmp_path_factory.mktemp('talks')
   small_qwen.write(folder / 'words')
   words = text.with_drawing(text.read(folder / 'words'))
@@ -37,16 +49,29 @@ def talks(tmp_path_factory):
   (folder / 'talks.json').write_text(json.dumps([record(*x) for x in SAID]))
 
   def form(**changes):
-    return sequences.form(**dict(tokenizer=str(folder / 'words'), look=LOOK, size=(8, 8), crop='cover') | changes)
-  return types.SimpleNamespace(words=str(folder / 'words'), pictures=folder, path=str(folder / 'talks.json'), form=form,
-                               look=LOOK, record=record)
+    return sequences.form(
+      **dict(tokenizer=str(folder / 'words'), look=LOOK, size=(8, 8), crop='cover') | changes
+    )
+
+  return types.SimpleNamespace(
+    words=str(folder / 'words'),
+    pictures=folder,
+    path=str(folder / 'talks.json'),
+    form=form,
+    look=LOOK,
+    record=record,
+  )
 
 
 @pytest.fixture(scope='session')
 def tell(talks):
   """(messages, names of pictures, **options) -> sequences.Told."""
+
   def call(said, pictures=(), form=None, seed=0, **changes):
-    dialogue = sequences.Dialogue(tuple(said), tuple(str(talks.pictures / name) for name in pictures))
-    options = dict(drawn=5, wanted='assistant', positions='mrope', prompt_drop=0.) | changes
+    dialogue = sequences.Dialogue(
+      tuple(said), tuple(str(talks.pictures / name) for name in pictures)
+    )
+    options = dict(drawn=5, wanted='assistant', positions='mrope', prompt_drop=0.0) | changes
     return sequences.whole(form or talks.form(), dialogue, np.random.default_rng(seed), **options)
+
   return call

@@ -1,4 +1,5 @@
 """Records of both worlds, drawn once for a process."""
+
 import functools
 
 import pytest

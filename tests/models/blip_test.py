@@ -1,4 +1,7 @@
-"""BLIP and ImageReward's head against transformers' BLIP at small width (tests/golden/make_blip.py)."""
+"""BLIP and ImageReward's head against transformers' BLIP at small width
+(tests/golden/make_blip.py).
+"""
+
 import math
 import pathlib
 import re
@@ -25,7 +28,7 @@ def their_shapes(layout, found):
   out, flat = {}, traverse_util.flatten_dict(found, sep='/')
   for names, layer, key, pattern in torch.rows(layout.table, flat):
     left, right = pattern.split('->')
-    shape = flat[names[0]].shape[layer is not None:]
+    shape = flat[names[0]].shape[layer is not None :]
     size = dict(zip(right.split(), shape if len(names) == 1 else (len(names), *shape))) | {'1': 1}
     groups = re.findall(r'\(([^)]*)\)|(\S+)', left)
     out[key] = tuple(math.prod(size[a] for a in (many or one).split()) for many, one in groups)
@@ -46,11 +49,14 @@ def test_the_reference_is_reached_through_the_layout_of_imagereward():
     x_BD = part(blip.Text(C), 'text', t_BL, mask_BL, image_BSD)
     other_BD = part(blip.Text(C), 'text', t_BL + ~mask_BL * 7, mask_BL, image_BSD)
     return image_BSD, x_BD, other_BD, part(blip.Head(), 'head', x_BD)
+
   image_BSD, x_BD, other_BD, r_B = run(params, image_Byxc, t_BL, mask_BL)
   np.testing.assert_allclose(image_BSD[:, ::3], GOLDEN['image'], atol=1e-4)
   np.testing.assert_allclose(x_BD, GOLDEN['state'], atol=1e-4)
   np.testing.assert_array_equal(other_BD, x_BD)  # padding is not seen
-  np.testing.assert_allclose((r_B - 0.16717362830052426) / 1.0333394966054072, GOLDEN['reward'], atol=1e-4, rtol=1e-5)
+  np.testing.assert_allclose(
+    (r_B - 0.16717362830052426) / 1.0333394966054072, GOLDEN['reward'], atol=1e-4, rtol=1e-5
+  )
 
 
 def test_the_published_size_has_the_published_shapes():

@@ -1,4 +1,7 @@
-"""Inception against numbers of torch_fidelity's network at full width (tests/golden/make_inception.py)."""
+"""Inception against numbers of torch_fidelity's network at full width
+(tests/golden/make_inception.py).
+"""
+
 import pathlib
 import re
 
@@ -50,9 +53,11 @@ def test_features_and_logits_are_those_of_the_reference():
   assert pool_BD.shape == (2, 2048) and logits_BV.shape == (2, 1008)
   for ours, theirs in ((pool_BD, GOLDEN['pool']), (logits_BV, GOLDEN['logits'])):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * abs(theirs).max())
-  np.testing.assert_allclose((logits_BV - params['fc.b'][None])[:, ::16], GOLDEN['unbiased'], atol=1e-3)
+  np.testing.assert_allclose(
+    (logits_BV - params['fc.b'][None])[:, ::16], GOLDEN['unbiased'], atol=1e-3
+  )
   # The pictures differ by far more than the tolerance.
-  assert abs(pool_BD[0] - pool_BD[1]).max() > .1
+  assert abs(pool_BD[0] - pool_BD[1]).max() > 0.1
 
 
 def test_an_average_leaves_out_what_is_not_there():

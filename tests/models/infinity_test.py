@@ -1,4 +1,7 @@
-"""Infinity's decoder: sizes, causality by scales, what a prompt decides, the cache, hidden states from outside."""
+"""Infinity's decoder: sizes, causality by scales, what a prompt decides, the cache, hidden states
+from outside.
+"""
+
 import dataclasses
 import math
 
@@ -14,26 +17,40 @@ from vargrl.parallel import mesh, rules
 from vargrl.types import bounds
 
 # Counted on the official models.
-COUNTS = {'125m': 125_185_696, '360m': 361_633_792, '940m': 940_944_832, '2.3b': 2_256_694_912, '4.7b': 4_716_421_888,
-          '8.8b': 8_767_198_528, '2b': 2_204_564_032, '8b': 8_375_791_824}
+COUNTS = {
+  '125m': 125_185_696,
+  '360m': 361_633_792,
+  '940m': 940_944_832,
+  '2.3b': 2_256_694_912,
+  '4.7b': 4_716_421_888,
+  '8.8b': 8_767_198_528,
+  '2b': 2_204_564_032,
+  '8b': 8_375_791_824,
+}
 
 
 def shapes(c):
-  return nn.unbox(jax.eval_shape(lambda key: infinity.init(infinity.Model(c), key), jax.random.key(0)))
+  return nn.unbox(
+    jax.eval_shape(lambda key: infinity.init(infinity.Model(c), key), jax.random.key(0))
+  )
 
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_published_sizes_have_the_official_number_of_parameters(name):
-  assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes(infinity.SIZES[name]))) == COUNTS[name]
+  assert (
+    sum(math.prod(x.shape) for x in jax.tree.leaves(shapes(infinity.SIZES[name]))) == COUNTS[name]
+  )
 
 
 @pytest.fixture(scope='module')
 def apply(bits):
   """(method, *arguments) -> what the model of `bits` says, of weights `params` if given."""
+
   def call(*arguments, method='__call__', params=None, **changes):
     model = infinity.Model(dataclasses.replace(bits.c, **changes))
     run = jax.jit(lambda p, given: model.apply({'params': p}, *given, method=method))
     return run(bits.params if params is None else params, arguments)
+
   return call
 
 
@@ -43,9 +60,11 @@ def full(apply, said):
   return apply(prompt_B, x_BLC)
 
 
-def test_logits_of_a_scale_have_zero_gradient_of_later_scales_and_some_of_all_others(bits, said, full):
+def test_logits_of_a_scale_have_zero_gradient_of_later_scales_and_some_of_all_others(
+  bits, said, full
+):
   prompt_B, _, x_BLC = said
-  assert full.shape == (2, 13, 4, 2) and full.dtype == jnp.float32 and full.std() > .1
+  assert full.shape == (2, 13, 4, 2) and full.dtype == jnp.float32 and full.std() > 0.1
 
   @jax.jit
   def gradients(x_BLC):
@@ -69,9 +88,10 @@ def test_prefill_and_extend_give_the_logits_of_teacher_forcing(bits, said, full)
     logits, cache = call(prompt_B, method='prefill')
     out = [logits]
     for i, (a, b) in list(enumerate(bounds(bits.c.scales)))[1:]:
-      logits, cache = call(x_BLC[:, a - 1:b - 1], cache, i, method='extend')
+      logits, cache = call(x_BLC[:, a - 1 : b - 1], cache, i, method='extend')
       out.append(logits)
     return jnp.concatenate(out, 1)
+
   np.testing.assert_allclose(cached(bits.params), full, atol=1e-4)
 
 
@@ -83,19 +103,24 @@ def test_hidden_states_given_from_outside_are_those_that_the_model_makes_itself(
     call = lambda *args, method: bits.model.apply({'params': params}, *args, method=method)
     cond, memory, mask = call(prompt_B, method='read')
     first, words = call(cond, method='first'), call(x_BLC, method='embed')
-    forced = call(*call(jnp.concatenate([first, words], 1), cond, (memory,), (mask,), method='decode'), method='logits')
+    forced = call(
+      *call(jnp.concatenate([first, words], 1), cond, (memory,), (mask,), method='decode'),
+      method='logits',
+    )
     logits, cache = call(first, cond, (memory,), (mask,), method='open')
     out = [logits]
     for i, (a, b) in list(enumerate(bounds(bits.c.scales)))[1:]:
-      logits, cache = call(words[:, a - 1:b - 1], cache, i, method='proceed')
+      logits, cache = call(words[:, a - 1 : b - 1], cache, i, method='proceed')
       out.append(logits)
     return forced, jnp.concatenate(out, 1)
-  for logits in outside(bits.params): np.testing.assert_allclose(logits, full, atol=1e-4)
+
+  for logits in outside(bits.params):
+    np.testing.assert_allclose(logits, full, atol=1e-4)
 
 
 def test_features_beyond_the_length_are_not_read_and_those_before_are(apply, said, full):
   prompt_B, _, x_BLC = said
-  changed = lambda i: apply(prompt_B | {'text': prompt_B['text'].at[1, i].add(5.)}, x_BLC)
+  changed = lambda i: apply(prompt_B | {'text': prompt_B['text'].at[1, i].add(5.0)}, x_BLC)
   np.testing.assert_array_equal(changed(3), full)  # of the second row three count
   moved = abs(changed(2) - full).max((1, 2, 3))
   assert moved[0] == 0 and moved[1] > 1e-2
@@ -117,12 +142,20 @@ def test_a_negative_length_reads_so_many_learned_features(bits, apply, said, ful
 def test_rows_and_columns_turn_different_halves_of_a_head(bits):
   angle_LH = infinity.angles(bits.c)
   assert angle_LH.shape == (13, 16)
-  places = np.array([[0, 0]] + [[y, x] for y in (0, 2) for x in (0, 1)] + [[y, x] for y in range(4) for x in range(2)])
-  theta = 10000. ** (-np.arange(4) / 4)
+  places = np.array(
+    [[0, 0]]
+    + [[y, x] for y in (0, 2) for x in (0, 1)]
+    + [[y, x] for y in range(4) for x in range(2)]
+  )
+  theta = 10000.0 ** (-np.arange(4) / 4)
   for half, axis in ((slice(0, 8), 0), (slice(8, 16), 1)):
-    np.testing.assert_allclose(angle_LH[:, half], (places[:, axis:axis + 1] * theta).repeat(2, 1), rtol=1e-6)
+    np.testing.assert_allclose(
+      angle_LH[:, half], (places[:, axis : axis + 1] * theta).repeat(2, 1), rtol=1e-6
+    )
   x = jax.random.normal(jax.random.key(0), (1, 1, 13, 16))
-  pairs = lambda x: np.asarray(x).reshape(13, 8, 2) @ np.array([1, 1j])  # neighbours as complex numbers
+  pairs = lambda x: (
+    np.asarray(x).reshape(13, 8, 2) @ np.array([1, 1j])
+  )  # neighbours as complex numbers
   turned = pairs(infinity.turned(x, angle_LH))
   np.testing.assert_allclose(turned, pairs(x) * np.exp(1j * angle_LH[:, ::2]), atol=1e-5)
 
@@ -131,7 +164,7 @@ def test_fewer_scales_recomputation_and_drop_path(bits, apply, said, full):
   prompt_B, _, x_BLC = said
   np.testing.assert_allclose(apply(prompt_B, x_BLC[:, :4]), full[:, :5], atol=1e-5)
   np.testing.assert_allclose(apply(prompt_B, x_BLC, remat='blocks'), full, atol=1e-5)
-  keep_BX2 = jnp.array([[[1., 1.], [1., 1.]], [[0., 1.], [1., 0.]]])
+  keep_BX2 = jnp.array([[[1.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
   mixed = apply(prompt_B, x_BLC, keep_BX2)
   np.testing.assert_allclose(mixed[0], full[0], atol=1e-5)
   assert abs(mixed[1] - full[1]).max() > 1e-2
@@ -139,32 +172,55 @@ def test_fewer_scales_recomputation_and_drop_path(bits, apply, said, full):
 
 def test_adapters_are_born_beside_the_same_base_and_change_nothing_at_first(bits):
   key = jax.random.key(0)
+
   def born(**changes):
     model = infinity.Model(dataclasses.replace(bits.c, **changes))
     return nn.unbox(jax.jit(lambda key: infinity.init(model, key))(key))
-  base, adapted = born(), born(lora_rank=2, lora_alpha=4.)
-  assert not adapted['blocks']['cross']['q']['lora_b'].any() and adapted['blocks']['core']['fc1']['lora_a'].any()
-  np.testing.assert_array_equal(adapted['blocks']['cross']['k']['w'], base['blocks']['cross']['k']['w'])
+
+  base, adapted = born(), born(lora_rank=2, lora_alpha=4.0)
+  assert (
+    not adapted['blocks']['cross']['q']['lora_b'].any()
+    and adapted['blocks']['core']['fc1']['lora_a'].any()
+  )
+  np.testing.assert_array_equal(
+    adapted['blocks']['cross']['k']['w'], base['blocks']['cross']['k']['w']
+  )
 
 
 @pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_a_mesh_changes_no_logit_and_no_gradient(bits, said, sizes):
   prompt_B, _, x_BLC = jax.tree.map(lambda x: x.repeat(4, 0), said)
+
   def f(params):
     logits = bits.model.apply({'params': params}, prompt_B, x_BLC)
     return jnp.square(logits).mean(), logits
+
   run = lambda params: jax.jit(jax.value_and_grad(f, has_aux=True))(params)
   expected, devices = run(bits.params), mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
     laid = jax.device_put(bits.params, rules.weights(bits.boxed, devices))
-    assert any(s.spec != PartitionSpec() for s in jax.tree.leaves(rules.weights(bits.boxed, devices))
-               if isinstance(s, NamedSharding))
+    assert any(
+      s.spec != PartitionSpec()
+      for s in jax.tree.leaves(rules.weights(bits.boxed, devices))
+      if isinstance(s, NamedSharding)
+    )
     found = jax.device_get(run(laid))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, jax.device_get(expected))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, jax.device_get(expected)
+  )
 
 
-@pytest.mark.parametrize('changes, message', [
-    (dict(scales='3M'), 'scales'), (dict(width=36, heads=6), 'multiple of 4'), (dict(levels=2), '3 scales, at most 2'),
-    (dict(chunks=3), 'chunks'), (dict(attention='flash'), 'attention'), (dict(text=256, width=33, heads=1), 'width')])
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(scales='3M'), 'scales'),
+    (dict(width=36, heads=6), 'multiple of 4'),
+    (dict(levels=2), '3 scales, at most 2'),
+    (dict(chunks=3), 'chunks'),
+    (dict(attention='flash'), 'attention'),
+    (dict(text=256, width=33, heads=1), 'width'),
+  ],
+)
 def test_a_config_that_means_nothing_is_refused(bits, changes, message):
-  with pytest.raises(ValueError, match=message): dataclasses.replace(bits.c, **changes)
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(bits.c, **changes)

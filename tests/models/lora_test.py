@@ -1,4 +1,5 @@
 """LoRA on the decoder: what adapters change, and what they leave as it was."""
+
 import dataclasses
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from vargrl.models import lora, var
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import rules
 
-ALPHA, RANK = 8., 4
+ALPHA, RANK = 8.0, 4
 PROJECTIONS = ('q', 'k', 'v', 'o', 'fc1', 'fc2')
 
 
@@ -25,8 +26,10 @@ def adapted(small, smoke):
 def logits(smoke, adapted, inputs):
   """(smoke or adapted, params) -> logits_BLV"""
   label_B, _, inputs_BLC = inputs
-  forward = {m.c: jax.jit(lambda p, model=m.model: model.apply({'params': p}, label_B, inputs_BLC))
-             for m in (smoke, adapted)}
+  forward = {
+    m.c: jax.jit(lambda p, model=m.model: model.apply({'params': p}, label_B, inputs_BLC))
+    for m in (smoke, adapted)
+  }
   return lambda m, params: forward[m.c](params)
 
 
@@ -36,7 +39,9 @@ def equal(a, b):
 
 def test_a_new_model_with_adapters_is_the_base_model_bit_for_bit(smoke, adapted, logits):
   @jax.jit
-  def drawn(key): return [nn.unbox(var.init(m.model, key)) for m in (smoke, adapted)]
+  def drawn(key):
+    return [nn.unbox(var.init(m.model, key)) for m in (smoke, adapted)]
+
   without, params = drawn(jax.random.key(3))
   base, adapters = lora.split(params)
   equal(base, without)
@@ -68,9 +73,13 @@ def test_merged_weights_are_a_base_of_the_same_function(smoke, adapted, logits):
   blocks = adapted.params['blocks']
   for name, eqn in {'q': 'XDr,XrNH->XDNH', 'o': 'XNHr,XrD->XNHD', 'fc2': 'XFr,XrD->XFD'}.items():
     w, a, b = (np.asarray(blocks[name][k], np.float64) for k in ('w', 'lora_a', 'lora_b'))
-    np.testing.assert_allclose(merged['blocks'][name]['w'], w + ALPHA / RANK * np.einsum(eqn, a, b), atol=1e-5)
+    np.testing.assert_allclose(
+      merged['blocks'][name]['w'], w + ALPHA / RANK * np.einsum(eqn, a, b), atol=1e-5
+    )
   changed = jax.tree.map(lambda x, y: x is not y, merged, lora.off(adapted.params))
-  names = ['/'.join(k.key for k in path) for path, c in jax.tree_util.tree_leaves_with_path(changed) if c]
+  names = [
+    '/'.join(k.key for k in path) for path, c in jax.tree_util.tree_leaves_with_path(changed) if c
+  ]
   assert sorted(names) == sorted(f'blocks/{name}/w' for name in PROJECTIONS)
   equal(lora.merge(merged, alpha=ALPHA), merged)
 
@@ -78,8 +87,12 @@ def test_merged_weights_are_a_base_of_the_same_function(smoke, adapted, logits):
 def test_every_adapter_has_a_gradient(adapted, inputs):
   base, adapters = lora.split(adapted.params)
   label_B, _, inputs_BLC = inputs
+
   def value(adapters):
-    return adapted.model.apply({'params': lora.join(base, adapters)}, label_B, inputs_BLC)[..., 0].sum()
+    return adapted.model.apply({'params': lora.join(base, adapters)}, label_B, inputs_BLC)[
+      ..., 0
+    ].sum()
+
   least = jax.tree.map(lambda g: abs(g).max(), jax.jit(jax.grad(value))(adapters))
   assert len(jax.tree.leaves(least)) == 2 * len(PROJECTIONS) and min(jax.tree.leaves(least)) > 1e-3
 
@@ -88,9 +101,22 @@ def test_adapters_are_sharded_by_their_letters_the_rank_in_the_place_of_D(adapte
   mesh = meshes.make((('data', 2), ('fsdp', 2), ('tensor', 2)))
   places = rules.weights(adapted.boxed, mesh)
   spec = lambda name, side: tuple(places['blocks'][name][side].spec)
-  assert spec('q', 'lora_a') == (None, 'fsdp', None) and spec('q', 'lora_b') == (None, 'fsdp', 'tensor', None)
-  assert spec('o', 'lora_a') == (None, 'tensor', None, 'fsdp') and spec('o', 'lora_b') == (None, None, 'fsdp')
-  assert spec('fc1', 'lora_b') == (None, 'fsdp', 'tensor') and spec('fc2', 'lora_a') == (None, 'tensor', 'fsdp')
+  assert spec('q', 'lora_a') == (None, 'fsdp', None) and spec('q', 'lora_b') == (
+    None,
+    'fsdp',
+    'tensor',
+    None,
+  )
+  assert spec('o', 'lora_a') == (None, 'tensor', None, 'fsdp') and spec('o', 'lora_b') == (
+    None,
+    None,
+    'fsdp',
+  )
+  assert spec('fc1', 'lora_b') == (None, 'fsdp', 'tensor') and spec('fc2', 'lora_a') == (
+    None,
+    'tensor',
+    'fsdp',
+  )
   one = logits(adapted, adapted.params)
   with jax.set_mesh(mesh):
     eight = logits(adapted, jax.device_put(adapted.params, places))
@@ -100,14 +126,22 @@ def test_adapters_are_sharded_by_their_letters_the_rank_in_the_place_of_D(adapte
 def test_computes_in_the_dtype_of_the_activations(adapted):
   c = dataclasses.replace(adapted.c, dtype='bfloat16')
   inputs_BLC = jnp.zeros((1, c.length - 1, c.channels))
-  text = str(jax.make_jaxpr(lambda p: var.Model(c).apply({'params': p}, jnp.zeros(1, jnp.int32), inputs_BLC))(
-      adapted.params))
+  text = str(
+    jax.make_jaxpr(
+      lambda p: var.Model(c).apply({'params': p}, jnp.zeros(1, jnp.int32), inputs_BLC)
+    )(adapted.params)
+  )
   assert f'bf16[1,{c.length},{RANK}]' in text and f'f32[1,{c.length},{RANK}]' not in text
 
 
-@pytest.mark.parametrize('changes, words', [
+@pytest.mark.parametrize(
+  'changes, words',
+  [
     (dict(lora_rank=-1), 'policy.lora_rank: -1, expected at least 0'),
     (dict(lora_rank=4), 'policy.lora_alpha: 0.0 with rank 4, expected a positive number'),
-    (dict(lora_rank=4, lora_alpha=-1.), 'policy.lora_alpha: -1.0 with rank 4')])
+    (dict(lora_rank=4, lora_alpha=-1.0), 'policy.lora_alpha: -1.0 with rank 4'),
+  ],
+)
 def test_a_rank_without_a_share_is_refused(smoke, changes, words):
-  with pytest.raises(ValueError, match=words): dataclasses.replace(smoke.c, **changes)
+  with pytest.raises(ValueError, match=words):
+    dataclasses.replace(smoke.c, **changes)

@@ -1,4 +1,7 @@
-"""The unified model against numbers of the official VARGPT-v1.1 (tests/golden), and its checkpoint layout."""
+"""The unified model against numbers of the official VARGPT-v1.1 (tests/golden), and its checkpoint
+layout.
+"""
+
 import dataclasses
 import functools
 
@@ -18,13 +21,25 @@ from vargrl.types import Experience, Models, bounds
 LENGTH, PATCHES = 680, 24  # of all rows: one program is compiled
 PADDED = unified.Model(golden.config(padded=128))
 # As the released code draws; of words, none: the prompt has them already.
-SAMPLER = interleaved.Config(words=(0, 0), temperature=1., top_k=1, top_p=0., stop=(302,), guidance=3.,
-                             bit_temperature=.5, bit_top_p=.97, nothing=(), released=True)
+SAMPLER = interleaved.Config(
+  words=(0, 0),
+  temperature=1.0,
+  top_k=1,
+  top_p=0.0,
+  stop=(302,),
+  guidance=3.0,
+  bit_temperature=0.5,
+  bit_top_p=0.97,
+  nothing=(),
+  released=True,
+)
 
 
 @functools.cache
 def forced():
-  """(params, rows of two, flips, labels, dropped) -> (h_BSD, bit logits, text logits, noisy inputs)."""
+  """(params, rows of two, flips, labels, dropped) -> (h_BSD, bit logits, text logits, noisy
+  inputs).
+  """
   tokenizer = golden.load().tokenizer
 
   @jax.jit
@@ -33,29 +48,47 @@ def forced():
     call = lambda *args, method: PADDED.apply({'params': params}, *args, method=method)
     h_BSD = call(row, inputs_BLC[:, None], dropped_BI, method='forward')
     x_BLD, head = call(row, h_BSD, dropped_BI, method='decode')
-    logits = infinity.Model(PADDED.c.draw).apply({'params': params['drawer']}, x_BLD, head, method='logits')
+    logits = infinity.Model(PADDED.c.draw).apply(
+      {'params': params['drawer']}, x_BLD, head, method='logits'
+    )
     words = qwen2.Model(PADDED.c.lm).apply({'params': params['lm']}, h_BSD, method='logits')
     return h_BSD, logits.reshape(*logits.shape[:2], 64), words, inputs_BLC
+
   return run
 
 
 def given(name, params=None, dropped=False):
-  """(what `forced` makes of a stored part, the part, its bits); a part of one row is there twice."""
+  """(what `forced` makes of a stored part, the part, its bits); a part of one row is there
+  twice.
+  """
   part = golden.part(name)
   ids, grid = part['input_ids'], part.get('image_grid_thw')
   B = len(ids)
-  rows = [golden.row(x, LENGTH, PATCHES, grid, 'dev/edit') for x in (ids if B == 2 else [*ids, *ids])]
+  rows = [
+    golden.row(x, LENGTH, PATCHES, grid, 'dev/edit') for x in (ids if B == 2 else [*ids, *ids])
+  ]
   two = lambda x: x if B == 2 else np.concatenate([x, x])
-  labels, flips = (two(f(part[key], B)) for f, key in ((golden.bits, 'labels_packed'), (golden.flips, 'flip_masks_packed')))
-  found = forced()(params or golden.load().params, jax.tree.map(lambda *x: jnp.stack(x), *rows), flips, labels,
-                   jnp.array([[False], [dropped]]))
+  labels, flips = (
+    two(f(part[key], B))
+    for f, key in ((golden.bits, 'labels_packed'), (golden.flips, 'flip_masks_packed'))
+  )
+  found = forced()(
+    params or golden.load().params,
+    jax.tree.map(lambda *x: jnp.stack(x), *rows),
+    flips,
+    labels,
+    jnp.array([[False], [dropped]]),
+  )
   return found, part, labels
 
 
 def entropy(words, ids):
   """The released loss of words: over the whole sequence, places of pictures left out."""
-  logp = jax.nn.log_softmax(words[:, :ids.shape[1] - 1].astype(jnp.float32))
-  nll, counted = -np.take_along_axis(np.asarray(logp), ids[:, 1:, None], -1)[..., 0], ids[:, 1:] != golden.PAD
+  logp = jax.nn.log_softmax(words[:, : ids.shape[1] - 1].astype(jnp.float32))
+  nll, counted = (
+    -np.take_along_axis(np.asarray(logp), ids[:, 1:, None], -1)[..., 0],
+    ids[:, 1:] != golden.PAD,
+  )
   return nll[counted].astype(np.float64).mean()
 
 
@@ -67,7 +100,10 @@ def check(part, words, bits, labels):
   np.testing.assert_allclose(rows, part['text_logits'], atol=1e-4)
   assert abs(entropy(words[:B], part['input_ids']) - part['loss_text']) < 2e-5
   logp = jax.nn.log_softmax(bits[:B].reshape(B, 521, 32, 2))
-  assert abs(-np.take_along_axis(np.asarray(logp), labels[:B, ..., None], -1).mean() - part['loss_bits']) < 2e-5
+  assert (
+    abs(-np.take_along_axis(np.asarray(logp), labels[:B, ..., None], -1).mean() - part['loss_bits'])
+    < 2e-5
+  )
 
 
 def test_drawing_from_words_is_the_official_one():
@@ -79,8 +115,12 @@ def test_drawing_from_words_is_the_official_one():
   ends = (part['input_ids'] == golden.START).argmax(1)
   memory = np.concatenate([x[:n] for x, n in zip(memory, ends, strict=True)])
   np.testing.assert_allclose(memory, part['memory'], atol=2e-4)
-  found = m.tokenizer.apply({'params': {}}, part['vae_features'].transpose(0, 2, 3, 1),
-                            golden.flips(part['flip_masks_packed'], 2), method='quantize')[0]
+  found = m.tokenizer.apply(
+    {'params': {}},
+    part['vae_features'].transpose(0, 2, 3, 1),
+    golden.flips(part['flip_masks_packed'], 2),
+    method='quantize',
+  )[0]
   np.testing.assert_array_equal(found, labels)
 
 
@@ -99,28 +139,44 @@ def test_preferences_are_the_official_ones():
   for who, params in (('policy', None), ('reference', golden.load(golden.reference).params)):
     (_, bits, _, _), _, labels = given('dpo', params)
     found = jax.nn.log_softmax(bits.reshape(2, 521, 32, 2))
-    logp[who] = np.take_along_axis(np.asarray(found), labels[..., None], -1)[..., 0].astype(np.float64).sum(-1)
+    logp[who] = (
+      np.take_along_axis(np.asarray(found), labels[..., None], -1)[..., 0]
+      .astype(np.float64)
+      .sum(-1)
+    )
     np.testing.assert_allclose(-logp[who], part[f'{who}_ce_sum_per_token'], atol=5e-3)
-    np.testing.assert_allclose(logp[who].sum(-1), part[f'{who}_logps_f64'], atol=.02)
+    np.testing.assert_allclose(logp[who].sum(-1), part[f'{who}_logps_f64'], atol=0.02)
   scores = lambda params, frozen, batch: batch.label
   label = type('Scores', (), {'logp': jnp.asarray(logp['policy'][None], jnp.float32)})
-  value, _ = dpo.loss(Models(init=None, config=None, scales=golden.config().scales, logprobs=scores), {'policy': None}, {},
-                      Experience(label=label, reference=jnp.asarray(logp['reference'][None], jnp.float32)),
-                      kind='sigmoid', beta=.1, smoothing=0., alpha=0.)
+  value, _ = dpo.loss(
+    Models(init=None, config=None, scales=golden.config().scales, logprobs=scores),
+    {'policy': None},
+    {},
+    Experience(label=label, reference=jnp.asarray(logp['reference'][None], jnp.float32)),
+    kind='sigmoid',
+    beta=0.1,
+    smoothing=0.0,
+    alpha=0.0,
+  )
   assert abs(float(value.total / value.count) - part['loss']) < 2e-3
 
 
 def test_reading_is_the_official_one():
   part, m = golden.part('understanding'), golden.load()
   ids = part['input_ids'].astype(np.int32)
-  prompt = golden.seen(ids, part['image_grid_thw'], 'dev/und') | {'tokens': ids, 'length': np.int32(len(ids))}
+  prompt = golden.seen(ids, part['image_grid_thw'], 'dev/und') | {
+    'tokens': ids,
+    'length': np.int32(len(ids)),
+  }
   np.testing.assert_array_equal(prompt['position'], part['position_ids'])
 
   @jax.jit
   def run(params, prompt):
     parts = pieces.parted(m.model, params)
     return parts.both('see', jax.tree.map(lambda x: x[None], prompt)), parts.words(
-        'logits', pieces.read(parts, prompt)[1])
+      'logits', pieces.read(parts, prompt)[1]
+    )
+
   x_1SD, logits = run(m.params, jax.tree.map(jnp.asarray, prompt))
   np.testing.assert_allclose(x_1SD[0, ids == golden.SEEN], part['vit_out'], atol=1e-4)
   np.testing.assert_allclose(logits[0], part['logits'], atol=1e-4)
@@ -131,12 +187,15 @@ def asked(name, seed=''):
   part = golden.part(name)
   ids = np.concatenate([part['input_ids'], part['generated_ids'][:-1]]).astype(np.int32)
   prompt = {'tokens': ids, 'length': np.int32(len(ids))}
-  if seed: prompt |= golden.seen(ids, part['image_grid_thw'], seed)
+  if seed:
+    prompt |= golden.seen(ids, part['image_grid_thw'], seed)
   return part, jax.tree.map(jnp.asarray, prompt)
 
 
 def test_every_scale_of_an_edit_is_drawn_from_the_official_logits():
-  """Its own bits are fed back, so that one tie does not spread; the positions are the released ones."""
+  """Its own bits are fed back, so that one tie does not spread; the positions are the released
+  ones.
+  """
   part, prompt = asked('edit_sample_noise', 'dev/edit_noise/a')
   m, t_Le = golden.load(), golden.bits(part['bits_packed'], 1)[0]
   starts = []
@@ -145,26 +204,40 @@ def test_every_scale_of_an_edit_is_drawn_from_the_official_logits():
   def run(params, prompt):
     parts = pieces.parted(m.model, params)
     known, h_1SD, seen_1S = pieces.read(parts, prompt)
-    stream = interleaved.conditional(SAMPLER, parts, known, prompt['length'], [(h_1SD, seen_1S, pieces.last(seen_1S))])
+    stream = interleaved.conditional(
+      SAMPLER, parts, known, prompt['length'], [(h_1SD, seen_1S, pieces.last(seen_1S))]
+    )
     streams = [stream, interleaved.unconditional(SAMPLER, parts, None, stream.masks)]
     x, z, out = [parts.both('first', s.cond_BD) for s in streams], m.tokenizer.zeros(1), []
     for i, (a, b) in enumerate(bounds(m.c.scales)):
       starts.append([s.position for s in streams])
-      logits, streams = zip(*(interleaved.scale(parts, s, x_1LD, i) for s, x_1LD in zip(streams, x)))
+      logits, streams = zip(
+        *(interleaved.scale(parts, s, x_1LD, i) for s, x_1LD in zip(streams, x))
+      )
       out.append(logits)
       z, after = m.tokenizer.apply({'params': {}}, z, t_Le[None, a:b], i, method='step')
-      if after is not None: x = [parts.both('next', after)] * 2
+      if after is not None:
+        x = [parts.both('next', after)] * 2
     place = [jnp.stack([jnp.asarray(p) for p in s]) for s in starts]
-    return parts.words('logits', h_1SD)[0], stream.memory[0][0], [jnp.concatenate(s) for s in zip(*out)], z, place
+    return (
+      parts.words('logits', h_1SD)[0],
+      stream.memory[0][0],
+      [jnp.concatenate(s) for s in zip(*out)],
+      z,
+      place,
+    )
+
   words, memory, (cond, uncond), z, place = run(m.params, prompt)
   S, n = int(prompt['length']), len(part['text_logits'])
-  np.testing.assert_allclose(words[S - n:S], part['text_logits'], atol=1e-4)
-  np.testing.assert_allclose(memory[:S - 1], part['memory'][:S - 1], atol=2e-4)
+  np.testing.assert_allclose(words[S - n : S], part['text_logits'], atol=1e-4)
+  np.testing.assert_allclose(memory[: S - 1], part['memory'][: S - 1], atol=2e-4)
   for found, name in ((cond, 'cond'), (uncond, 'uncond')):
     np.testing.assert_allclose(found.reshape(521, 64)[::8], part[f'logits_{name}'], atol=1e-4)
-  np.testing.assert_allclose((3 * cond - 2 * uncond).reshape(521, 64)[::8] / .5, part['logits_guided'], atol=1e-3)
+  np.testing.assert_allclose(
+    (3 * cond - 2 * uncond).reshape(521, 64)[::8] / 0.5, part['logits_guided'], atol=1e-3
+  )
   np.testing.assert_allclose(z[0].transpose(2, 0, 1), part['latent'][0], atol=1e-5)
-  calls = part['call_positions'][-2 * len(place):].reshape(-1, 2, 7)[:, :, 1]
+  calls = part['call_positions'][-2 * len(place) :].reshape(-1, 2, 7)[:, :, 1]
   np.testing.assert_array_equal(place, calls)
 
 
@@ -178,9 +251,11 @@ def test_greedy_drawing_is_the_official_picture():
     out = interleaved.generate(m.model, m.tokenizer, c, params, codes, prompt_P, keys_PR)
     scores = interleaved.logprobs(m.model, m.tokenizer, c, params, codes, prompt_P, out.tokens)
     return out, scores, interleaved.decode(m.tokenizer, codes, out.tokens['bits'][:, 0])
+
   keys_PR = interleaved.keys(jax.random.key(0), 1, 2)
   out, scores, image = run(m.params, m.codes, jax.tree.map(lambda x: x[None], prompt), keys_PR)
-  for t_Le in out.tokens['bits'][0]: np.testing.assert_array_equal(t_Le, golden.bits(part['bits_packed'], 1)[0])
+  for t_Le in out.tokens['bits'][0]:
+    np.testing.assert_array_equal(t_Le, golden.bits(part['bits_packed'], 1)[0])
   np.testing.assert_allclose(scores.logp, out.logp, atol=1e-4)
   levels = ((np.asarray(image[0]) + 1) / 2 * 255).astype(np.uint8)[::4, ::4, ::-1].astype(int)
   assert abs(levels - part['image_u8_bgr']).max() <= 1
@@ -194,9 +269,12 @@ def test_export_of_import_is_the_released_folder_bit_for_bit(tmp_path):
   assert set(found) | set(codes) == set(state) and not set(found) & set(codes)
   table = 'sos_embedding.weight'
   np.testing.assert_array_equal(found[table][-1], state[table][-1])
-  assert found[table].shape == state[table].shape and not found[table][:-1].any()  # which nothing reads
+  assert (
+    found[table].shape == state[table].shape and not found[table][:-1].any()
+  )  # which nothing reads
   for key, x in (found | codes).items():
-    if key != table: np.testing.assert_array_equal(x, state[key], err_msg=key)
+    if key != table:
+      np.testing.assert_array_equal(x, state[key], err_msg=key)
 
 
 def test_a_table_of_start_embeddings_of_another_length_is_told(tmp_path):

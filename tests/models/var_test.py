@@ -1,4 +1,5 @@
 """The VAR decoder: sizes, causality by blocks, the cache, recomputation, drop-path, precision."""
+
 import dataclasses
 import math
 
@@ -12,28 +13,31 @@ from vargrl.models import layers, var
 from vargrl.types import bounds
 
 # Counted on the official models: all parameters, and those of AdaLN.
-COUNTS = {'d16': (310_283_520, 102_860_800), 'd20': (600_917_136, 200_040_960),
-          'd24': (1_033_399_360, 344_681_472), 'd30': (2_010_020_356, 671_274_240),
-          'd36-512': (2_353_893_904, 42_983_424)}
+COUNTS = {
+  'd16': (310_283_520, 102_860_800),
+  'd20': (600_917_136, 200_040_960),
+  'd24': (1_033_399_360, 344_681_472),
+  'd30': (2_010_020_356, 671_274_240),
+  'd36-512': (2_353_893_904, 42_983_424),
+}
 
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_released_sizes_have_the_official_number_of_parameters(name):
   model = var.Model(var.SIZES[name])
   shapes = nn.unbox(jax.eval_shape(lambda key: var.init(model, key), jax.random.key(0)))
-  sizes = {jax.tree_util.keystr(path, simple=True, separator='/'): math.prod(x.shape)
-           for path, x in jax.tree.leaves_with_path(shapes)}
+  sizes = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): math.prod(x.shape)
+    for path, x in jax.tree.leaves_with_path(shapes)
+  }
   adaln = sum(n for key, n in sizes.items() if 'ada' in key or key.startswith('shared'))
   assert (sum(sizes.values()), adaln) == COUNTS[name]
 
 
 def test_a_token_sees_its_own_scale_and_all_coarser_ones():
-  rows = ['#....',
-          '#####', '#####', '#####', '#####']
+  rows = ['#....', '#####', '#####', '#####', '#####']
   assert layers.causal_by_scale((1, 2)).tolist() == [[c == '#' for c in row] for row in rows]
-  rows = ['#.............',
-          *4 * ['#####.........'],
-          *9 * ['##############']]
+  rows = ['#.............', *4 * ['#####.........'], *9 * ['##############']]
   assert layers.causal_by_scale((1, 2, 3)).tolist() == [[c == '#' for c in row] for row in rows]
   assert layers.level((1, 2, 3)).tolist() == [0, 1, 1, 1, 1] + 9 * [2]
 
@@ -71,9 +75,10 @@ def test_prefill_and_extend_give_the_logits_of_teacher_forcing(small, smoke, inp
     lo_BLV, cache = call(label_B, method='prefill')
     out = [lo_BLV]
     for i, (a, b) in list(enumerate(bounds(m.c.scales)))[1:]:
-      lo_BLV, cache = call(x_BLC[:, a - 1:b - 1], cache, i, method='extend')
+      lo_BLV, cache = call(x_BLC[:, a - 1 : b - 1], cache, i, method='extend')
       out.append(lo_BLV)
     return jnp.concatenate(out, 1), logits(m, params, label_B, x_BLC)
+
   cached, forced = both(m.params)
   np.testing.assert_allclose(cached, forced, atol=1e-4)
   assert forced.std() > 0.1
@@ -82,8 +87,11 @@ def test_prefill_and_extend_give_the_logits_of_teacher_forcing(small, smoke, inp
 def test_fewer_scales_are_the_beginning_of_all(smoke, inputs):
   label_B, _, x_BLC = inputs
   stop = smoke.c.offsets[2]
-  np.testing.assert_allclose(logits(smoke, label=label_B, inputs=x_BLC[:, :stop - 1]),
-                             logits(smoke, label=label_B, inputs=x_BLC)[:, :stop], atol=1e-5)
+  np.testing.assert_allclose(
+    logits(smoke, label=label_B, inputs=x_BLC[:, : stop - 1]),
+    logits(smoke, label=label_B, inputs=x_BLC)[:, :stop],
+    atol=1e-5,
+  )
 
 
 def test_attention_over_segments_is_attention_over_their_concatenation():
@@ -91,28 +99,34 @@ def test_attention_over_segments_is_attention_over_their_concatenation():
   mask = layers.causal_by_scale((1, 2))[-3:]
   q = q[:, :, :3]
   parts = [(k[:, :, :1], v[:, :, :1], None), (k[:, :, 1:], v[:, :, 1:], jnp.array(mask))]
-  whole = jnp.einsum('BNLH,BNSH->BNLS', q, k) * .3
+  whole = jnp.einsum('BNLH,BNSH->BNLS', q, k) * 0.3
   whole = jnp.where(jnp.concatenate([jnp.ones((3, 1), bool), mask], 1), whole, -jnp.inf)
   expected = jnp.einsum('BNLS,BNSH->BNLH', jax.nn.softmax(whole), v)
-  np.testing.assert_allclose(layers.attend(q, parts, scale=.3), expected, atol=1e-5)
+  np.testing.assert_allclose(layers.attend(q, parts, scale=0.3), expected, atol=1e-5)
 
 
 def test_grouped_queries_are_repeated_keys():
   keys = jax.random.split(jax.random.key(0), 3)
   q = jax.random.normal(keys[0], (1, 4, 5, 8))
   k, v = (jax.random.normal(key, (1, 2, 6, 8)) for key in keys[1:])
-  repeated = layers.attend(q, [(k.repeat(2, 1), v.repeat(2, 1), None)], scale=1.)
-  np.testing.assert_allclose(layers.attend(q, [(k, v, None)], scale=1.), repeated, atol=1e-5)
+  repeated = layers.attend(q, [(k.repeat(2, 1), v.repeat(2, 1), None)], scale=1.0)
+  np.testing.assert_allclose(layers.attend(q, [(k, v, None)], scale=1.0), repeated, atol=1e-5)
 
 
 def test_recomputing_blocks_changes_the_program_and_no_number(smoke, inputs):
   label_B, _, x_BLC = inputs
+
   def loss(remat):
     return lambda p: jnp.square(logits(smoke, p, label_B, x_BLC, remat=remat)).mean()
-  runs = {remat: jax.jit(jax.value_and_grad(loss(remat)))(smoke.params)
-          for remat in ('none', 'blocks', 'dots')}
+
+  runs = {
+    remat: jax.jit(jax.value_and_grad(loss(remat)))(smoke.params)
+    for remat in ('none', 'blocks', 'dots')
+  }
   for remat in ('blocks', 'dots'):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), runs['none'], runs[remat])
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), runs['none'], runs[remat]
+    )
   program = lambda remat: str(jax.make_jaxpr(jax.grad(loss(remat)))(smoke.params))
   assert 'remat' not in program('none') and 'checkpoint' not in program('none')
   dots = {remat: program(remat).count('dot_general') for remat in runs}
@@ -121,22 +135,25 @@ def test_recomputing_blocks_changes_the_program_and_no_number(smoke, inputs):
 
 def test_keeping_all_is_no_drop_path_and_dropping_a_layer_skips_it(smoke, inputs):
   label_B, _, x_BLC = inputs
+
   def with_keep(*factors):  # of the two layers; both branches
     keep_BX2 = jnp.broadcast_to(jnp.array(factors)[None, :, None], (2, 2, 2))
     return logits(smoke, label=label_B, inputs=x_BLC, keep=keep_BX2)
+
   def only(layer):
-    blocks = jax.tree.map(lambda x: x[layer:layer + 1], smoke.params['blocks'])
+    blocks = jax.tree.map(lambda x: x[layer : layer + 1], smoke.params['blocks'])
     return logits(smoke, {**smoke.params, 'blocks': blocks}, label_B, x_BLC, depth=1)
+
   full = logits(smoke, label=label_B, inputs=x_BLC)
-  np.testing.assert_allclose(with_keep(1., 1.), full, atol=1e-5)
-  np.testing.assert_allclose(with_keep(1., 0.), only(0), atol=1e-5)
-  np.testing.assert_allclose(with_keep(0., 1.), only(1), atol=1e-5)
-  assert abs(with_keep(2., 1.) - full).max() > 1e-2  # 1 / kept share scales the branch
+  np.testing.assert_allclose(with_keep(1.0, 1.0), full, atol=1e-5)
+  np.testing.assert_allclose(with_keep(1.0, 0.0), only(0), atol=1e-5)
+  np.testing.assert_allclose(with_keep(0.0, 1.0), only(1), atol=1e-5)
+  assert abs(with_keep(2.0, 1.0) - full).max() > 1e-2  # 1 / kept share scales the branch
 
 
 def test_drop_path_drops_rows_apart(smoke, inputs):
   label_B, _, x_BLC = inputs
-  keep_BX2 = jnp.array([[[1., 1.], [1., 1.]], [[0., 1.], [1., 0.]]])
+  keep_BX2 = jnp.array([[[1.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
   mixed = logits(smoke, label=label_B, inputs=x_BLC, keep=keep_BX2)
   full = logits(smoke, label=label_B, inputs=x_BLC)
   np.testing.assert_allclose(mixed[0], full[0], atol=1e-5)
@@ -158,8 +175,9 @@ def test_a_fresh_model_predicts_all_codes_about_equally(smoke, inputs):
   label_B, t_BL, x_BLC = inputs
   params = nn.unbox(jax.jit(lambda key: var.init(smoke.model, key))(jax.random.key(0)))
   logp = jax.nn.log_softmax(logits(smoke, params, label_B, x_BLC))
-  np.testing.assert_allclose(jnp.take_along_axis(logp, t_BL[..., None], -1).mean(),
-                             -math.log(smoke.c.vocab), atol=0.05)
+  np.testing.assert_allclose(
+    jnp.take_along_axis(logp, t_BL[..., None], -1).mean(), -math.log(smoke.c.vocab), atol=0.05
+  )
 
 
 def test_bfloat16_gives_float32_logits_near_those_of_float32(smoke, inputs):

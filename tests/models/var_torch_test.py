@@ -1,4 +1,5 @@
 """VAR against numbers of the official PyTorch implementation (tests/golden)."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +11,22 @@ from vargrl.rollout import next_scale
 
 NAMES = ('var_tiny', 'var_d2', 'var_d2_512_shared')
 STRIDES = {'var_tiny': (1, 1, 1), 'var_d2': (3, 37, 8), 'var_d2_512_shared': (7, 37, 16)}
-GREEDY = [('var_tiny', 1.5), ('var_d2', 1.5), pytest.param('var_d2', 4., marks=pytest.mark.slow),
-          pytest.param('var_d2_512_shared', 1.5, marks=pytest.mark.slow)]
+GREEDY = [
+  ('var_tiny', 1.5),
+  ('var_d2', 1.5),
+  pytest.param('var_d2', 4.0, marks=pytest.mark.slow),
+  pytest.param('var_d2_512_shared', 1.5, marks=pytest.mark.slow),
+]
 
 
 def logits(name, label_B, t_BL):
   m, v = official.load(name, 'transformer'), official.load(name, 'vae')
+
   @jax.jit
   def run(params, vq_params, label_B, t_BL):
     inputs_BLC = v.model.apply({'params': vq_params}, t_BL, method='embed')
     return m.model.apply({'params': params}, label_B, inputs_BLC)
+
   return run(m.params, v.params, label_B, t_BL)
 
 
@@ -40,7 +47,8 @@ def test_teacher_forced_logits_are_the_official_ones(name):
   lo_BLV = logits(name, jnp.array(description['inputs']['labels']), official.tokens(name))
   assert lo_BLV.dtype == jnp.float32
   official.check(name, 'tf_logits', lo_BLV[:, ::step, ::every])
-  if 'tf_argmax' not in arrays: return
+  if 'tf_argmax' not in arrays:
+    return
   official.check(name, 'tf_logsumexp', jax.nn.logsumexp(lo_BLV, -1))
   official.check(name, 'tf_argmax', lo_BLV.argmax(-1))
   official.check(name, 'tf_top1', lo_BLV.max(-1))
@@ -54,10 +62,11 @@ def test_greedy_sampling_draws_the_official_tokens_and_picture(name, cfg):
   prefix = 'greedy' if name == 'var_tiny' else f'greedy_cfg{f"{cfg:g}".replace(".", "p")}'
   step, every, pixel = STRIDES[name]
 
-  c = next_scale.Config(guidance=cfg, temperature=1., top_k=1, top_p=0., record='guided')
+  c = next_scale.Config(guidance=cfg, temperature=1.0, top_k=1, top_p=0.0, record='guided')
   keys = next_scale.keys(jax.random.key(0), len(label_P), 1)
   out = jax.jit(lambda p, q: next_scale.generate(m.model, v.model, c, p, q, label_P, keys))(
-      m.params, v.params)
+    m.params, v.params
+  )
   t_BL = out.tokens[:, 0]
   official.check(name, f'{prefix}_indices', t_BL)
   assert (out.sampler == 0).all()  # the only token that top_k leaves has probability one
@@ -65,16 +74,20 @@ def test_greedy_sampling_draws_the_official_tokens_and_picture(name, cfg):
   uncond = jnp.full_like(label_P, m.c.classes)
   lo_BLV = logits(name, jnp.concatenate([label_P, uncond]), jnp.concatenate([t_BL, t_BL]))
   cond, uncond = jnp.split(lo_BLV, 2)
-  ramp_L = np.repeat([cfg * i / (len(m.c.scales) - 1) for i in range(len(m.c.scales))],
-                     [s * s for s in m.c.scales]).astype(np.float32)[None, :, None]
+  ramp_L = np.repeat(
+    [cfg * i / (len(m.c.scales) - 1) for i in range(len(m.c.scales))], [s * s for s in m.c.scales]
+  ).astype(np.float32)[None, :, None]
   guided = (1 + ramp_L) * cond - ramp_L * uncond
   official.check(name, f'{prefix}_logits', guided[:, ::step, ::every])
   if f'{prefix}_logsumexp' in arrays:
     official.check(name, f'{prefix}_logsumexp', jax.nn.logsumexp(guided, -1))
   np.testing.assert_array_equal(guided.argmax(-1), t_BL)
   # Sampling's own logits, seen through the log-probability of the token, are the same ones.
-  np.testing.assert_allclose(out.logp[:, 0], guided.max(-1) - jax.nn.logsumexp(guided, -1),
-                             atol=official.stored(name)[0]['tolerances'][f'{prefix}_logits'])
+  np.testing.assert_allclose(
+    out.logp[:, 0],
+    guided.max(-1) - jax.nn.logsumexp(guided, -1),
+    atol=official.stored(name)[0]['tolerances'][f'{prefix}_logits'],
+  )
 
   image = jax.jit(lambda q, t: next_scale.decode(v.model, q, t))(v.params, t_BL)
   image = (image.transpose(0, 3, 1, 2) + 1) / 2  # stored in [0, 1]
@@ -95,15 +108,17 @@ def test_export_of_import_is_the_official_state_dict_bit_for_bit(name):
   bias = out['attn_bias_for_masking'][0, 0]
   assert bias.dtype == np.float32
   for i in range(0, len(level), 7):
-    assert bias[i].tolist() == [0. if level[i] >= k else -np.inf for k in level]
+    assert bias[i].tolist() == [0.0 if level[i] >= k else -np.inf for k in level]
   for i in range(m.c.depth):
     assert not out[f'blocks.{i}.attn.zero_k_bias'].any()
 
 
 def test_a_wrong_state_dict_is_refused_with_the_list_of_what_is_wrong():
   m = official.load('var_tiny', 'transformer')
+
   def message(state):
-    with pytest.raises(ValueError) as error: torch.read(m.layouts[0].table, state, m.shapes, m.constants)
+    with pytest.raises(ValueError) as error:
+      torch.read(m.layouts[0].table, state, m.shapes, m.constants)
     return str(error.value)
 
   state = dict(m.state)

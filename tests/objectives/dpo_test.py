@@ -55,7 +55,11 @@ def pairs(P=4):
     encode=lambda frozen, image: made.tokens[:, image[0, 0, 0, 0].astype(int)],
   )  # fmt: skip
   frozen = {'reference': toys.params()['policy']}
-  data = {'label': made.label, 'chosen': jnp.zeros((P, 1, 1, 1)), 'rejected': jnp.ones((P, 1, 1, 1))}
+  data = {
+    'label': made.label,
+    'chosen': jnp.zeros((P, 1, 1, 1)),
+    'rejected': jnp.ones((P, 1, 1, 1)),
+  }
   return made, dpo.collect(models)({}, frozen, data, None, 0).batch
 
 

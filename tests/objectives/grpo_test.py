@@ -114,7 +114,9 @@ def test_a_mask_says_which_tokens_are_pushed_and_all_are_held():
 
 
 def test_what_is_not_held_has_no_kl():
-  """The last token alone is held, with all of the weight: 0.1 times 0.9 and 0.3 in the place of 0.6 and 0.1."""
+  """The last token alone is held, with all of the weight: 0.1 times 0.9 and 0.3 in the place of 0.6
+  and 0.1.
+  """
   value, _ = by_hand(held=jnp.array([[[0.0, 0, 1]]]).repeat(2, 1))
   assert value == pytest.approx((-2.8 / 3 + 0.09 + 3.3 / 3 + 0.03) / 2, abs=1e-6)
 
@@ -147,7 +149,10 @@ def test_the_first_scales_alone_are_a_loss_of_their_tokens():
 
 # The expected gradient over all images of one scale of four tokens, each weighing its probability.
 rng = np.random.default_rng(0)
-POLICY, OTHER = ({'policy': jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)}, rng.normal(size=(4, 3)))
+POLICY, OTHER = (
+  {'policy': jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)},
+  rng.normal(size=(4, 3)),
+)
 IMAGES = np.array(list(itertools.product(range(3), repeat=4)))
 
 
@@ -266,9 +271,7 @@ def test_without_advantages_and_without_kl_there_is_no_gradient():
 def test_a_row_without_a_verdict_has_no_influence_on_the_gradient():
   frozen = {'reference': toys.params(1)['policy']}
   batch = toys.experience(2, 4, masked=3)
-  garbage = batch.replace(
-    tokens=batch.tokens.at[0, :3].set(0), old=batch.old.at[0, :3].set(-1e4)
-  )
+  garbage = batch.replace(tokens=batch.tokens.at[0, :3].set(0), old=batch.old.at[0, :3].set(-1e4))
   a = gradient(toys.params(), batch, frozen, kl=0.1)['policy']['table']
   b = gradient(toys.params(), garbage, frozen, kl=0.1)['policy']['table']
   np.testing.assert_allclose(a, b, atol=1e-8)
@@ -350,7 +353,9 @@ def test_rewards_are_normalised_and_tokens_masked_on_request():
   run = grpo.collect(models, **options, mask=dict(name='left'))
   batch, metrics, _ = run(toys.params(), {}, {'label': made.label}, jax.random.key(0), 0)
   # Centred [-1.5 -0.5 0.5 1.5] / sqrt(5/3), and [-25 -25 -25 75] / 50.
-  expected = np.array([-1.5, -0.5, 0.5, 1.5]) / (5 / 3) ** 0.5 + 0.5 * np.array([-0.5, -0.5, -0.5, 1.5])
+  expected = np.array([-1.5, -0.5, 0.5, 1.5]) / (5 / 3) ** 0.5 + 0.5 * np.array(
+    [-0.5, -0.5, -0.5, 1.5]
+  )
   np.testing.assert_allclose(batch.advantage, [expected], atol=1e-5)
   assert toys.mean(metrics['reward']) == pytest.approx(2.5 + 12.5)  # as it is
   # The token of the first scale, and of the second the upper left one.

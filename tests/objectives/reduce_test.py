@@ -131,7 +131,9 @@ def test_means_of_a_mask_are_over_its_tokens():
 
 
 def test_weights_of_a_mask_sum_to_one_again():
-  weight_11L = reduce.token_weights((1, 2), alpha=1, first=0, last=1)[None, None]  # 1/2, four of 1/8
+  weight_11L = reduce.token_weights((1, 2), alpha=1, first=0, last=1)[
+    None, None
+  ]  # 1/2, four of 1/8
   assert reduce.masked(weight_11L, None) is weight_11L
   mask_PRL = jnp.array([[[1.0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]])
   expected = [[[2 / 3, 1 / 6, 1 / 6, 0, 0], [0, 0, 0, 0, 1], [0] * 5]]
@@ -157,7 +159,9 @@ def test_a_token_is_in_the_mask_where_its_area_meets_a_finer_token_in_it():
   fine = pixels.reshape(4, 16, 2, 16, 2).any((2, 4))
   for s, (a, b) in zip(VAR, bounds(VAR)):
     # Cell i of s and j of 16 share some of the line, without division: i / s < (j + 1) / 16, ...
-    meets = np.array([[i * 16 < (j + 1) * s and j * s < (i + 1) * 16 for j in range(16)] for i in range(s)])
+    meets = np.array(
+      [[i * 16 < (j + 1) * s and j * s < (i + 1) * 16 for j in range(16)] for i in range(s)]
+    )
     expected = np.einsum('Byx,hy,wx->Bhw', fine, meets.astype(int), meets.astype(int)) > 0
     np.testing.assert_array_equal(found[:, a:b].reshape(4, s, s), expected)
 
@@ -183,8 +187,11 @@ def test_rewards_of_any_unit_count_by_their_weight_once_normalised():
   found = reduce.normalized_sum(each, {'a': 1.0, 'b': 2.0}, eps=0.0)
   np.testing.assert_allclose(found, [[-2.154701, -1.154701, 3.309401]], rtol=1e-5)
   in_cents = each | {'a': 100 * each['a']}
-  np.testing.assert_allclose(reduce.normalized_sum(in_cents, {'a': 1.0, 'b': 2.0}, eps=0.0), found, rtol=1e-5)
-  # A row without one of the verdicts is outside of the others' means too; a flat reward says nothing.
+  np.testing.assert_allclose(
+    reduce.normalized_sum(in_cents, {'a': 1.0, 'b': 2.0}, eps=0.0), found, rtol=1e-5
+  )
+  # A row without one of the verdicts is outside of the others' means too; a flat reward says
+  # nothing.
   each = {'a': jnp.array([[1.0, 9, 3]]), 'b': jnp.array([[5.0, np.nan, 5]])}
   found = reduce.normalized_sum(each, {'a': 1.0, 'b': 2.0}, eps=0.0)
   np.testing.assert_allclose(found, [[-(0.5**0.5), np.nan, 0.5**0.5]], rtol=1e-5)

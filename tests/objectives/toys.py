@@ -34,7 +34,9 @@ def branch(policy, frozen, label_P, keys_PG, split, K):
     tails = jax.vmap(lambda k: jax.random.categorical(k, logits_LV[at:]))(keys[1:])
     return jnp.concatenate([jnp.broadcast_to(head, (K, at)), tails], 1)
 
-  t_PGKL = jax.vmap(lambda label, keys_G: jax.vmap(lambda key: one(label, key))(keys_G))(label_P, keys_PG)
+  t_PGKL = jax.vmap(lambda label, keys_G: jax.vmap(lambda key: one(label, key))(keys_G))(
+    label_P, keys_PG
+  )
   rows = Experience(label=label_P, tokens=t_PGKL.reshape(len(label_P), -1, L))
   logp = logprobs(policy, frozen, rows).logp.reshape(t_PGKL.shape)
   return Rollout(t_PGKL, logp, logp)

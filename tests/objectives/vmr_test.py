@@ -25,12 +25,22 @@ def reward(t_BL):
 
 def models(lost=(), **changes):
   """The toy policy; the rewards of its tokens, but for the rows that are lost."""
+
   def score(frozen, image_Byxc, label_B):
     r_B = reward(np.asarray(image_Byxc[:, :, 0, 0], np.float32))
     r_B[list(lost)] = np.nan
     return r_B, {'sum': r_B}, {}
-  parts = dict(init=None, config=None, scales=toys.SCALES, logprobs=toys.logprobs, branch=toys.branch,
-               keys=toys.keys, score=score, decode=lambda frozen, t_BL: t_BL[:, :, None, None])
+
+  parts = dict(
+    init=None,
+    config=None,
+    scales=toys.SCALES,
+    logprobs=toys.logprobs,
+    branch=toys.branch,
+    keys=toys.keys,
+    score=score,
+    decode=lambda frozen, t_BL: t_BL[:, :, None, None],
+  )
   return Models(**parts | changes)
 
 
@@ -42,7 +52,9 @@ def collected(step, lost=(), **changes):
 def drawn(G, K):
   """The rows that a step of this key draws, [P, G, K, L]."""
   keys = toys.keys(jax.random.key(0), 2, G)
-  out = jax.jit(partial(toys.branch, split=1, K=K))(toys.params()['policy'], {}, jnp.asarray(LABEL), keys)
+  out = jax.jit(partial(toys.branch, split=1, K=K))(
+    toys.params()['policy'], {}, jnp.asarray(LABEL), keys
+  )
   return np.asarray(out.tokens)
 
 
@@ -95,6 +107,7 @@ def test_a_spatial_mask_is_of_all_continuations_and_of_the_suffix():
   def bright(image_Byxc, label_B):  # one pixel, which the row itself decides
     row_B = jnp.arange(len(image_Byxc))
     return jnp.zeros((len(row_B), 4, 4), bool).at[row_B, 0, 3 * (row_B % 2)].set(True)
+
   run = vmr.collect(models(mask=bright), **COLLECT | dict(split=1, mask=dict(name='bright')))
   batch, _, _ = run(toys.params(), {}, {'label': LABEL}, jax.random.key(0), 3)
   left, right = [0.0, 1, 0, 0, 0], [0.0, 0, 1, 0, 0]
@@ -125,7 +138,9 @@ def test_vmr_raises_the_reward():
 
 
 def test_settings_that_mean_nothing_are_refused():
-  check = lambda **changes: vmr.check(models(), **COLLECT | dict(updates=1, reference=False) | changes)
+  check = lambda **changes: vmr.check(
+    models(), **COLLECT | dict(updates=1, reference=False) | changes
+  )
   check_loss = lambda **changes: vmr.check_loss(models(), **LOSS | dict(reference=False) | changes)
   check()
   check_loss()
@@ -141,6 +156,10 @@ def test_settings_that_mean_nothing_are_refused():
   ):
     with pytest.raises(ValueError, match=words):
       check(**changes)
-  for changes, words in ((dict(first=1), 'first=1'), (dict(last=0), 'last=0'), (dict(clip=0.5), 'clip')):
+  for changes, words in (
+    (dict(first=1), 'first=1'),
+    (dict(last=0), 'last=0'),
+    (dict(clip=0.5), 'clip'),
+  ):
     with pytest.raises(ValueError, match=words):
       check_loss(**changes)

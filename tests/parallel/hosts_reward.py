@@ -1,4 +1,5 @@
 """A reward that workers import."""
+
 import numpy as np
 
 

@@ -1,4 +1,5 @@
 """One letter, one mesh axis: the tables, the mesh, and what they refuse."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,15 @@ def make(*sizes, devices=None):
   return mesh.make(list(zip(AXES, sizes)), devices)
 
 
-@pytest.mark.parametrize('sizes,found', [((1, -1, 1), (1, 8, 1)), ((2, 2, 2), (2, 2, 2)),
-                                         ((-1, 2, 4), (1, 2, 4)), ((8, 1, -1), (8, 1, 1))])
+@pytest.mark.parametrize(
+  'sizes,found',
+  [
+    ((1, -1, 1), (1, 8, 1)),
+    ((2, 2, 2), (2, 2, 2)),
+    ((-1, 2, 4), (1, 2, 4)),
+    ((8, 1, -1), (8, 1, 1)),
+  ],
+)
 def test_a_mesh_has_all_devices_and_minus_one_takes_what_is_left(sizes, found):
   m = make(*sizes)
   assert m.axis_names == AXES and m.devices.shape == found
@@ -25,15 +33,26 @@ def test_a_mesh_has_all_devices_and_minus_one_takes_what_is_left(sizes, found):
   assert m.axis_types == (AxisType.Auto,) * 3
 
 
-@pytest.mark.parametrize('sizes,word', [((1, 1, 1), '8'), ((3, -1, 1), '8'), ((4, 4, 1), '16'),
-                                        ((-1, -1, 1), '-1'), ((0, 8, 1), '0'), ((-2, 8, 1), '-2')])
+@pytest.mark.parametrize(
+  'sizes,word',
+  [
+    ((1, 1, 1), '8'),
+    ((3, -1, 1), '8'),
+    ((4, 4, 1), '16'),
+    ((-1, -1, 1), '-1'),
+    ((0, 8, 1), '0'),
+    ((-2, 8, 1), '-2'),
+  ],
+)
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, word):
-  with pytest.raises(ValueError, match='mesh: .*' + word): make(*sizes)
+  with pytest.raises(ValueError, match='mesh: .*' + word):
+    make(*sizes)
 
 
 def test_a_mesh_has_the_three_axes_in_their_order():
   for axes in [('fsdp', 8), ('data', 1), ('tensor', 1)], [('data', 8)]:
-    with pytest.raises(ValueError, match='mesh: axes'): mesh.make(axes)
+    with pytest.raises(ValueError, match='mesh: axes'):
+      mesh.make(axes)
   assert make(1, 1, 1, devices=jax.devices()[:1]).size == 1
 
 
@@ -44,7 +63,8 @@ def test_rows_are_spread_over_prompts_first_then_within_groups():
   assert rules.rows(m, 1, 8) == ((), ('data', 'fsdp'))
   assert rules.rows(make(1, 1, 8), 3, 5) == (('data', 'fsdp'), ())  # tensor holds no rows
   for P, R in (3, 5), (2, 2), (1, 4), (4, 1):
-    with pytest.raises(ValueError, match=f'batch: {P} prompts x {R} rows'): rules.rows(m, P, R)
+    with pytest.raises(ValueError, match=f'batch: {P} prompts x {R} rows'):
+      rules.rows(m, P, R)
 
 
 def test_a_letter_is_a_mesh_axis_unless_its_size_does_not_divide():
@@ -55,7 +75,8 @@ def test_a_letter_is_a_mesh_axis_unless_its_size_does_not_divide():
   assert spec('DNH', 64, 6, 16) == PartitionSpec('fsdp', None, None)
   assert spec('XDcd', 2, 64, 6, 64) == PartitionSpec(None, 'fsdp', None, None)
   assert rules.spec('BLV', (8, 5, 32), rules.ACTIVATIONS, m) == PartitionSpec(
-      PartitionSpec.UNCONSTRAINED, None, 'tensor')
+    PartitionSpec.UNCONSTRAINED, None, 'tensor'
+  )
 
 
 def test_without_a_mesh_shard_does_nothing():
@@ -78,8 +99,10 @@ def test_every_weight_of_the_released_models_is_cut_over_the_mesh():
 
 def test_weights_that_a_mesh_does_not_cut_are_counted_and_refused():
   m = make(1, 8, 1)
-  x = {'a': jax.ShapeDtypeStruct((30,), jnp.float32),
-       'b': jax.ShapeDtypeStruct((20,), jnp.bfloat16)}
+  x = {
+    'a': jax.ShapeDtypeStruct((30,), jnp.float32),
+    'b': jax.ShapeDtypeStruct((20,), jnp.bfloat16),
+  }
   cut, whole = (NamedSharding(m, PartitionSpec(s)) for s in ('fsdp', None))
   assert rules.replicated(x, {'a': cut, 'b': whole}) == 40 / 160
   rules.check(x, {'a': cut, 'b': whole}, at_most=0.25)
@@ -87,7 +110,7 @@ def test_weights_that_a_mesh_does_not_cut_are_counted_and_refused():
     rules.check(x, {'a': cut, 'b': whole}, at_most=0.2)
   # On a mesh of data alone nothing could be cut, and nothing is wrong.
   only_data = NamedSharding(make(8, 1, 1), PartitionSpec())
-  rules.check(x, {'a': only_data, 'b': only_data}, at_most=0.)
+  rules.check(x, {'a': only_data, 'b': only_data}, at_most=0.0)
 
 
 def test_what_has_no_letters_is_replicated():

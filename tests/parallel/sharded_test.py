@@ -1,4 +1,5 @@
 """Sharding changes where numbers are, never the numbers."""
+
 import dataclasses
 
 import jax
@@ -13,19 +14,22 @@ from vargrl.rollout import next_scale
 from vargrl.tokenizers import vq
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
-SAMPLER = next_scale.Config(guidance=1.5, temperature=.9, top_k=20, top_p=.95, record='guided')
+SAMPLER = next_scale.Config(guidance=1.5, temperature=0.9, top_k=20, top_p=0.95, record='guided')
 LABELS = jnp.arange(8) % 7
 
 
 @pytest.fixture(scope='module')
 def model(small):
-  return small(var.Config(2, 64, 4, scales=(1, 2), vocab=32, channels=4, classes=10),
-               dataclasses.replace(vq.SIZES['smoke'], scales=(1, 2)))
+  return small(
+    var.Config(2, 64, 4, scales=(1, 2), vocab=32, channels=4, classes=10),
+    dataclasses.replace(vq.SIZES['smoke'], scales=(1, 2)),
+  )
 
 
 def on(m, sizes, f):
   """f(params, vq_params, labels) jitted on a mesh; sizes None: on one device, without a mesh."""
-  if sizes is None: return jax.jit(f)(m.params, m.vq_params, LABELS)
+  if sizes is None:
+    return jax.jit(f)(m.params, m.vq_params, LABELS)
   return compiled(m, sizes, f)[0]
 
 
@@ -34,7 +38,10 @@ def compiled(m, sizes, f):
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
     everywhere = NamedSharding(devices, PartitionSpec())
-    args = jax.device_put(m.params, rules.weights(m.boxed, devices)), *jax.device_put((m.vq_params, LABELS), everywhere)
+    args = (
+      jax.device_put(m.params, rules.weights(m.boxed, devices)),
+      *jax.device_put((m.vq_params, LABELS), everywhere),
+    )
     program = jax.jit(f).lower(*args).compile()
     return jax.device_get(program(*args)), hlo.parse(program.as_text())
 
@@ -44,19 +51,31 @@ def sampled(m, P, R, weights='sharded'):
     keys_PR = next_scale.keys(jax.random.key(11), P, R)
     sampler = dataclasses.replace(SAMPLER, weights=weights)
     return next_scale.generate(m.model, m.vae, sampler, params, vq_params, label_P[:P], keys_PR)
+
   return f
 
 
 def trained(m, tokens_PRL):
   """Teacher-forced logits, log-probabilities, and the gradient of a loss of them."""
+
   def f(params, vq_params, label_P):
     def loss(params):
-      s = next_scale.logprobs(m.model, m.vae, SAMPLER, params, vq_params, label_P, tokens_PRL,
-                              reference=jax.tree.map(lambda x: 0.9 * x, params))
+      s = next_scale.logprobs(
+        m.model,
+        m.vae,
+        SAMPLER,
+        params,
+        vq_params,
+        label_P,
+        tokens_PRL,
+        reference=jax.tree.map(lambda x: 0.9 * x, params),
+      )
       return jnp.mean(s.kl - s.logp * jnp.cos(jnp.arange(m.c.length))[None, None]), s
+
     (value, s), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     inputs = m.vae.apply({'params': vq_params}, tokens_PRL[:, 0], method='embed')
     return value, s, gradient, m.model.apply({'params': params}, label_P, inputs)
+
   return f
 
 
@@ -80,7 +99,9 @@ def test_weights_gathered_once_draw_the_same_tokens(model, alone, sizes):
   np.testing.assert_array_equal(out.tokens, alone[0].tokens)
   shardings = rules.weights(model.boxed, mesh.make(list(zip(mesh.AXES, sizes))))
   parts = sum('fsdp' in s.spec for s in jax.tree.leaves(shardings))
-  assert hlo.collectives(program)['all-gather'][0] == parts > 10  # not one more for a second scale or layer
+  assert (
+    hlo.collectives(program)['all-gather'][0] == parts > 10
+  )  # not one more for a second scale or layer
 
 
 def test_a_group_cut_over_the_mesh_samples_the_same_tokens(model):
@@ -90,12 +111,17 @@ def test_a_group_cut_over_the_mesh_samples_the_same_tokens(model):
 
 def test_images_of_a_group_cut_over_the_mesh_are_decoded_once(model):
   def decoded(params, vq_params, label_P):
-    tokens_PRL = jax.lax.with_sharding_constraint(jnp.ones((2, 8, model.c.length), jnp.int32) + label_P[:2, None, None],
-                                                  PartitionSpec('data', 'fsdp'))
+    tokens_PRL = jax.lax.with_sharding_constraint(
+      jnp.ones((2, 8, model.c.length), jnp.int32) + label_P[:2, None, None],
+      PartitionSpec('data', 'fsdp'),
+    )
     return next_scale.decode(model.vae, vq_params, tokens_PRL.reshape(16, -1))
+
   devices = mesh.make([('data', 1), ('fsdp', 1), ('tensor', 1)], jax.devices()[:1])
   with jax.set_mesh(devices):
-    one = hlo.parse(jax.jit(decoded).lower(model.params, model.vq_params, LABELS).compile().as_text())
+    one = hlo.parse(
+      jax.jit(decoded).lower(model.params, model.vq_params, LABELS).compile().as_text()
+    )
   image_Byxc, program = compiled(model, (1, 8, 1), decoded)
   assert sum(hlo.flops(program).values()) == sum(hlo.flops(one).values()) / 8 > 0
   np.testing.assert_array_equal(image_Byxc[:8], image_Byxc[:1].repeat(8, 0))

@@ -1,4 +1,7 @@
-"""A GRPO run that is quick on many devices: the smoke variant of an experiment, without its evaluators."""
+"""A GRPO run that is quick on many devices: the smoke variant of an experiment, without its
+evaluators.
+"""
+
 import importlib.util
 import pathlib
 
@@ -15,7 +18,8 @@ def get_config(arg=''):
   c.policy.dtype, c.policy.remat = 'float32', 'none'
   c.objective.collect.rollouts, c.objective.collect.old = 2, 'sampler'
   c.objective.collect.rewards = dict(brightness=dict(name='hosts_reward.brightness', weight=1.0))
-  c.rollout.guidance, c.rollout.record, c.reference, c.objective.loss.kl = 0., 'cond', False, 0.
-  # A large eps keeps Adam from making a full step of a gradient that is rounding alone, as those of biases are.
+  c.rollout.guidance, c.rollout.record, c.reference, c.objective.loss.kl = 0.0, 'cond', False, 0.0
+  # A large eps keeps Adam from making a full step of a gradient that is rounding alone, as those of
+  # biases are.
   c.optim.peak, c.optim.eps = 1e-2, 1e-2
   return c

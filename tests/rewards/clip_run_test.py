@@ -1,4 +1,7 @@
-"""GRPO whose rewards have weights: loaded, told apart from others, run on the mesh of the policy."""
+"""GRPO whose rewards have weights: loaded, told apart from others, run on the mesh of the
+policy.
+"""
+
 import json
 import pathlib
 
@@ -18,9 +21,17 @@ def config(names='digits'):
   c.evals, c.optim.warmup = {}, 0
   backbone = dict(file='', size='smoke', dtype='bfloat16')
   c.objective.collect.rewards = dict(
-      clip=dict(name='rewards.clip', weight=100., tokenizer='', template=('a photo of {class}', 'the number {class}'),
-                names=names, scale=1., **backbone),
-      aesthetic=dict(name='rewards.aesthetic', weight=1., head='', **backbone))
+    clip=dict(
+      name='rewards.clip',
+      weight=100.0,
+      tokenizer='',
+      template=('a photo of {class}', 'the number {class}'),
+      names=names,
+      scale=1.0,
+      **backbone,
+    ),
+    aesthetic=dict(name='rewards.aesthetic', weight=1.0, head='', **backbone),
+  )
   return c
 
 
@@ -28,7 +39,9 @@ def test_a_run_loads_the_weights_of_its_rewards_and_scores_with_them(tmp_path):
   run = Run(config(), tmp_path)
   with jax.set_mesh(run.mesh):
     frozen = {'rewards': run.frozen(only=('rewards',))['rewards']}
-    r_B, each, _ = run.models.score(frozen, jnp.zeros((8, 8, 8, 3)).at[1:, 2].set(1.), np.arange(8))
+    r_B, each, _ = run.models.score(
+      frozen, jnp.zeros((8, 8, 8, 3)).at[1:, 2].set(1.0), np.arange(8)
+    )
     assert run.fingerprints(frozen) == {'rewards': 'random'}
     lean = build.scored(run.config, run.built, lean=True).reward_weights(run.mesh)
   about = lambda x: x.shape  # random weights are not cast to what weights of a file are held in
@@ -62,22 +75,39 @@ def test_a_lean_run_has_no_reward_weights(tmp_path):
 def test_rewards_are_traced_without_their_files(tmp_path):
   c = experiment.load(EXPERIMENT)  # of full size
   c.init = {}
-  backbone = dict(file='absent', weight=1., dtype='bfloat16', template='a photo of a {class}', names='imagenet')
+  backbone = dict(
+    file='absent', weight=1.0, dtype='bfloat16', template='a photo of a {class}', names='imagenet'
+  )
   collect = c.objective.collect
-  collect.rewards = dict(aesthetic=dict(name='rewards.aesthetic', weight=1., size='l14', dtype='bfloat16', file='absent',
-                                        head='absent'))
-  collect.rewards.clip = dict(name='rewards.clip', size='l14', tokenizer='', scale=1., **backbone)
-  collect.rewards.image = dict(backbone, name='rewards.image_reward', size='large', vocab='absent', names='absent.txt')
-  collect.rewards.jpeg = dict(name='rewards.jpeg', weight=1., quality=90, sign=1)
+  collect.rewards = dict(
+    aesthetic=dict(
+      name='rewards.aesthetic',
+      weight=1.0,
+      size='l14',
+      dtype='bfloat16',
+      file='absent',
+      head='absent',
+    )
+  )
+  collect.rewards.clip = dict(name='rewards.clip', size='l14', tokenizer='', scale=1.0, **backbone)
+  collect.rewards.image = dict(
+    backbone, name='rewards.image_reward', size='large', vocab='absent', names='absent.txt'
+  )
+  collect.rewards.jpeg = dict(name='rewards.jpeg', weight=1.0, quality=90, sign=1)
   run = Run(c, tmp_path, lean=True)
   models = build.scored(c, run.built, lean=True)
   frozen = {'rewards': models.reward_weights(run.mesh)}
   assert len(frozen['rewards']['towers']) == 2  # clip and aesthetic share theirs
   image = jax.ShapeDtypeStruct((16, 256, 256, 3), np.float32)
-  with jax.set_mesh(run.mesh): each = jax.eval_shape(models.judge, frozen, image, np.zeros(16, np.int32))
-  assert {name: x.shape for name, x in each.items()} == dict.fromkeys(('aesthetic', 'clip', 'image'), (16,))
+  with jax.set_mesh(run.mesh):
+    each = jax.eval_shape(models.judge, frozen, image, np.zeros(16, np.int32))
+  assert {name: x.shape for name, x in each.items()} == dict.fromkeys(
+    ('aesthetic', 'clip', 'image'), (16,)
+  )
 
 
 def test_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path):
-  with pytest.raises(ValueError, match='reward clip: 1000 names of classes, 10 classes in the policy'):
+  with pytest.raises(
+    ValueError, match='reward clip: 1000 names of classes, 10 classes in the policy'
+  ):
     Run(config('imagenet'), tmp_path)

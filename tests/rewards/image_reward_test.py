@@ -1,4 +1,7 @@
-"""ImageReward as a Judge: its score is the network's on the class's prompt, whatever else is in the batch."""
+"""ImageReward as a Judge: its score is the network's on the class's prompt, whatever else is in the
+batch.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,9 @@ from vargrl.parallel import mesh as meshes  # noqa: E402
 from vargrl.rewards import image_reward, preprocess  # noqa: E402
 
 NAMES = ('tench', 'goldfish', 'great white shark')
-OPTIONS = dict(file='', size='smoke', dtype='float32', vocab='', template='a photo of a {class}', names=NAMES)
+OPTIONS = dict(
+  file='', size='smoke', dtype='float32', vocab='', template='a photo of a {class}', names=NAMES
+)
 C = blip.SIZES['smoke']
 
 
@@ -22,8 +27,11 @@ def judged():
   mesh = meshes.make((('data', 2), ('fsdp', 2), ('tensor', 2)), jax.devices()[:8])
   judge = image_reward.judge(**OPTIONS)
   [(key, tower)] = judge.towers.items()
-  with jax.set_mesh(mesh): seen, own = tower.load(mesh), judge.load(mesh)
-  run = jax.jit(lambda seen, own, image, label: judge.score(own, {key: tower.apply(seen, image)}, label))
+  with jax.set_mesh(mesh):
+    seen, own = tower.load(mesh), judge.load(mesh)
+  run = jax.jit(
+    lambda seen, own, image, label: judge.score(own, {key: tower.apply(seen, image)}, label)
+  )
   return run, seen, own, mesh
 
 
@@ -34,8 +42,11 @@ def images(n):
 def test_the_score_is_the_networks_and_no_class_is_no_verdict(judged):
   run, seen, own, mesh = judged
   label_B = jnp.array([0, 2, 1, 3, -1, 2, 0, 0])
-  with jax.set_mesh(mesh): r_B = np.asarray(run(seen, own, images(8), label_B))
-  assert r_B.dtype == np.float32 and np.isnan(r_B).tolist() == [False] * 3 + [True] * 2 + [False] * 3
+  with jax.set_mesh(mesh):
+    r_B = np.asarray(run(seen, own, images(8), label_B))
+  assert (
+    r_B.dtype == np.float32 and np.isnan(r_B).tolist() == [False] * 3 + [True] * 2 + [False] * 3
+  )
 
   # The whole network, its head layer by layer, and more padding.
   head = jax.device_get(image_reward.weights(None, C, 'head', mesh))
@@ -53,7 +64,9 @@ def test_shapes_are_those_of_the_weights(judged):
   judge = image_reward.judge(**OPTIONS | dict(file=None, vocab=None))
   [tower] = judge.towers.values()
   about = lambda x: (x.shape, x.dtype, x.sharding)
-  assert jax.tree.map(about, (tower.shapes(mesh), judge.shapes(mesh))) == jax.tree.map(about, (seen, own))
+  assert jax.tree.map(about, (tower.shapes(mesh), judge.shapes(mesh))) == jax.tree.map(
+    about, (seen, own)
+  )
 
 
 def test_word_pieces_are_berts(tmp_path):
@@ -69,14 +82,23 @@ def test_word_pieces_are_berts(tmp_path):
 def test_what_cannot_work_is_told_when_it_is_made(tmp_path):
   (tmp_path / 'vocab.txt').write_text('no\nends')
   wrong = [
-      (dict(file='/nowhere/ImageReward.pt'), FileNotFoundError, 'no /nowhere/ImageReward.pt; `huggingface-cli'),
-      (dict(size='large'), ValueError, "file: '' found, the weights of size 'large'"),
-      (dict(size='base'), ValueError, "size: 'base' found"),
-      (dict(dtype='int8'), ValueError, "dtype: 'int8' found"),
-      (dict(vocab=str(tmp_path / 'other')), FileNotFoundError, 'no vocab.txt or tokenizer.json .*bert-base-uncased'),
-      (dict(vocab=str(tmp_path)), ValueError, 'vocab'),
-      (dict(template='a {thing}'), ValueError, "template: 'a {thing}' found"),
-      (dict(names='birds'), ValueError, "names: 'birds' found"),
+    (
+      dict(file='/nowhere/ImageReward.pt'),
+      FileNotFoundError,
+      'no /nowhere/ImageReward.pt; `huggingface-cli',
+    ),
+    (dict(size='large'), ValueError, "file: '' found, the weights of size 'large'"),
+    (dict(size='base'), ValueError, "size: 'base' found"),
+    (dict(dtype='int8'), ValueError, "dtype: 'int8' found"),
+    (
+      dict(vocab=str(tmp_path / 'other')),
+      FileNotFoundError,
+      'no vocab.txt or tokenizer.json .*bert-base-uncased',
+    ),
+    (dict(vocab=str(tmp_path)), ValueError, 'vocab'),
+    (dict(template='a {thing}'), ValueError, "template: 'a {thing}' found"),
+    (dict(names='birds'), ValueError, "names: 'birds' found"),
   ]
   for changes, kind, message in wrong:
-    with pytest.raises(kind, match=message): image_reward.judge(**OPTIONS | changes)
+    with pytest.raises(kind, match=message):
+      image_reward.judge(**OPTIONS | changes)

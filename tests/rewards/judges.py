@@ -121,4 +121,5 @@ def chunk_size(images, prompts):
 
 def remote(images, prompts, *, url):
   """What a server answers to the bytes of the images: a JSON list of numbers."""
-  with urllib.request.urlopen(url, images.tobytes()) as answer: return json.load(answer)
+  with urllib.request.urlopen(url, images.tobytes()) as answer:
+    return json.load(answer)

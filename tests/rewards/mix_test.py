@@ -136,7 +136,10 @@ def test_rows_lost_to_different_rewards_add_up(make):
     (dict(name='rewards.mix', weight=1), 'rewards.mix: found no such file'),
     (dict(name='rewards.jpeg', weight=1, quality=9), "missing a required argument: 'sign'"),
     (dict(name='rewards.brightness', weight=1, gain=2), "unknown option 'gain'"),
-    (dict(name='rewards.classifier', weight=1), "missing a required (keyword-only )?argument: 'classifier'"),
+    (
+      dict(name='rewards.classifier', weight=1),
+      "missing a required (keyword-only )?argument: 'classifier'",
+    ),
     (dict(name='sharpness', weight=1, powr=2), "unknown option 'powr'; did you mean 'power'"),
     (dict(name='judges', weight=1), 'found a module, expected HOST'),
     (dict(name='judges.mena', weight=1), "has no 'mena'; did you mean 'mean'"),

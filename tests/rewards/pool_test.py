@@ -217,27 +217,38 @@ def test_a_pool_of_what_cannot_be_imported_is_an_error_before_any_image(name, me
     pools.Pool(name, {}, workers=1, timeout=30, retries=0, chunk=2)
 
 
-@pytest.mark.parametrize('status, calls, kind', [(200, 2, ''), (500, 6, 'error'), (None, 2, 'timeout')])
+@pytest.mark.parametrize(
+  'status, calls, kind', [(200, 2, ''), (500, 6, 'error'), (None, 2, 'timeout')]
+)
 def test_a_server_that_fails_or_is_silent_is_asked_a_bounded_number_of_times(status, calls, kind):
-  """Two chunks of two images, no retry: a chunk that fails is asked once, and each of its rows once more."""
+  """Two chunks of two images, no retry: a chunk that fails is asked once, and each of its rows once
+  more.
+  """
   asked = []
 
   class Server(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
       asked.append(len(self.rfile.read(int(self.headers['Content-Length']))))
-      if status is None: time.sleep(5)
+      if status is None:
+        time.sleep(5)
       self.send_response(status or 200)
       self.end_headers()
       self.wfile.write(b'[0.5, 0.25]')
-    def log_message(self, *text): pass
+
+    def log_message(self, *text):
+      pass
+
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f'http://127.0.0.1:{server.server_port}/'
-    with open_pool('judges.remote', timeout=2, url=url) as pool: scores = pool.scores(images(4), np.arange(4))
+    with open_pool('judges.remote', timeout=2, url=url) as pool:
+      scores = pool.scores(images(4), np.arange(4))
     server.shutdown()
   assert len(asked) == calls
-  if kind: assert np.isnan(scores).all() and pool.counts[kind] == 4
-  else: np.testing.assert_array_equal(scores, [.5, .25, .5, .25])
+  if kind:
+    assert np.isnan(scores).all() and pool.counts[kind] == 4
+  else:
+    np.testing.assert_array_equal(scores, [0.5, 0.25, 0.5, 0.25])
 
 
 def test_a_server_that_is_not_there_costs_the_rows_alone():
@@ -245,7 +256,10 @@ def test_a_server_that_is_not_there_costs_the_rows_alone():
     s.bind(('127.0.0.1', 0))
     url = f'http://127.0.0.1:{s.getsockname()[1]}/'
     with open_pool('judges.remote', retries=1, url=url) as pool:
-      assert np.isnan(pool.scores(images(2), np.arange(2))).all() and failures(pool) == {'error': 2, 'retry': 3}
+      assert np.isnan(pool.scores(images(2), np.arange(2))).all() and failures(pool) == {
+        'error': 2,
+        'retry': 3,
+      }
       assert 'refused' in pool.last_error
 
 

@@ -1,4 +1,5 @@
 """What reward networks see, against PIL itself."""
+
 import functools
 
 import fill
@@ -13,7 +14,7 @@ from vargrl.rewards import preprocess
 def pictures(y, x):
   """uint8 [2, y, x, 3]: a smooth one, and black and white noise, where bicubic overshoots most."""
   smooth = fill.image(1, (y, x)).transpose(1, 2, 0)
-  noise = np.random.default_rng(0).integers(0, 2, (y, x, 3)) * 2. - 1
+  noise = np.random.default_rng(0).integers(0, 2, (y, x, 3)) * 2.0 - 1
   return np.round((np.stack([smooth, noise]) + 1) / 2 * 255).astype(np.uint8)
 
 
@@ -43,22 +44,23 @@ def test_pictures_are_those_of_pil(y, x):
   theirs = np.stack([by_pil(p, 56) for p in picture]).astype(float)
   difference = abs(grey(out) - theirs)
   assert difference.max() < 1.001  # one grey level
-  # And that next to nowhere: at a tie. Black and white noise has many at 64 -> 56, and which way they fall is the
-  # compiler's choice: 1.3 to 2.3 % of the noise, 0.1 % of the smooth picture.
+  # And that next to nowhere: at a tie. Black and white noise has many at 64 -> 56, and which way
+  # they fall is the compiler's choice: 1.3 to 2.3 % of the noise, 0.1 % of the smooth picture.
   assert ((difference > 0.01).mean((1, 2, 3)) < [5e-3, 3e-2]).all()
 
 
 def test_values_between_grey_levels_are_rounded_before_anything_is_resized():
   picture = pictures(64, 64)[:1]
-  between = picture / 127.5 - 1 + np.random.default_rng(1).uniform(-.4, .4, picture.shape) / 127.5
+  between = picture / 127.5 - 1 + np.random.default_rng(1).uniform(-0.4, 0.4, picture.shape) / 127.5
   np.testing.assert_array_equal(ours(between, 56, 'pil'), ours(picture / 127.5 - 1, 56, 'pil'))
 
 
 def test_without_rounding_a_resize_overshoots_as_a_float_resize_does():
   black_white = pictures(64, 64)[1:]
   rounded, smooth = (grey(ours(black_white / 127.5 - 1, 56, how)) for how in ('pil', 'float'))
-  assert rounded.min() > -.01 and rounded.max() < 255.01
+  assert rounded.min() > -0.01 and rounded.max() < 255.01
   assert smooth.min() < -5 and smooth.max() > 260
   inner = (smooth > 0) & (smooth < 255)
   assert 0.1 < abs(smooth - rounded)[inner].mean() < 12
-  with pytest.raises(ValueError, match="preprocessing: 'tf' found"): ours(black_white / 127.5 - 1, 56, 'tf')
+  with pytest.raises(ValueError, match="preprocessing: 'tf' found"):
+    ours(black_white / 127.5 - 1, 56, 'tf')

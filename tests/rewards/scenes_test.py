@@ -1,4 +1,5 @@
 """The checker as a reward."""
+
 import numpy as np
 import pytest
 
@@ -12,30 +13,35 @@ SMALL = worlds.find('small')
 def drawn(n):
   """(pictures, captions, meanings)"""
   found = [records.record(SMALL, 0, 'test', i) for i in range(n)]
-  return (np.stack([draw.image(r.scene, 32) for r in found]), [r.caption for r in found],
-          [r.meaning.json() for r in found])
+  return (
+    np.stack([draw.image(r.scene, 32) for r in found]),
+    [r.caption for r in found],
+    [r.meaning.json() for r in found],
+  )
 
 
 def test_a_picture_earns_one_for_its_own_caption_and_less_for_another():
   images, captions, meanings = drawn(14)
   knobs = dict(world='small', strict=True)
-  assert scenes.reward(images, captions, **knobs, partial=False) == [1.] * 14
-  assert scenes.reward(images, meanings, **knobs, partial=False) == [1.] * 14
+  assert scenes.reward(images, captions, **knobs, partial=False) == [1.0] * 14
+  assert scenes.reward(images, meanings, **knobs, partial=False) == [1.0] * 14
   other = scenes.reward(images, captions[1:] + captions[:1], **knobs, partial=False)
   part = scenes.reward(images, captions[1:] + captions[:1], **knobs, partial=True)
-  assert other == [0.] * 14
+  assert other == [0.0] * 14
   assert all(0 <= p < 1 for p in part) and max(part) > 0
 
 
 def test_it_is_a_host_reward_of_a_mix():
   images, captions, _ = drawn(3)
-  options = dict(name='rewards.scenes', weight=2., world='small', strict=False, partial=True)
-  m = mix.make({'scenes': options}, bind={}, max_failed=0., workers=1, timeout=60, retries=0, chunk=8)
+  options = dict(name='rewards.scenes', weight=2.0, world='small', strict=False, partial=True)
+  m = mix.make(
+    {'scenes': options}, bind={}, max_failed=0.0, workers=1, timeout=60, retries=0, chunk=8
+  )
   try:
     r_B, _, _ = m.score({}, images.astype(np.float32) / 127.5 - 1, captions)
   finally:
     m.close()
-  assert r_B.tolist() == [2., 2., 2.]
+  assert r_B.tolist() == [2.0, 2.0, 2.0]
 
 
 def test_wrong_options_and_prompts_are_told():

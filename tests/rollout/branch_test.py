@@ -1,4 +1,5 @@
 """K continuations of a rollout share its tokens up to the split, its cache, and what these cost."""
+
 import dataclasses
 
 import jax
@@ -13,19 +14,22 @@ from vargrl.rollout import next_scale
 from vargrl.tokenizers import vq
 
 SCALES = (1, 2, 3)
-SAMPLER = next_scale.Config(guidance=2., temperature=.8, top_k=12, top_p=.9, record='guided')
+SAMPLER = next_scale.Config(guidance=2.0, temperature=0.8, top_k=12, top_p=0.9, record='guided')
 
 
 @pytest.fixture(scope='module')
 def model(small):
-  return small(var.Config(2, 32, 2, scales=SCALES, vocab=32, channels=4, classes=10),
-               dataclasses.replace(vq.SIZES['smoke'], scales=SCALES))
+  return small(
+    var.Config(2, 32, 2, scales=SCALES, vocab=32, channels=4, classes=10),
+    dataclasses.replace(vq.SIZES['smoke'], scales=SCALES),
+  )
 
 
 @pytest.fixture(scope='module')
 def branched(model):
-  """split -> (plain Rollout [2, 3, L], branched [2, 3, 4, L], Scores of the latter, of its first `split`
-  scales), from the same keys; one program."""
+  """split -> (plain Rollout [2, 3, L], branched [2, 3, 4, L], Scores of the latter, of its first
+  `split` scales), from the same keys; one program."""
+
   def call(split):
     def all_of_it(params, vq_params):
       args, label_P = (model.model, model.vae, SAMPLER, params, vq_params), jnp.array([1, 7])
@@ -34,9 +38,13 @@ def branched(model):
       out = next_scale.branch(*args, label_P, keys_PR, split, 4)
       rows_PRL = out.tokens.reshape(2, 12, -1)
       whole = next_scale.logprobs(*args, label_P, rows_PRL, reference=params)
-      part = next_scale.logprobs(*args, label_P, rows_PRL[..., :model.c.offsets[split]], reference=params)
+      part = next_scale.logprobs(
+        *args, label_P, rows_PRL[..., : model.c.offsets[split]], reference=params
+      )
       return plain, out, whole, part
+
     return jax.jit(all_of_it)(model.params, model.vq_params)
+
   return call
 
 
@@ -62,16 +70,35 @@ def test_continuations_share_their_beginning_and_are_teacher_forced(model, branc
 def test_a_split_outside_of_the_scales_is_refused(model):
   for split, K in ((0, 2), (3, 2), (2, 0)):
     with pytest.raises(ValueError, match=f'split={split}, K={K}'):
-      next_scale.branch(model.model, model.vae, SAMPLER, None, None, jnp.zeros(1, jnp.int32),
-                        next_scale.keys(jax.random.key(0), 1, 1), split, K)
+      next_scale.branch(
+        model.model,
+        model.vae,
+        SAMPLER,
+        None,
+        None,
+        jnp.zeros(1, jnp.int32),
+        next_scale.keys(jax.random.key(0), 1, 1),
+        split,
+        K,
+      )
   with pytest.raises(ValueError, match='tokens: 6 of the scales'):
     model.vae.apply({'params': model.vq_params}, jnp.zeros((1, 6), jnp.int32), method='embed')
 
 
 def sampled(m, P, G, K):
   def f(params, vq_params):
-    return next_scale.branch(m.model, m.vae, dataclasses.replace(SAMPLER, top_k=0, top_p=0.), params, vq_params,
-                             jnp.arange(P) % 7, next_scale.keys(jax.random.key(11), P, G), 1, K)
+    return next_scale.branch(
+      m.model,
+      m.vae,
+      dataclasses.replace(SAMPLER, top_k=0, top_p=0.0),
+      params,
+      vq_params,
+      jnp.arange(P) % 7,
+      next_scale.keys(jax.random.key(11), P, G),
+      1,
+      K,
+    )
+
   return f
 
 
@@ -82,8 +109,8 @@ def alone(model):
 
 @pytest.mark.parametrize('sizes, P, K', [((2, 2, 2), 8, 2), ((1, 8, 1), 1, 8)], ids=str)
 def test_branches_are_the_same_on_every_mesh(model, alone, sizes, P, K):
-  """Spread over the prompts, or over the continuations of the only one. A continuation depends on its prompt,
-  key and number alone."""
+  """Spread over the prompts, or over the continuations of the only one. A continuation depends on
+  its prompt, key and number alone."""
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
     params = jax.device_put(model.params, rules.weights(model.boxed, devices))
@@ -97,10 +124,13 @@ def test_branches_are_the_same_on_every_mesh(model, alone, sizes, P, K):
 
 # FLOPs of the compiled program; depth 1, since the cost of a scan's body is counted once.
 
+
 def test_what_comes_before_the_split_is_computed_once_for_each_rollout(small):
-  m = small(var.Config(1, 64, 2, scales=(1, 2), vocab=32, channels=4, classes=10),
-            dataclasses.replace(vq.SIZES['smoke'], scales=(1, 2)))
-  args = (m.model, m.vae, dataclasses.replace(SAMPLER, top_k=0, top_p=0.))
+  m = small(
+    var.Config(1, 64, 2, scales=(1, 2), vocab=32, channels=4, classes=10),
+    dataclasses.replace(vq.SIZES['smoke'], scales=(1, 2)),
+  )
+  args = (m.model, m.vae, dataclasses.replace(SAMPLER, top_k=0, top_p=0.0))
 
   def cost(f, *shape):
     keys = next_scale.keys(jax.random.key(0), *shape)
@@ -112,10 +142,12 @@ def test_what_comes_before_the_split_is_computed_once_for_each_rollout(small):
 
   def head(P, G):
     """The first scale and the logits of the second, by themselves."""
+
     def one(p, q, label, key):
       begun = next_scale.begin(*args, p, label)
       (logits, _, z), out = next_scale.proceed(*args, p, q, begun, key, range(1))
       return logits, z, out
+
     rows = jax.vmap(one, (None, None, None, 0))
     return cost(jax.vmap(rows, (None, None, 0, 0)), P, G)
 
@@ -127,7 +159,12 @@ def test_what_comes_before_the_split_is_computed_once_for_each_rollout(small):
 
 def test_a_beginning_costs_what_its_tokens_cost(model):
   def cost(L):
-    f = lambda p, label, t: next_scale.logprobs(model.model, model.vae, SAMPLER, p, model.vq_params, label, t)
-    lowered = jax.jit(f).lower(model.params, jnp.zeros(1, jnp.int32), jnp.zeros((1, 8, L), jnp.int32))
+    f = lambda p, label, t: next_scale.logprobs(
+      model.model, model.vae, SAMPLER, p, model.vq_params, label, t
+    )
+    lowered = jax.jit(f).lower(
+      model.params, jnp.zeros(1, jnp.int32), jnp.zeros((1, 8, L), jnp.int32)
+    )
     return lowered.compile().cost_analysis()['flops']
+
   assert cost(5) < 5 / 14 * 1.2 * cost(14)

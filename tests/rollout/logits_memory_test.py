@@ -1,4 +1,5 @@
 """The float32 logits of all tokens, of policy and reference, are never held at once."""
+
 import math
 import re
 
@@ -11,40 +12,63 @@ from vargrl.rollout import next_scale
 from vargrl.tokenizers import vq
 
 SCALES, V, P, R = (1, 2, 3, 4, 5, 6, 8), 4099, 2, 3  # no other axis has V entries
-MODEL = var.Model(var.Config(1, 32, 2, scales=SCALES, vocab=V, channels=4, classes=3, remat='blocks'))
-TOKENIZER = vq.Model(vq.Config(vocab=V, channels=4, width=32, mults=(1, 1), blocks=1, scales=SCALES))
+MODEL = var.Model(
+  var.Config(1, 32, 2, scales=SCALES, vocab=V, channels=4, classes=3, remat='blocks')
+)
+TOKENIZER = vq.Model(
+  vq.Config(vocab=V, channels=4, width=32, mults=(1, 1), blocks=1, scales=SCALES)
+)
 L = MODEL.c.length
 
 
 def abstract(module, model):
-  return jax.eval_shape(lambda key: jax.tree.map(jnp.asarray, jax.tree.map(
-      lambda x: x.value, module.init(model, key), is_leaf=lambda x: hasattr(x, 'value'))), jax.random.key(0))
+  return jax.eval_shape(
+    lambda key: jax.tree.map(
+      jnp.asarray,
+      jax.tree.map(
+        lambda x: x.value, module.init(model, key), is_leaf=lambda x: hasattr(x, 'value')
+      ),
+    ),
+    jax.random.key(0),
+  )
 
 
 def gradient_of(logprobs):
   """The compiled gradient of a loss with log-probabilities and the exact KL to a reference."""
+
   def loss(policy, reference, tokenizer, label_P, t_PRL):
     scores = logprobs(policy, tokenizer, label_P, t_PRL, reference)
     return (0.1 * scores.kl - scores.logp).mean()
+
   policy, int32 = abstract(var, MODEL), lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-  return jax.jit(jax.grad(loss)).lower(policy, policy, abstract(vq, TOKENIZER), int32(P), int32(P, R, L)).compile()
+  return (
+    jax.jit(jax.grad(loss))
+    .lower(policy, policy, abstract(vq, TOKENIZER), int32(P), int32(P, R, L))
+    .compile()
+  )
 
 
 def largest(program):
   """Entries of the largest array with an axis of logits, the head's weights aside."""
-  shapes = [[int(n) for n in found.split(',')] for found in re.findall(r'f32\[([\d,]+)\]', program.as_text())]
+  shapes = [
+    [int(n) for n in found.split(',')]
+    for found in re.findall(r'f32\[([\d,]+)\]', program.as_text())
+  ]
   return max(math.prod(shape) for shape in shapes if V in shape and MODEL.c.width not in shape)
 
 
 @pytest.mark.parametrize('record, rows', [('cond', P * R), ('guided', 2 * P * R)])
 def test_logits_of_a_chunk_are_the_most_that_exist(monkeypatch, record, rows):
-  c = next_scale.Config(guidance=1.5, temperature=1., top_k=0, top_p=0., record=record)
+  c = next_scale.Config(guidance=1.5, temperature=1.0, top_k=0, top_p=0.0, record=record)
 
   def measure(chunk):
     """(entries of the largest array of logits, bytes of all temporaries)."""
     monkeypatch.setattr('vargrl.rollout.groups.CHUNK', chunk)
-    program = gradient_of(lambda policy, tokenizer, label_P, t_PRL, reference: next_scale.logprobs(
-        MODEL, TOKENIZER, c, policy, tokenizer, label_P, t_PRL, reference=reference))
+    program = gradient_of(
+      lambda policy, tokenizer, label_P, t_PRL, reference: next_scale.logprobs(
+        MODEL, TOKENIZER, c, policy, tokenizer, label_P, t_PRL, reference=reference
+      )
+    )
     return largest(program), program.memory_analysis().temp_size_in_bytes
 
   both = 2 * rows * L * V * 4  # policy and reference, float32

@@ -28,7 +28,10 @@ def test_what_is_on_disk_are_the_records_in_order(built):
       assert worlds.scene_of(json.loads(text('scene'))) == r.scene
       assert captions.from_json(text('meaning')) == captions.parse(text('caption')) == r.meaning
       assert edits.from_json(text('edit')) == r.edit and text('instruction') == r.edit.instruction
-      asked = zip(*([x.decode() for x in row[name]] for name in ('kinds', 'questions', 'answers')), strict=True)
+      asked = zip(
+        *([x.decode() for x in row[name]] for name in ('kinds', 'questions', 'answers')),
+        strict=True,
+      )
       assert tuple(asked) == tuple(map(tuple, r.questions))
       assert captions.CATEGORIES[row['category']] == r.meaning.category and row['novel'] == r.novel
       said = [captions.parse(x.decode()).category for x in row['captions']]
@@ -44,11 +47,26 @@ def test_every_size_has_a_configuration_and_its_world_can_be_read_there():
 def test_a_stream_of_scenes_is_read_by_name(tmp_path, monkeypatch):
   monkeypatch.setattr(builder.Scenes.builder_configs['32'], 'train', 14)
   monkeypatch.setattr(builder.Scenes.builder_configs['32'], 'held_out', 7)
-  stream = source.make(dataset='scenes/32', split='train', batch=7, size=32, crop='none', flip=False, shuffle=False,
-                       max_unreadable=0., dir=str(tmp_path), threads=0, workers=0, seed=0, rows=range(7))
+  stream = source.make(
+    dataset='scenes/32',
+    split='train',
+    batch=7,
+    size=32,
+    crop='none',
+    flip=False,
+    shuffle=False,
+    max_unreadable=0.0,
+    dir=str(tmp_path),
+    threads=0,
+    workers=0,
+    seed=0,
+    rows=range(7),
+  )
   batch = next(stream)
   assert sorted(batch) == ['category', 'edited', 'image'] and batch['image'].shape == (7, 32, 32, 3)
   first = draw.image(records.record(worlds.find('small'), 0, 'train', 0).scene, 32)
   np.testing.assert_allclose((batch['image'][0] + 1) * 127.5, first, atol=1e-3)
-  with pytest.raises(ValueError, match=r"dataset: 'scenes/33' found, one of \['scenes/32', .* expected"):
+  with pytest.raises(
+    ValueError, match=r"dataset: 'scenes/33' found, one of \['scenes/32', .* expected"
+  ):
     source.count(dataset='scenes/33', split='train', dir=str(tmp_path))

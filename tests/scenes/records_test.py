@@ -31,13 +31,22 @@ def test_a_record_is_the_same_in_every_process_and_in_every_python():
   env = os.environ | {'PYTHONHASHSEED': '7', 'PYTHONPATH': str(ROOT)}
   run = subprocess.run([sys.executable, '-c', DIGEST], env=env, capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
-  assert run.stdout.strip() == '0a6c3091983a7d70'  # of numpy 2.1 on Python 3.13 as of numpy 2.4 on 3.11
+  assert (
+    run.stdout.strip() == '0a6c3091983a7d70'
+  )  # of numpy 2.1 on Python 3.13 as of numpy 2.4 on 3.11
 
 
 def test_a_record_depends_on_seed_split_index_and_world():
-  of = lambda world, *where: hashlib.sha256(repr(records.record(worlds.find(world), *where)).encode()).digest()
-  wheres = [('small', 0, 'train', 3), ('small', 1, 'train', 3), ('small', 0, 'test', 3), ('small', 0, 'train', 10),
-            ('full', 0, 'train', 3)]
+  of = lambda world, *where: hashlib.sha256(
+    repr(records.record(worlds.find(world), *where)).encode()
+  ).digest()
+  wheres = [
+    ('small', 0, 'train', 3),
+    ('small', 1, 'train', 3),
+    ('small', 0, 'test', 3),
+    ('small', 0, 'train', 10),
+    ('full', 0, 'train', 3),
+  ]
   assert len({of(*where) for where in wheres}) == len(wheres)
   assert of(*wheres[0]) == of(*wheres[0])
 
@@ -54,9 +63,13 @@ def test_splits_share_no_contents_neither_of_pictures_nor_of_edited_ones(some, n
 
 
 @pytest.mark.parametrize('name', WORLDS)
-def test_training_never_sees_nor_mentions_a_held_out_pair_and_half_of_the_other_splits_show_one(some, name):
+def test_training_never_sees_nor_mentions_a_held_out_pair_and_half_of_the_other_splits_show_one(
+  some, name
+):
   world = worlds.find(name)
-  held = {(s, c) for s in world.shapes for c in world.colours if worlds.pair_split(world, s, c) != 'train'}
+  held = {
+    (s, c) for s in world.shapes for c in world.colours if worlds.pair_split(world, s, c) != 'train'
+  }
   assert len(held) == 2 * len(world.shapes)
   for r in some(name, 'train', 210):
     assert not held & {*worlds.pairs(r.scene.objects), *worlds.pairs(r.edit.result.objects)}
@@ -64,7 +77,7 @@ def test_training_never_sees_nor_mentions_a_held_out_pair_and_half_of_the_other_
     assert not any(f'{c} {s}' in text for s, c in held for text in texts)
   for split in ('validation', 'test'):
     found = some(name, split, 210)
-    assert .4 < np.mean([r.novel for r in found]) < .6
+    assert 0.4 < np.mean([r.novel for r in found]) < 0.6
     for r in found:
       new = bool(held & set(worlds.pairs(r.scene.objects)))
       assert r.novel == new or world.words == () and r.scene.word
@@ -75,7 +88,9 @@ def test_every_scene_is_legal_and_every_category_takes_its_turn(some, name):
   world = worlds.find(name)
   for split in worlds.SPLITS:
     found = some(name, split, 140)
-    assert collections.Counter(r.meaning.category for r in found) == dict.fromkeys(captions.CATEGORIES, 20)
+    assert collections.Counter(r.meaning.category for r in found) == dict.fromkeys(
+      captions.CATEGORIES, 20
+    )
     for r in found:
       assert worlds.legal(world, r.scene) and worlds.legal(world, r.edit.result)
       assert 1 <= len(r.scene.objects) + bool(r.scene.word) <= world.objects + 1
@@ -90,9 +105,9 @@ def test_nothing_about_an_object_tells_what_else_it_is(some, name):
   objects = [o for r in some(name, 'train', 210) for o in r.scene.objects]
   for what, values in ((lambda o: o.shape, world.shapes), (lambda o: o.colour, world.colours)):
     counts = collections.Counter(map(what, objects))
-    assert set(counts) == set(values) and min(counts.values()) > .5 * len(objects) / len(values)
+    assert set(counts) == set(values) and min(counts.values()) > 0.5 * len(objects) / len(values)
   large = np.mean([world.size(o.size) == 'large' for o in objects])
-  assert .25 < large < .6
+  assert 0.25 < large < 0.6
 
 
 def test_an_unknown_split_and_an_unknown_world_are_errors():

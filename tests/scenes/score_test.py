@@ -18,26 +18,41 @@ def right(caption, *objects, word='', strict=False):
 def test_geneval_counts_exactly_only_where_it_counts():
   one, two = [at('circle', 'red')], [at('circle', 'red'), at('circle', 'blue', 40)]
   assert right('a circle', *one) and right('a circle', *two) and not right('a star', *two)
-  assert right('two circles', *two) and not right('two circles', *one) and not right('three circles', *two)
+  assert (
+    right('two circles', *two)
+    and not right('two circles', *one)
+    and not right('three circles', *two)
+  )
   assert right('a circle', *one, strict=True) and not right('a circle', *two, strict=True)
   assert not right('a circle', *one, word='CAT', strict=True)
 
 
 def test_colours_and_sizes_belong_to_their_objects():
   scene = at('circle', 'red'), at('star', 'blue', 40, size=40)
-  assert right('a red circle and a blue star', *scene) and not right('a blue circle and a red star', *scene)
+  assert right('a red circle and a blue star', *scene) and not right(
+    'a blue circle and a red star', *scene
+  )
   assert right('a large red circle and a small blue star', *scene)
   assert not right('a small red circle and a blue star', *scene)
   assert not right('two red circles', *scene)
 
 
 def test_relations_are_those_of_geneval():
-  """Hand-made: the circle is 60 to the left and 30 above; beyond a tenth of the sizes, (60 - 14) / 67 = .69 and .24."""
+  """Hand-made: the circle is 60 to the left and 30 above; beyond a tenth of the sizes, (60 - 14) /
+  67 = .69 and .24.
+  """
   circle, star = at('circle', 'red', 100, 100), at('star', 'blue', 160, 130)
-  assert worlds.relations(circle, star) == {'left of'} and worlds.relations(star, circle) == {'right of'}
-  assert right('a circle left of a star', circle, star) and not right('a circle above a star', circle, star)
+  assert worlds.relations(circle, star) == {'left of'} and worlds.relations(star, circle) == {
+    'right of'
+  }
+  assert right('a circle left of a star', circle, star) and not right(
+    'a circle above a star', circle, star
+  )
   diagonal = at('star', 'blue', 200, 200)
-  assert worlds.relations(circle, diagonal) == {'left of', 'above'} and worlds.clear(circle, diagonal) == ''
+  assert (
+    worlds.relations(circle, diagonal) == {'left of', 'above'}
+    and worlds.clear(circle, diagonal) == ''
+  )
   assert worlds.relations(circle, at('star', 'blue', 105, 105)) == set()
 
 
@@ -46,21 +61,39 @@ def test_a_word_is_right_only_when_spelt_so():
   assert not right('the word "CAT"', word='CAR') and not right('the word "CAT"')
 
 
-@pytest.mark.parametrize('given, expected, same', [
-    ('Red.', 'red', True), ('the red circle', 'red circle', True), ('2', 'two', True), ('There are two.', 'two', True),
-    ('Yes, there is a circle', 'yes', True), ('no', 'yes', False), ('to the left', 'left', True), ('CAT', 'cat', True),
-    ('red circle', 'red', False), ('', 'red', False), ('left or right', 'left', False)])
+@pytest.mark.parametrize(
+  'given, expected, same',
+  [
+    ('Red.', 'red', True),
+    ('the red circle', 'red circle', True),
+    ('2', 'two', True),
+    ('There are two.', 'two', True),
+    ('Yes, there is a circle', 'yes', True),
+    ('no', 'yes', False),
+    ('to the left', 'left', True),
+    ('CAT', 'cat', True),
+    ('red circle', 'red', False),
+    ('', 'red', False),
+    ('left or right', 'left', False),
+  ],
+)
 def test_answers_are_compared_after_normalisation(given, expected, same):
   assert score.same(given, expected) == same
 
 
 def test_shares_are_by_category_and_overall_is_their_mean():
-  images = [draw.image(worlds.Scene((o,), None, (245, 245, 245, 0, 0)), 64)
-            for o in (at('circle', 'red'), at('star', 'red'), at('star', 'blue'))]
+  images = [
+    draw.image(worlds.Scene((o,), None, (245, 245, 245, 0, 0)), 64)
+    for o in (at('circle', 'red'), at('star', 'red'), at('star', 'blue'))
+  ]
   found = score.generation(images, ['a circle', 'a circle', 'a blue star'], FULL, strict=True)
-  assert found == {'single_object': .5, 'colors': 1., 'overall': .75}
-  asked = score.understanding(['count', 'count', 'color'], ['two', 'one', 'red'], ['2', 'two', 'red'])
-  assert asked == {'color': 1., 'count': .5, 'overall': .75} and set(asked) - {'overall'} <= set(questions.KINDS)
+  assert found == {'single_object': 0.5, 'colors': 1.0, 'overall': 0.75}
+  asked = score.understanding(
+    ['count', 'count', 'color'], ['two', 'one', 'red'], ['2', 'two', 'red']
+  )
+  assert asked == {'color': 1.0, 'count': 0.5, 'overall': 0.75} and set(asked) - {'overall'} <= set(
+    questions.KINDS
+  )
 
 
 def test_a_prompt_is_a_caption_or_its_meaning_and_of_its_world():
@@ -77,6 +110,10 @@ def test_a_prompt_is_a_caption_or_its_meaning_and_of_its_world():
 def test_the_share_of_requirements_grows_with_what_is_right():
   ask = captions.parse('a red circle above a blue star')
   share = lambda *objects: np.mean(score.met(ask, objects, '', FULL, strict=True))
-  shares = [share(), share(at('circle', 'red')), share(at('circle', 'red'), at('star', 'blue', 128, 30)),
-            share(at('circle', 'red'), at('star', 'blue', 128, 220))]
-  assert shares == [0., .25, .75, 1.]
+  shares = [
+    share(),
+    share(at('circle', 'red')),
+    share(at('circle', 'red'), at('star', 'blue', 128, 30)),
+    share(at('circle', 'red'), at('star', 'blue', 128, 220)),
+  ]
+  assert shares == [0.0, 0.25, 0.75, 1.0]

@@ -1,4 +1,7 @@
-"""The words of scenes as a tokenizer: all that is said is known, comes back as it was, and is saved as a folder."""
+"""The words of scenes as a tokenizer: all that is said is known, comes back as it was, and is saved
+as a folder.
+"""
+
 import numpy as np
 import pytest
 
@@ -23,7 +26,18 @@ def test_every_word_of_scenes_is_known_and_every_text_comes_back(some, name):
 def test_capitals_are_letters_in_a_row_and_small_ones_alone():
   ours = words.words()
   names = lambda line: [ours.tokenizer.id_to_token(i) for i in text.encode(ours, line)]
-  assert names('Draw A circle,\nthe word "CAT"') == ['draw', 'a', 'circle', ',', '\n', 'the', 'word', '"', *'CAT', '"']
+  assert names('Draw A circle,\nthe word "CAT"') == [
+    'draw',
+    'a',
+    'circle',
+    ',',
+    '\n',
+    'the',
+    'word',
+    '"',
+    *'CAT',
+    '"',
+  ]
   assert names('zebra') == [words.UNKNOWN] and names('12') == ['1', '2']
   assert ours.tokenizer.get_vocab_size() == len(words.vocabulary()) < 256
 
@@ -33,10 +47,15 @@ def test_a_saved_tokenizer_is_read_as_it_was(tmp_path):
   text.write(ours, tmp_path / 'folder')
   again = text.read(tmp_path / 'folder')
   assert again.template == ours.template == text.TURNS
-  messages = [{'role': 'user', 'content': 'draw "CAT".'},
-              {'role': 'assistant', 'content': f'here{text.DRAW_START}{text.DRAW}{text.DRAW_END}'}]
+  messages = [
+    {'role': 'user', 'content': 'draw "CAT".'},
+    {'role': 'assistant', 'content': f'here{text.DRAW_START}{text.DRAW}{text.DRAW_END}'},
+  ]
   ids, mask = text.dialogue(ours, messages)
-  for a, b in zip(text.dialogue(again, messages), (ids, mask), strict=True): np.testing.assert_array_equal(a, b)
+  for a, b in zip(text.dialogue(again, messages), (ids, mask), strict=True):
+    np.testing.assert_array_equal(a, b)
   assert text.decode(again, ids, special=True) == (
-      '<|im_start|>user\ndraw "CAT".<|im_end|>\n<|im_start|>assistant\nhere<|image_gen_start|><|image_gen_pad|>'
-      '<|image_gen_end|><|im_end|>\n')
+    '<|im_start|>user\ndraw '
+    '"CAT".<|im_end|>\n<|im_start|>assistant\nhere<|image_gen_start|><|image_gen_pad|>'
+    '<|image_gen_end|><|im_end|>\n'
+  )

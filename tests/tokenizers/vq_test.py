@@ -1,4 +1,5 @@
 """The multi-scale residual quantizer: one latent, built three ways; where gradients go."""
+
 import dataclasses
 import math
 
@@ -30,9 +31,16 @@ def encoded(smoke, picture):
   return f, *call(smoke, 'quantize', f)
 
 
-@pytest.mark.parametrize('count,expected', [
-    (5, [0, 1, 2, 2, 3]), (8, [0, 0, 1, 1, 2, 2, 3, 3]), (9, [0, 0, 1, 1, 2, 2, 2, 3, 3]),
-    (10, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]), (14, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3])])
+@pytest.mark.parametrize(
+  'count,expected',
+  [
+    (5, [0, 1, 2, 2, 3]),
+    (8, [0, 0, 1, 1, 2, 2, 3, 3]),
+    (9, [0, 0, 1, 1, 2, 2, 2, 3, 3]),
+    (10, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
+    (14, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]),
+  ],
+)
 def test_scales_share_the_convolutions_as_the_official_ones_do(count, expected):
   assert vq.phi_of_scale(count, 4) == expected
 
@@ -97,15 +105,15 @@ def test_inputs_of_a_scale_ignore_the_tokens_of_that_scale_and_later(smoke, enco
   for a, b in bounds(smoke.vae.c.scales)[1:]:
     changed = t_BL.at[:, a:].set((t_BL[:, a:] + 1) % smoke.vae.c.vocab)
     before, after = call(smoke, 'embed', t_BL), call(smoke, 'embed', changed)
-    np.testing.assert_array_equal(before[:, :b - 1], after[:, :b - 1])
-    assert (before[:, b - 1:] != after[:, b - 1:]).any() or b == smoke.vae.c.length
+    np.testing.assert_array_equal(before[:, : b - 1], after[:, : b - 1])
+    assert (before[:, b - 1 :] != after[:, b - 1 :]).any() or b == smoke.vae.c.length
 
 
 def test_with_a_zero_code_and_plain_phi_the_residual_never_grows(smoke, encoded):
   """At the last scale, with phi the identity, the nearest code is never farther than the zero."""
   f, _, _ = encoded
   params = dict(smoke.vq_params)
-  params['codebook'] = params['codebook'].at[0].set(0.)
+  params['codebook'] = params['codebook'].at[0].set(0.0)
   for i in range(smoke.vae.c.phis):
     params[f'phi_{i}'] = {'w': jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4)), 'b': jnp.zeros(4)}
   _, steps = call(smoke, 'quantize', f, params=params)
@@ -117,10 +125,11 @@ def test_with_a_zero_code_and_plain_phi_the_residual_never_grows(smoke, encoded)
 
 def test_tokens_of_a_latent_on_the_last_scale_alone_are_found_again(small):
   """One scale, phi the identity: encoding what tokens build gives these tokens, a fixed point."""
-  c = vq.Config(vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(4,), spread=1.)
+  c = vq.Config(vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(4,), spread=1.0)
   m = small(var.Config(1, 32, 2, scales=(4,), vocab=32, channels=4, classes=2), c)
-  params = m.vq_params | {'phi_0': {'w': jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4)),
-                                    'b': jnp.zeros(4)}}
+  params = m.vq_params | {
+    'phi_0': {'w': jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4)), 'b': jnp.zeros(4)}
+  }
   t_BL = jax.random.randint(jax.random.key(0), (3, 16), 0, 32)
   z = call(m, 'contribution', t_BL, 0, params=params)
   again, steps = call(m, 'quantize', z, params=params)
@@ -142,9 +151,11 @@ def test_encode_is_quantize_of_features_and_reconstruct_uses_its_tokens(smoke, p
 @pytest.fixture(scope='module')
 def gradients(smoke, picture):
   """Of the picture and of the quantizer's loss, by the weights."""
+
   def parts(params):
     image, loss_B, _ = call(smoke, 'reconstruct', picture, params=params)
-    return jnp.sum(image * jnp.cos(jnp.arange(3.))[None, None, None]), loss_B.sum()
+    return jnp.sum(image * jnp.cos(jnp.arange(3.0))[None, None, None]), loss_B.sum()
+
   return jax.jit(lambda p: [jax.grad(lambda q: parts(q)[i])(p) for i in range(2)])(smoke.vq_params)
 
 
@@ -157,7 +168,8 @@ def test_the_picture_trains_encoder_and_decoder_and_not_the_codes(gradients):
   for name in 'encoder', 'quant_conv', 'decoder', 'post_quant_conv':
     assert largest(image[name]) > 1e-4
   for name in image:
-    if name == 'codebook' or name.startswith('phi'): assert largest(image[name]) == 0
+    if name == 'codebook' or name.startswith('phi'):
+      assert largest(image[name]) == 0
 
 
 def test_the_quantizer_loss_trains_encoder_and_codes_and_not_the_decoder(smoke, gradients):
@@ -165,16 +177,20 @@ def test_the_quantizer_loss_trains_encoder_and_codes_and_not_the_decoder(smoke, 
   used = sorted(set(vq.phi_of_scale(len(smoke.vae.c.scales), 4)))
   for name in 'encoder', 'quant_conv', 'codebook', *(f'phi_{i}' for i in used):
     assert largest(loss[name]) > 1e-4, name
-  for name in 'decoder', 'post_quant_conv': assert largest(loss[name]) == 0
+  for name in 'decoder', 'post_quant_conv':
+    assert largest(loss[name]) == 0
 
 
 def test_straight_through_hands_features_the_gradient_of_the_latent(smoke, encoded, gradients):
   """d picture / d quant_conv's bias = the sum over positions of d decoder / d latent."""
   _, _, steps = encoded
-  weigh = lambda z: jnp.sum(call(smoke, 'decode_latent', z) * jnp.cos(jnp.arange(3.))[None, None, None])
+  weigh = lambda z: jnp.sum(
+    call(smoke, 'decode_latent', z) * jnp.cos(jnp.arange(3.0))[None, None, None]
+  )
   at_latent = jax.jit(jax.grad(weigh))(steps[-1])
-  np.testing.assert_allclose(gradients[0]['quant_conv']['b'], at_latent.sum((0, 1, 2)), rtol=1e-3,
-                             atol=1e-3)
+  np.testing.assert_allclose(
+    gradients[0]['quant_conv']['b'], at_latent.sum((0, 1, 2)), rtol=1e-3, atol=1e-3
+  )
 
 
 def test_bfloat16_convolutions_give_float32_features_and_pictures(smoke, picture, encoded):

@@ -1,4 +1,5 @@
 """The VQ tokenizer against numbers of the official PyTorch implementation (tests/golden)."""
+
 import jax
 import numpy as np
 import official
@@ -20,6 +21,7 @@ def run(request):
     f = call(params, x, 'features')
     t_BL, steps = call(params, f, 'quantize')
     return f, t_BL, steps, call(params, t_BL, 'embed'), call(params, t_BL, 'decode')
+
   return request.param, everything(v.params, official.images(request.param))
 
 
@@ -28,8 +30,9 @@ def test_the_rule_makes_the_tokenizer_that_the_numbers_were_made_with():
     state = official.load(name, 'vae').state
     for key, expected in official.stored(name)[0]['fill_check']['vae'].items():
       np.testing.assert_allclose(state[key].ravel()[:4], expected['first'], rtol=1e-7)
-      np.testing.assert_allclose(state[key].astype(np.float64).sum(), expected['sum'], rtol=1e-6,
-                                 atol=1e-5)
+      np.testing.assert_allclose(
+        state[key].astype(np.float64).sum(), expected['sum'], rtol=1e-6, atol=1e-5
+      )
 
 
 def test_encoder_indices_and_latents_are_the_official_ones(run):

@@ -70,8 +70,14 @@ def _sums(x):
   second = _mix(first ^ np.uint32(0x85EBCA77))
   # One reduction of both: two jnp.sum keep two copies of the leaf in memory and take 6x longer.
   zero = np.uint32(0)
-  return jnp.stack(lax.reduce((first * odd, second * odd), (zero, zero),
-                              lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(words.ndim))))
+  return jnp.stack(
+    lax.reduce(
+      (first * odd, second * odd),
+      (zero, zero),
+      lambda a, b: (a[0] + b[0], a[1] + b[1]),
+      tuple(range(words.ndim)),
+    )
+  )
 
 
 def _mix(words):

@@ -40,11 +40,14 @@ class Store:
     _check_writable(self._folder)
     _hush()
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True)  # What a killed save leaves fills the disk.
+      max_to_keep=keep, cleanup_tmp_directories=True
+    )  # What a killed save leaves fills the disk.
     self._manager = ocp.CheckpointManager(
-        self._folder, options=options, item_names=('state', 'data', 'meta'))
-    # Orbax would ask jax whether a notice has come, with the number of the step: where hosts stop is agreed on by
-    # comparing the numbers of those who ask, and vargrl.parallel.notice counts in its own way.
+      self._folder, options=options, item_names=('state', 'data', 'meta')
+    )
+    # Orbax would ask jax whether a notice has come, with the number of the step: where hosts stop
+    # is agreed on by comparing the numbers of those who ask, and vargrl.parallel.notice counts in
+    # its own way.
     self._manager.reached_preemption = lambda step: False
 
   def save(self, step: int, state, data, meta: dict, *, force: bool = False) -> bool:
@@ -65,14 +68,24 @@ class Store:
         raise TypeError(f'{name}: {type(x).__name__} in state, expected a jax.Array')
     # Orbax refuses arrays without elements; their shape in meta is all there is to know.
     solid = _nested({name: x for name, x in leaves.items() if x.size})
-    record = {'step': int(step), 'leaves': _described(leaves, digest.digests(leaves)),
-              'data': _sha256(data), 'meta': _plain(meta, 'meta')}
+    record = {
+      'step': int(step),
+      'leaves': _described(leaves, digest.digests(leaves)),
+      'data': _sha256(data),
+      'meta': _plain(meta, 'meta'),
+    }
     record['sha256'] = _sha256(record)
     self._saving, self._began = step, time.perf_counter()
     try:
-      self._manager.save(step, force=True, args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(solid), data=ocp.args.JsonSave(data),
-          meta=ocp.args.JsonSave(record)))
+      self._manager.save(
+        step,
+        force=True,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(solid),
+          data=ocp.args.JsonSave(data),
+          meta=ocp.args.JsonSave(record),
+        ),
+      )
     except Exception as error:
       self._raise_unsaved(error)
     return True
@@ -93,8 +106,14 @@ class Store:
     step, state, record, data, bad = _newest_good(self._folder, steps, abstract_state, item='')
     for other, problem in bad.items():
       target = _move_aside(self._folder, other)
-      logging.warning('checkpoint %s/%d is corrupt: %s. Moved to %s; step %d is used instead.',
-                      self._folder, other, problem, target, step)
+      logging.warning(
+        'checkpoint %s/%d is corrupt: %s. Moved to %s; step %d is used instead.',
+        self._folder,
+        other,
+        problem,
+        target,
+        step,
+      )
     if bad:
       self._manager.reload()
     return step, state, data, record['meta']
@@ -109,7 +128,8 @@ class Store:
       self._manager.wait_until_finished()
     except Exception as error:
       self._raise_unsaved(error)
-    if self._began: self._began, self.took = None, time.perf_counter() - self._began
+    if self._began:
+      self._began, self.took = None, time.perf_counter() - self._began
 
   def close(self):
     """Waits, and ends the threads that write."""
@@ -124,13 +144,15 @@ class Store:
       for path in self._folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
         path.rmtree(missing_ok=True)
     self._manager.reload()
-    raise OSError(f'{self._folder}: step {self._saving} could not be saved ({_line(error)}); '
-                  f'the newest complete checkpoint is {self.latest()}') from error
+    raise OSError(
+      f'{self._folder}: step {self._saving} could not be saved ({_line(error)}); '
+      f'the newest complete checkpoint is {self.latest()}'
+    ) from error
 
 
 def load(folder, abstract, *, item: str = 'params'):
-  """Returns (step, item, meta): one item of the newest good state, such as its params, on the shardings
-  of abstract.
+  """Returns (step, item, meta): one item of the newest good state, such as its params, on the
+  shardings of abstract.
 
   As strict as Store.restore, but it only reads: a corrupt checkpoint stays where it is.
   """
@@ -139,20 +161,22 @@ def load(folder, abstract, *, item: str = 'params'):
   steps = _steps(folder)
   if not steps:
     raise FileNotFoundError(
-        f'{folder}: ' + ('no checkpoint in this folder' if folder.exists() else 'no such folder'))
+      f'{folder}: ' + ('no checkpoint in this folder' if folder.exists() else 'no such folder')
+    )
   step, tree, record, _, bad = _newest_good(folder, steps, abstract, item=item)
   for other, problem in bad.items():
-    logging.warning('checkpoint %s/%d is corrupt: %s. Step %d is used instead.',
-                    folder, other, problem, step)
+    logging.warning(
+      'checkpoint %s/%d is corrupt: %s. Step %d is used instead.', folder, other, problem, step
+    )
   return step, tree, record['meta']
 
 
 def peek(folder, abstract, *, item: str):
-  """Returns (step, data, meta) of the newest checkpoint that can be read, or None; no array is read.
+  """Returns (step, data, meta) of the newest checkpoint that can be read, or None; no array is
+  read.
 
-  What load or restore would refuse, at no cost and before anything compiles: a checkpoint of another
-  model than abstract is a ValueError.
-  """
+  What load or restore would refuse, at no cost and before anything compiles: a checkpoint of
+  another model than abstract is a ValueError."""
   folder = _path(folder)
   for step in _steps(folder):
     record, data, problem = _read_json(folder / str(step), step)
@@ -163,7 +187,9 @@ def peek(folder, abstract, *, item: str):
 
 
 def names(folder, *, item: str):
-  """Returns the names of an item's leaves in the newest checkpoint that can be read, none if there is none."""
+  """Returns the names of an item's leaves in the newest checkpoint that can be read, none if there
+  is none.
+  """
   folder = _path(folder)
   for step in _steps(folder):
     record, _, problem = _read_json(folder / str(step), step)
@@ -173,7 +199,9 @@ def names(folder, *, item: str):
 
 
 def refuse_others(where, have, want):
-  """ValueError, with the differences, unless both abstract trees have equal names, shapes and dtypes."""
+  """ValueError, with the differences, unless both abstract trees have equal names, shapes and
+  dtypes.
+  """
   _refuse(where, _described(digest.named(have)), want, '')
 
 
@@ -188,8 +216,10 @@ def _newest_good(folder, steps, abstract, *, item):
     if not problem:
       return step, tree, record, data, bad
     bad[step] = problem
-  raise RuntimeError(f'{folder}: none of its {len(bad)} checkpoints is good, nothing was moved'
-                     + ''.join(f'\n  {step}: {problem}' for step, problem in bad.items()))
+  raise RuntimeError(
+    f'{folder}: none of its {len(bad)} checkpoints is good, nothing was moved'
+    + ''.join(f'\n  {step}: {problem}' for step, problem in bad.items())
+  )
 
 
 def _read_json(path, step):
@@ -223,8 +253,11 @@ def _read_state(path, saved, abstract, item):
   problem = _agreed(problem)  # Before the digests, which all processes compute together.
   if problem:
     return None, problem
-  wrong = [f'{name}: digest {found} found, {saved[name]["digest"]} expected'
-           for name, found in digest.digests(arrays).items() if found != saved[name]['digest']]
+  wrong = [
+    f'{name}: digest {found} found, {saved[name]["digest"]} expected'
+    for name, found in digest.digests(arrays).items()
+    if found != saved[name]['digest']
+  ]
   if wrong:
     return None, wrong[0] + (f', and {len(wrong) - 1} more leaves' if wrong[1:] else '')
   return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted]), ''
@@ -237,9 +270,11 @@ def _refuse(path, saved, abstract, item):
   lines = _differences(saved, _described(wanted))
   if lines:
     more = [f'... and {len(lines) - 10} more'] if len(lines) > 10 else []
-    raise ValueError(f'{path}: not a checkpoint of this model, {len(lines)} leaves differ '
-                     '(- only in checkpoint, + only in model, ~ in both)'
-                     + ''.join(f'\n  {line}' for line in lines[:10] + more))
+    raise ValueError(
+      f'{path}: not a checkpoint of this model, {len(lines)} leaves differ '
+      '(- only in checkpoint, + only in model, ~ in both)'
+      + ''.join(f'\n  {line}' for line in lines[:10] + more)
+    )
   return saved, wanted
 
 
@@ -248,14 +283,24 @@ def _read_arrays(path, wanted):
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   places = {name: getattr(x, 'sharding', None) or here for name, x in wanted.items()}
   solid = {name: x for name, x in wanted.items() if math.prod(x.shape)}
-  arrays = {name: jax.make_array_from_callback(
-      x.shape, places[name], lambda index, x=x: np.zeros(x.shape, x.dtype)[index])
-            for name, x in wanted.items() if name not in solid}
+  arrays = {
+    name: jax.make_array_from_callback(
+      x.shape, places[name], lambda index, x=x: np.zeros(x.shape, x.dtype)[index]
+    )
+    for name, x in wanted.items()
+    if name not in solid
+  }
   if solid:
     how = {name: _restore_args(x, places[name]) for name, x in solid.items()}
     items = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in solid.items()}
-    arrays |= digest.named(ocp.PyTreeCheckpointHandler().restore(path, args=ocp.args.PyTreeRestore(
-        item=_nested(items), restore_args=_nested(how), partial_restore=True)))
+    arrays |= digest.named(
+      ocp.PyTreeCheckpointHandler().restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+          item=_nested(items), restore_args=_nested(how), partial_restore=True
+        ),
+      )
+    )
   for name, x in wanted.items():
     found = arrays.get(name)
     # Orbax hands back what was asked for, instead of an array, where its own metadata lacks a name.
@@ -268,13 +313,16 @@ def _restore_args(x, sharding):
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # Orbax itself knows the words of a key.
     return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding)
   return ocp.ArrayRestoreArgs(
-      restore_type=jax.Array, sharding=sharding, global_shape=x.shape, dtype=x.dtype)
+    restore_type=jax.Array, sharding=sharding, global_shape=x.shape, dtype=x.dtype
+  )
 
 
 def _differences(saved, wanted):
   """Returns a line for every leaf that is not the same in both."""
+
   def text(leaf):
     return f'{tuple(leaf["shape"])} {leaf["dtype"]}'
+
   lines = []
   for name in sorted(saved | wanted, key=lambda x: (not x.startswith('params/'), x)):
     if name not in wanted:
@@ -287,8 +335,11 @@ def _differences(saved, wanted):
 
 
 def _described(leaves, digests=None):
-  return {name: {'shape': list(x.shape), 'dtype': str(x.dtype)}
-                | ({'digest': digests[name]} if digests else {}) for name, x in leaves.items()}
+  return {
+    name: {'shape': list(x.shape), 'dtype': str(x.dtype)}
+    | ({'digest': digests[name]} if digests else {})
+    for name, x in leaves.items()
+  }
 
 
 def _nested(leaves):
@@ -325,8 +376,13 @@ def _steps(folder):
     return []
   # A rename completes a checkpoint on a file system; a bucket has none, there a last file does.
   bucket = '://' in os.fspath(folder)
-  steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir()
-           and (not bucket or (path / 'commit_success.txt').exists())]
+  steps = [
+    int(path.name)
+    for path in folder.iterdir()
+    if path.name.isdigit()
+    and path.is_dir()
+    and (not bucket or (path / 'commit_success.txt').exists())
+  ]
   return sorted(steps, reverse=True)
 
 
@@ -349,14 +405,17 @@ def _check_writable(folder):
 def _problem(path, name, error):
   """Returns what is wrong with a file, in a line; passing trouble proves nothing and is raised."""
   line = _line(error)
-  if (isinstance(_root(error), (MemoryError, PermissionError, jax.errors.JaxRuntimeError))
-      or any(word in line for word in _PASSING)):
+  if isinstance(_root(error), (MemoryError, PermissionError, jax.errors.JaxRuntimeError)) or any(
+    word in line for word in _PASSING
+  ):
     raise OSError(f'{path}/{name} cannot be read now ({line}); nothing was moved') from error
   return f'{name}: {line}'
 
 
 def _line(error):
-  text = ' '.join(re.split(r'\[(?:tensorstore_spec|source locations)', str(_root(error)))[0].split())  # Half a page.
+  text = ' '.join(
+    re.split(r'\[(?:tensorstore_spec|source locations)', str(_root(error)))[0].split()
+  )  # Half a page.
   text = text if len(text) < 400 else f'{text[:200]} ... {text[-200:]}'  # The cause is at the end.
   return f'{type(_root(error)).__name__}: {text}'
 

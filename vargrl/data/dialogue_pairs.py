@@ -1,4 +1,5 @@
 """Preferences between two answers of one dialogue, each of which draws a picture."""
+
 from collections.abc import Sequence
 import functools
 
@@ -11,12 +12,30 @@ FIELDS = ('chosen', 'rejected', 'chosen_text', 'rejected_text')
 special = sequences.special
 
 
-def make(*, dataset: str, split: str, dir: str, records: int, prompts: int, length: int, patches: int, answer: int,
-         size: Sequence[int], crop: str, tokenizer: str, look, shuffle: bool, max_unreadable: float, threads: int,
-         workers: int, seed: int, rows: Sequence[int]) -> source.Stream:
-  """The Stream of pairs: what dialogue_prompts.make has, up to where the assistant begins its answers, and of these
-  chosen and rejected float32 [y, x, 3] in [-1, 1], the pictures; chosen_text and rejected_text int32 [answer], the
-  words before them and START.
+def make(
+  *,
+  dataset: str,
+  split: str,
+  dir: str,
+  records: int,
+  prompts: int,
+  length: int,
+  patches: int,
+  answer: int,
+  size: Sequence[int],
+  crop: str,
+  tokenizer: str,
+  look,
+  shuffle: bool,
+  max_unreadable: float,
+  threads: int,
+  workers: int,
+  seed: int,
+  rows: Sequence[int],
+) -> source.Stream:
+  """The Stream of pairs: what dialogue_prompts.make has, up to where the assistant begins its
+  answers, and of these chosen and rejected float32 [y, x, 3] in [-1, 1], the pictures; chosen_text
+  and rejected_text int32 [answer], the words before them and START.
 
   Both pictures get the same draw of a crop.
   """
@@ -26,14 +45,27 @@ def make(*, dataset: str, split: str, dir: str, records: int, prompts: int, leng
   packing.check_room(packing.Room(length, patches, 0, 1), form)
   tell = functools.partial(pair, form=form, length=length, patches=patches, answer=answer)
   return dialogue_prompts.stream(
-      found, tell, features=('label', *packing.PROMPT, *FIELDS), prompts=prompts, shuffle=shuffle,
-      max_unreadable=max_unreadable, threads=threads, workers=workers, seed=seed, rows=rows)
+    found,
+    tell,
+    features=('label', *packing.PROMPT, *FIELDS),
+    prompts=prompts,
+    shuffle=shuffle,
+    max_unreadable=max_unreadable,
+    threads=threads,
+    workers=workers,
+    seed=seed,
+    rows=rows,
+  )
 
 
 def shapes(data) -> dict:
   """{feature: (shape of a row, dtype)} of a config's section, none of whose files is looked for."""
   picture, words = ((*data.size, 3), np.dtype(np.float32)), ((data.answer,), np.dtype(np.int32))
-  return dialogue_prompts.shapes(data) | dict.fromkeys(FIELDS[:2], picture) | dict.fromkeys(FIELDS[2:], words)
+  return (
+    dialogue_prompts.shapes(data)
+    | dict.fromkeys(FIELDS[:2], picture)
+    | dict.fromkeys(FIELDS[2:], words)
+  )
 
 
 def pair(both, draw, *, form, length, patches, answer):
@@ -42,7 +74,9 @@ def pair(both, draw, *, form, length, patches, answer):
   for name, dialogue in zip(('chosen', 'rejected'), both, strict=True):
     ids = sequences.begun(form, dialogue.messages[-1][1])
     if len(ids) > answer:
-      raise sequences.Unfit(f'{len(ids)} tokens of the {name} answer found, at most {answer} expected')
+      raise sequences.Unfit(
+        f'{len(ids)} tokens of the {name} answer found, at most {answer} expected'
+      )
     padded, _ = text.padded(ids, answer, pad=text.number(form.words, text.TEXT_END))
     row |= {name: sequences.target(form, dialogue.pictures[-1], draw), f'{name}_text': padded}
   return row

@@ -20,6 +20,7 @@ def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
     raise ValueError(f'digits: split {split!r} found, one of {SPLITS} expected')
   # Only building needs scikit-learn, which takes a second to import; readers and workers do not.
   from sklearn import datasets
+
   digits = datasets.load_digits()
   test = np.zeros(len(digits.target), bool)
   test[np.argsort(digits.target, kind='stable')[::5]] = True
@@ -43,14 +44,17 @@ def _info(builder, **images: str) -> tfds.core.DatasetInfo:
   image = {name: tfds.features.Image(shape=(8, 8, 3), doc=doc) for name, doc in images.items()}
   label = tfds.features.ClassLabel(num_classes=10)
   return tfds.core.DatasetInfo(
-      builder=builder, description=builder.__doc__,
-      features=tfds.features.FeaturesDict(image | {'label': label}),
-      homepage='https://archive.ics.uci.edu/dataset/80',
-      disable_shuffling=True)  # Record i is row i of `arrays`.
+    builder=builder,
+    description=builder.__doc__,
+    features=tfds.features.FeaturesDict(image | {'label': label}),
+    homepage='https://archive.ics.uci.edu/dataset/80',
+    disable_shuffling=True,
+  )  # Record i is row i of `arrays`.
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """8x8 handwritten digits: image, label."""
+
   VERSION = tfds.core.Version('1.0.0')
   url_infos = NO_DOWNLOADS
 
@@ -67,6 +71,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 class DigitPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Preferences between 8x8 handwritten digits: label, chosen (of the label), rejected (not)."""
+
   VERSION = tfds.core.Version('1.0.0')
   url_infos = NO_DOWNLOADS
 
@@ -79,5 +84,11 @@ class DigitPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, split):
     image, label = arrays(split)
     for i, (chosen, rejected) in enumerate(zip(*pairs(split), strict=True)):
-      yield i, {'chosen': pictures.png(image[chosen]), 'rejected': pictures.png(image[rejected]),
-                'label': int(label[chosen])}
+      yield (
+        i,
+        {
+          'chosen': pictures.png(image[chosen]),
+          'rejected': pictures.png(image[rejected]),
+          'label': int(label[chosen]),
+        },
+      )

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 CROPS = ('none', 'center', 'random')
-# Of CLIP's pixels in [0, 1] (https://github.com/openai/CLIP); BLIP, ImageReward and Qwen2-VL have the same.
+# Of CLIP's pixels in [0, 1] (https://github.com/openai/CLIP); BLIP, ImageReward and Qwen2-VL have
+# the same.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -32,7 +33,9 @@ def decode(data) -> np.ndarray:
       ImageOps.exif_transpose(picture, in_place=True)
       return np.asarray(_rgb(picture))
   except UnidentifiedImageError:
-    raise Unreadable(f'picture of {len(data)} bytes: of no known kind, PNG, JPEG, WEBP or the like expected') from None
+    raise Unreadable(
+      f'picture of {len(data)} bytes: of no known kind, PNG, JPEG, WEBP or the like expected'
+    ) from None
   except Exception as e:  # Pillow's readers raise OSError, SyntaxError, struct.error, IndexError...
     raise Unreadable(f'picture of {len(data)} bytes: {type(e).__name__}: {e}') from e
 
@@ -58,7 +61,9 @@ def _rgb(picture: Image.Image) -> Image.Image:
   return Image.alpha_composite(white, picture).convert('RGB')
 
 
-def resize(image: np.ndarray, *, height: int, width: int, how=Image.Resampling.LANCZOS) -> np.ndarray:
+def resize(
+  image: np.ndarray, *, height: int, width: int, how=Image.Resampling.LANCZOS
+) -> np.ndarray:
   """uint8 [height, width, 3] by Lanczos or `how`; the same array if it has that size already."""
   if image.shape[:2] == (height, width):
     return image
@@ -85,7 +90,7 @@ def fit(image: np.ndarray, *, size: int, crop: str, rng: np.random.Generator | N
     top, left = round((y - size) / 2), round((x - size) / 2)
   else:
     top, left = rng.integers(y - size + 1), rng.integers(x - size + 1)
-  return image[top:top + size, left:left + size]
+  return image[top : top + size, left : left + size]
 
 
 def cover(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -94,7 +99,7 @@ def cover(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
   ratio = max(height / y, width / x)
   y, x = max(height, round(y * ratio)), max(width, round(x * ratio))
   image, top, left = resize(image, height=y, width=x), (y - height) // 2, (x - width) // 2
-  return image[top:top + height, left:left + width]
+  return image[top : top + height, left : left + width]
 
 
 def framed(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -102,23 +107,25 @@ def framed(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
   y, x = image.shape[:2]
   tall, wide = min(y, max(1, round(x * height / width))), min(x, max(1, round(y * width / height)))
   top, left = (y - tall) // 2, (x - wide) // 2
-  return image[top:top + tall, left:left + wide]
+  return image[top : top + tall, left : left + wide]
 
 
 def shrunk(image: np.ndarray, *, most: int) -> np.ndarray:
-  """uint8 [y, x, 3] of at most so many pixels, by leaving some out: as LLaMA-Factory does, and VARGPT-v1.1 with it.
+  """uint8 [y, x, 3] of at most so many pixels, by leaving some out: as LLaMA-Factory does, and
+  VARGPT-v1.1 with it.
 
   https://github.com/hiyouga/LLaMA-Factory/blob/main/src/llamafactory/data/mm_plugin.py
   """
   y, x = image.shape[:2]
-  if y * x <= most: return image
+  if y * x <= most:
+    return image
   ratio = math.sqrt(most / (y * x))
   return resize(image, height=int(y * ratio), width=int(x * ratio), how=Image.Resampling.NEAREST)
 
 
 def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """The image, mirrored left to right with probability one half."""
-  return image[:, ::-1] if rng.random() < .5 else image
+  return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

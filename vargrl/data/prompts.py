@@ -20,11 +20,20 @@ def make(*, classes: int, prompts: int, seed: int, rows: Sequence[int]) -> sourc
     raise ValueError(f'classes: {classes} found, at least 1 expected')
   labels, rows = functools.partial(_labels, n=prompts, classes=classes, seed=seed), np.array(rows)
   records = grain.MapDataset.range(sys.maxsize).map(
-      lambda step: {'rows': {'label': labels(step * prompts)[rows]}, 'bad': -1})
+    lambda step: {'rows': {'label': labels(step * prompts)[rows]}, 'bad': -1}
+  )
   return source.Stream(
-      records, rows=len(rows), block=len(rows), features=('label',), classes=classes, class_names=(),
-      max_unreadable=0., threads=0, workers=0,
-      name=f'labels of {classes} classes, {prompts} a step, seed {seed}')
+    records,
+    rows=len(rows),
+    block=len(rows),
+    features=('label',),
+    classes=classes,
+    class_names=(),
+    max_unreadable=0.0,
+    threads=0,
+    workers=0,
+    name=f'labels of {classes} classes, {prompts} a step, seed {seed}',
+  )
 
 
 def _labels(first: int, *, n: int, classes: int, seed: int) -> np.ndarray:
@@ -34,4 +43,4 @@ def _labels(first: int, *, n: int, classes: int, seed: int) -> np.ndarray:
   epochs = range(first // classes, (first + n - 1) // classes + 1)
   order = [np.random.RandomState([seed, epoch]).permutation(classes) for epoch in epochs]
   start = first - epochs[0] * classes
-  return np.concatenate(order)[start:start + n].astype(np.int32)
+  return np.concatenate(order)[start : start + n].astype(np.int32)

@@ -24,19 +24,31 @@ class Stream:
   """An endless iterator of {feature: array [rows, ...]}, the rows of this host, and its state.
 
   Attributes: `features`, the names in a batch; `classes`, how many values 'label' has, or None;
-  `class_names`, () if they have none; `counts`, {'seen': n, 'skipped': m, share: per record seen} of
-  this host's records; `texts`, labels -> the prompts' texts, or None.
-  """
+  `class_names`, () if they have none; `counts`, {'seen': n, 'skipped': m, share: per record seen}
+  of this host's records; `texts`, labels -> the prompts' texts, or None."""
 
-  def __init__(self, records: grain.MapDataset, *, name: str, rows: int, block: int,
-               features: Sequence[str], class_names: Sequence[str], classes: int | None,
-               max_unreadable: float, threads: int, workers: int, each: int = 1,
-               shares: Sequence[str] = (), texts=None):
-    """`records` yields {'rows': {feature: [block, ...]}, 'bad': -1, or an unreadable's index, or several}.
+  def __init__(
+    self,
+    records: grain.MapDataset,
+    *,
+    name: str,
+    rows: int,
+    block: int,
+    features: Sequence[str],
+    class_names: Sequence[str],
+    classes: int | None,
+    max_unreadable: float,
+    threads: int,
+    workers: int,
+    each: int = 1,
+    shares: Sequence[str] = (),
+    texts=None,
+  ):
+    """`records` yields {'rows': {feature: [block, ...]}, 'bad': -1, or an unreadable's index, or
+    several}.
 
-    `each` records are in a row; 'why', if it is there, says what is wrong with the bad ones; `shares` are names of
-    numbers beside them.
-    """
+    `each` records are in a row; 'why', if it is there, says what is wrong with the bad ones;
+    `shares` are names of numbers beside them."""
     assert rows % block == 0, (rows, block)
     self.features, self.classes = tuple(features), classes
     self.class_names = tuple(class_names)
@@ -67,19 +79,22 @@ class Stream:
       raise
     self._step += 1
     self._seen += self._rows * self._each
-    for k in self._shares: self._shares[k] += sum(int(part[k]) for part in parts)
+    for k in self._shares:
+      self._shares[k] += sum(int(part[k]) for part in parts)
     bad = [int(i) for part in parts for i in np.atleast_1d(part['bad']) if i >= 0]
     why = next((f' ({part["why"]})' for part in parts[::-1] if part.get('why')), '')
     self._skipped += len(bad)
     # At least 100, so that one bad record among the first ten is no reason to stop.
     if bad and self._skipped > self._max_unreadable * max(self._seen, 100):
       raise ValueError(
-          f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
-          f'{bad[-1]}{why}; at most a share of {self._max_unreadable} expected')
+        f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
+        f'{bad[-1]}{why}; at most a share of {self._max_unreadable} expected'
+      )
     if not all(part['rows'] for part in parts):
       raise ValueError(
-          f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
-          f'{bad[-1]}, and none of {TRIES} random others is readable in its place')
+        f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
+        f'{bad[-1]}, and none of {TRIES} random others is readable in its place'
+      )
     return {k: np.concatenate([part['rows'][k] for part in parts]) for k in self.features}
 
   def get_state(self) -> dict[str, int | str]:
@@ -101,7 +116,7 @@ class Stream:
     _stop(self._running)
 
   def _start(self):
-    records = self._records[self._step * self._pulls:]
+    records = self._records[self._step * self._pulls :]
     # Two batches ahead, shared among the workers, each of which has `threads` of its own.
     ahead = max(self._threads, 2 * self._pulls // max(self._workers, 1)) if self._threads else 0
     read = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
@@ -111,7 +126,8 @@ class Stream:
         flags.FLAGS.mark_as_parsed()
       # Few, because this buffer lies in /dev/shm, of which a container has 64 MB.
       records = records.mp_prefetch(
-          grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=4))
+        grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=4)
+      )
     return iter(records)
 
 
@@ -120,9 +136,22 @@ def _stop(running: list) -> None:
     running.pop().close()
 
 
-def make(*, dataset: str, split: str, batch: int, size: int, crop: str, flip: bool, shuffle: bool,
-         max_unreadable: float, dir: str, threads: int, workers: int, seed: int,
-         rows: Sequence[int]) -> Stream:
+def make(
+  *,
+  dataset: str,
+  split: str,
+  batch: int,
+  size: int,
+  crop: str,
+  flip: bool,
+  shuffle: bool,
+  max_unreadable: float,
+  dir: str,
+  threads: int,
+  workers: int,
+  seed: int,
+  rows: Sequence[int],
+) -> Stream:
   """The Stream of a TFDS split: images float32 [rows, size, size, 3] in [-1, 1], integers int32.
 
   `batch` is the size of a global batch, of which this host reads the `rows`, ascending; all of
@@ -132,16 +161,18 @@ def make(*, dataset: str, split: str, batch: int, size: int, crop: str, flip: bo
   integers are dropped.
 
   A record with an unreadable image is skipped and counted, and a random other record takes its
-  place: were the rows after it to move up instead, hosts would drift apart. `dir` '' is TFDS's
-  own; `digits`, `digit_pairs` and `scenes/32` to `scenes/256` are built there if missing. ValueErrors name what does not fit.
-  """
+  place: were the rows after it to move up instead, hosts would drift apart. `dir` '' is TFDS's own;
+  `digits`, `digit_pairs` and `scenes/32` to `scenes/256` are built there if missing. ValueErrors
+  name what does not fit."""
   check_rows(batch, rows)
   if crop not in image.CROPS:
     raise ValueError(f'crop: {crop!r} found, one of {image.CROPS} expected')
   source, spec = _open(dataset, split, dir)
   if len(source) < batch:
-    raise ValueError(f'{dataset}/{split}: {len(source)} records found, at least {batch}, one '
-                     'global batch, expected')
+    raise ValueError(
+      f'{dataset}/{split}: {len(source)} records found, at least {batch}, one '
+      'global batch, expected'
+    )
   order = grain.MapDataset.range(len(source)).seed(seed)
   order = (order.shuffle() if shuffle else order).repeat()
   kinds = _kinds(dataset, spec)
@@ -150,14 +181,23 @@ def make(*, dataset: str, split: str, batch: int, size: int, crop: str, flip: bo
   records = Rows(order.random_map(load), batch, rows)
   classes, class_names = _classes(spec)
   return Stream(
-      records, rows=len(rows), block=1, features=kinds, classes=classes,
-      class_names=class_names, max_unreadable=max_unreadable, threads=threads, workers=workers,
-      name=f'{dataset}/{split}, {len(source)} records, batch {batch}, seed {seed}'
-           f'{", shuffled" if shuffle else ""}')
+    records,
+    rows=len(rows),
+    block=1,
+    features=kinds,
+    classes=classes,
+    class_names=class_names,
+    max_unreadable=max_unreadable,
+    threads=threads,
+    workers=workers,
+    name=f'{dataset}/{split}, {len(source)} records, batch {batch}, seed {seed}'
+    f'{", shuffled" if shuffle else ""}',
+  )
 
 
-def read(*, dataset: str, split: str, size: int, crop: str, dir: str,
-         limit: int) -> dict[str, np.ndarray]:
+def read(
+  *, dataset: str, split: str, size: int, crop: str, dir: str, limit: int
+) -> dict[str, np.ndarray]:
   """{feature: array [N, ...]}: the first `limit` readable records of a split, in order; 0 is all.
 
   As in `make`, with `crop` 'none' or 'center'. N is less than `limit` if the split is shorter.
@@ -200,15 +240,19 @@ def walk(*, dataset: str, split: str, size: int, crop: str, dir: str, limit: int
   finally:
     records.close()
   if bad:
-    warnings.warn(f'{dataset}/{split}: {len(bad)} of {seen + len(bad)} records unreadable '
-                  f'and left out, the last is record {bad[-1]}', stacklevel=2)
+    warnings.warn(
+      f'{dataset}/{split}: {len(bad)} of {seen + len(bad)} records unreadable '
+      f'and left out, the last is record {bad[-1]}',
+      stacklevel=2,
+    )
   if not seen:
     raise ValueError(f'{dataset}/{split}: 0 readable records of {len(source)}, 1 expected')
 
 
 def check_rows(batch: int, rows: Sequence[int]) -> None:
   """ValueError unless `rows` are some of a batch's, in order."""
-  if batch < 1: raise ValueError(f'batch: {batch} found, at least 1 expected')
+  if batch < 1:
+    raise ValueError(f'batch: {batch} found, at least 1 expected')
   rows = list(rows)
   if not rows or rows != sorted(set(rows)) or not 0 <= rows[0] <= rows[-1] < batch:
     raise ValueError(f'rows: {rows} found, some of 0 to {batch - 1} in order expected')
@@ -235,7 +279,7 @@ class Rows(grain.MapDataset):
 
 def _load(index, rng, *, source, kinds, size, crop, mirror):
   """One row of the record, or of a random other if it is unreadable; {} if those are too."""
-  draw = int(rng.integers(2 ** 63))
+  draw = int(rng.integers(2**63))
   others = (int(rng.integers(len(source))) for _ in range(TRIES))
   for i in itertools.chain([index], others):
     try:
@@ -256,7 +300,7 @@ def _convert(record, kinds, size, crop, mirror, draw):
       x = image.to_float(image.flip(x, rng) if mirror else x)
     else:
       x = np.asarray(record[name])
-      if x.size and not -2 ** 31 <= x.min() <= x.max() < 2 ** 31:
+      if x.size and not -(2**31) <= x.min() <= x.max() < 2**31:
         raise ValueError(f'{name}: {x.max()} found, integers of 32 bits expected')
       x = x.astype(np.int32)
     rows[name] = x[None]
@@ -295,8 +339,11 @@ def _open(dataset: str, split: str, dir: str):
   spec = builder.info.features
   # Here and not in `as_data_source`: with decoders, tfds.testing.mock_data encodes its pictures,
   # which takes TensorFlow.
-  source.decoders = {name: tfds.decode.SkipDecoding() for name, feature in spec.items()
-                     if isinstance(feature, tfds.features.Image)}
+  source.decoders = {
+    name: tfds.decode.SkipDecoding()
+    for name, feature in spec.items()
+    if isinstance(feature, tfds.features.Image)
+  }
   return source, spec
 
 
@@ -306,8 +353,9 @@ def _prepared(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
   try:
     tfds.disable_progress_bar()
     builder.download_and_prepare(
-        file_format='array_record',
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+      file_format='array_record',
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+    )
     return builder
   except Exception as e:
     # Builds go to a folder of their own and are renamed at the end, so of two processes that
@@ -320,10 +368,14 @@ def _prepared(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
 
 def _missing(dataset: str, dir: str, cause: Exception) -> str:
   where = f', data_dir={dir!r}' if dir else ''
-  code = (f'import tensorflow_datasets as tfds; tfds.builder({dataset!r}{where})'
-          ".download_and_prepare(file_format='array_record')")
-  return (f'{dataset}: not prepared in {dir or tfds.core.constants.DATA_DIR}, and cannot be here: '
-          f'{type(cause).__name__}: {cause}\nWhere it can: python -c "{code}"')
+  code = (
+    f'import tensorflow_datasets as tfds; tfds.builder({dataset!r}{where})'
+    ".download_and_prepare(file_format='array_record')"
+  )
+  return (
+    f'{dataset}: not prepared in {dir or tfds.core.constants.DATA_DIR}, and cannot be here: '
+    f'{type(cause).__name__}: {cause}\nWhere it can: python -c "{code}"'
+  )
 
 
 def _builder(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
@@ -344,8 +396,10 @@ def _builder(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
   theirs = tfds.list_builders(with_community_datasets=False)
   if name not in theirs:
     near = difflib.get_close_matches(name, [*OURS, *theirs], n=3, cutoff=0)
-    raise ValueError(f'dataset: {dataset!r} found, a name known to TFDS or prepared in '
-                     f'{dir or "its default folder"} expected; nearest are {", ".join(near)}')
+    raise ValueError(
+      f'dataset: {dataset!r} found, a name known to TFDS or prepared in '
+      f'{dir or "its default folder"} expected; nearest are {", ".join(near)}'
+    )
   try:
     return tfds.builder(dataset, data_dir=data_dir)
   except ImportError as e:  # Its code needs TensorFlow.

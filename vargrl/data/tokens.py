@@ -1,4 +1,5 @@
 """CLIP's tokens of a text, by the tokenizer files that a checkpoint comes with."""
+
 import gzip
 import html
 import json
@@ -6,7 +7,11 @@ import pathlib
 
 import numpy as np
 
-FILES = ('tokenizer.json', 'vocab.json', 'bpe_simple_vocab_16e6.txt.gz')  # vocab.json: with merges.txt
+FILES = (
+  'tokenizer.json',
+  'vocab.json',
+  'bpe_simple_vocab_16e6.txt.gz',
+)  # vocab.json: with merges.txt
 # Runs of letters, single digits, runs of other symbols; English contractions apart.
 # https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -15,26 +20,30 @@ LENGTH = 77
 
 
 def find(path):
-  """The tokenizer file at `path`, which is one of FILES (by ending) or a folder that holds one of them.
+  """The tokenizer file at `path`, which is one of FILES (by ending) or a folder that holds one of
+  them.
 
   Raises FileNotFoundError that says what was looked for.
   """
   path = pathlib.Path(path)
-  if path.is_file(): return path
+  if path.is_file():
+    return path
   for name in FILES:
     if (path / name).is_file() and (name != 'vocab.json' or (path / 'merges.txt').is_file()):
       return path / name
-  raise FileNotFoundError(f'no tokenizer in {path}: tokenizer.json, vocab.json with merges.txt or '
-                          'bpe_simple_vocab_16e6.txt.gz expected')
+  raise FileNotFoundError(
+    f'no tokenizer in {path}: tokenizer.json, vocab.json with merges.txt or '
+    'bpe_simple_vocab_16e6.txt.gz expected'
+  )
 
 
 def tokens(path, texts, *, length=LENGTH):
-  """ids int32 [n, length]: start, byte pairs, end, then zeros. What is too long is cut, its last id the end.
+  """ids int32 [n, length]: start, byte pairs, end, then zeros. What is too long is cut, its last id
+  the end.
 
-  From Hugging Face files, the ids of transformers; from OpenAI's, those of open_clip, but for what the
-  latter repairs with ftfy: mojibake, ligatures, full-width letters, curly quotes, control characters. What
-  follows the end token has no influence on CLIP.
-  """
+  From Hugging Face files, the ids of transformers; from OpenAI's, those of open_clip, but for what
+  the latter repairs with ftfy: mojibake, ligatures, full-width letters, curly quotes, control
+  characters. What follows the end token has no influence on CLIP."""
   path = find(path)
   try:
     tokenizer, clean, ends = published(path) if path.suffix == '.gz' else hugging_face(path)
@@ -45,14 +54,17 @@ def tokens(path, texts, *, length=LENGTH):
     raise ValueError(f'{path}: no token {ends[start is not None]}, a CLIP tokenizer expected')
   out = np.zeros((len(texts), length), np.int32)
   for row, text in zip(out, texts):
-    ids = [start, *tokenizer.encode(clean(text), add_special_tokens=False).ids][:length - 1] + [end]
-    row[:len(ids)] = ids
+    ids = [start, *tokenizer.encode(clean(text), add_special_tokens=False).ids][: length - 1] + [
+      end
+    ]
+    row[: len(ids)] = ids
   return out
 
 
 def hugging_face(path):
   """(Tokenizer, text -> text, (start, end)) of tokenizer.json, or vocab.json and merges.txt."""
   from tokenizers import Regex, Tokenizer, normalizers
+
   ends = '<|startoftext|>', '<|endoftext|>'
   if path.name != 'vocab.json':
     tokenizer = Tokenizer.from_file(str(path))
@@ -62,13 +74,15 @@ def hugging_face(path):
   lines = (path.parent / 'merges.txt').read_text(encoding='utf-8').split('\n')
   tokenizer = byte_pairs(json.loads(path.read_text(encoding='utf-8')), merges(lines), ends)
   tokenizer.normalizer = normalizers.Sequence(
-      [normalizers.NFC(), normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Lowercase()])
+    [normalizers.NFC(), normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Lowercase()]
+  )
   return tokenizer, str, ends
 
 
 def published(path):
   """The same of OpenAI's file: merges alone, which the vocabulary follows from."""
-  with gzip.open(path) as file: pairs = merges(file.read().decode('utf-8').split('\n')[:MERGES + 1])
+  with gzip.open(path) as file:
+    pairs = merges(file.read().decode('utf-8').split('\n')[: MERGES + 1])
   ends = '<start_of_text>', '<end_of_text>'
   symbols = [*bytes_as_text().values()]
   words = symbols + [s + '</w>' for s in symbols] + [a + b for a, b in pairs] + [*ends]
@@ -78,26 +92,31 @@ def published(path):
 
 def merges(lines):
   """[(left, right)] of the lines; the first may be a version."""
-  pairs = [tuple(line.split()) for line in lines['#version' in lines[0]:]]
+  pairs = [tuple(line.split()) for line in lines['#version' in lines[0] :]]
   return [pair for pair in pairs if len(pair) == 2]
 
 
 def byte_pairs(vocab, pairs, ends):
   """A Tokenizer that cuts into WORDS and merges their bytes; `ends` in a text stay whole."""
   from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+
   absent = [end for end in ends if end not in vocab]
-  if absent: raise ValueError(f'no token {absent[0]}')  # it would be added
+  if absent:
+    raise ValueError(f'no token {absent[0]}')  # it would be added
   tokenizer = Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix='</w>', unk_token=ends[1]))
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(Regex(WORDS), 'removed', invert=True),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
   tokenizer.add_special_tokens([AddedToken(end, special=True, normalized=False) for end in ends])
   return tokenizer
 
 
 def bytes_as_text():
-  """{byte: printable character} in the order of the vocabulary: printable bytes are themselves, the others
-  follow from 256 on."""
+  """{byte: printable character} in the order of the vocabulary: printable bytes are themselves, the
+  others follow from 256 on."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [b for b in range(256) if b not in printable]
   return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}

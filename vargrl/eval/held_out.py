@@ -1,4 +1,7 @@
-"""The objective's own metrics on a held-out split: every image counts once, and nothing is random."""
+"""The objective's own metrics on a held-out split: every image counts once, and nothing is
+random.
+"""
+
 import functools
 
 from clu.metrics import Average
@@ -15,30 +18,49 @@ BATCH = 64  # images on a device at once
 
 
 def make(models, *, kind, dataset, split, size, crop, dir, limit):
-  """kind: 'tokenizer' (mse; usage of the codes, by scale), 'classify' (accuracy, nll) or 'next_scale'
-  (nll, accuracy, by scale). limit: the first so many images, 0 for all."""
-  if kind not in KINDS: raise ValueError(f'kind: {kind!r} found, one of {sorted(KINDS)} expected')
+  """kind: 'tokenizer' (mse; usage of the codes, by scale), 'classify' (accuracy, nll) or
+  'next_scale' (nll, accuracy, by scale). limit: the first so many images, 0 for all."""
+  if kind not in KINDS:
+    raise ValueError(f'kind: {kind!r} found, one of {sorted(KINDS)} expected')
   metrics, needed, features = KINDS[kind]
   if getattr(models, needed) is None:
-    raise ValueError(f'kind: {kind!r} found, but the run\'s models have no `{needed}`')
-  read = functools.cache(real.images(models, dataset=dataset, split=split, size=size, crop=crop, dir=dir,
-                                     limit=limit, features=features))
-  measure = jax.jit(lambda params, frozen, batch, weight_B: metrics(
-      models, params, frozen, *rows.spread((batch, weight_B))))
+    raise ValueError(f"kind: {kind!r} found, but the run's models have no `{needed}`")
+  read = functools.cache(
+    real.images(
+      models,
+      dataset=dataset,
+      split=split,
+      size=size,
+      crop=crop,
+      dir=dir,
+      limit=limit,
+      features=features,
+    )
+  )
+  measure = jax.jit(
+    lambda params, frozen, batch, weight_B: metrics(
+      models, params, frozen, *rows.spread((batch, weight_B))
+    )
+  )
 
   def evaluate(params, frozen, poll=None):
     images, found = read(), {}
     for row_B, counts_B in rows.calls(len(images['image']), BATCH, poll):
       batch = {name: x[row_B] for name, x in images.items()}
-      for name, value in jax.tree.map(multihost.whole, measure(params, frozen, batch, counts_B)).items():
+      for name, value in jax.tree.map(
+        multihost.whole, measure(params, frozen, batch, counts_B)
+      ).items():
         found.setdefault(name, []).append(value)
-    for name, values in found.items(): yield name, merged(values)
+    for name, values in found.items():
+      yield name, merged(values)
+
   return evaluate
 
 
 def merged(values):
   """Averages of all calls -> their mean; codes used in each call, [V] -> the share used in any."""
-  if not isinstance(values[0], Average): return float(np.any(values, 0).mean())
+  if not isinstance(values[0], Average):
+    return float(np.any(values, 0).mean())
   total, count = (sum(float(getattr(v, part)) for v in values) for part in ('total', 'count'))
   return total / count
 
@@ -58,24 +80,29 @@ def tokenizer(models, params, frozen, batch, weight_B):
   out, _, t_BL = models.reconstruct(params['policy'], batch['image'])
   c = models.config
   vocab = c.vocab if t_BL.ndim == 2 else 2 * c.bits  # of bits, the values that each of them has
-  if t_BL.ndim == 3: t_BL += 2 * jnp.arange(c.bits)[None, None]
+  if t_BL.ndim == 3:
+    t_BL += 2 * jnp.arange(c.bits)[None, None]
   scales = [used(t_BL[:, a:b].reshape(len(t_BL), -1), weight_B, vocab) for a, b in bounds(c.scales)]
-  return ({'mse': by_row((out.clip(-1, 1) - batch['image']) ** 2, weight_B),
-           'usage': jnp.stack(scales).any(0)} |
-          {f'usage/scale_{i}': used_V for i, used_V in enumerate(scales)})
+  return {
+    'mse': by_row((out.clip(-1, 1) - batch['image']) ** 2, weight_B),
+    'usage': jnp.stack(scales).any(0),
+  } | {f'usage/scale_{i}': used_V for i, used_V in enumerate(scales)}
 
 
 def classify(models, params, frozen, batch, weight_B):
   logp_BV = jax.nn.log_softmax(models.classify(params['policy'], batch['image']), -1)
   chosen_B1 = jnp.take_along_axis(logp_BV, batch['label'][:, None], -1)
-  return {'accuracy': average(logp_BV.argmax(-1) == batch['label'], weight_B),
-          'nll': by_row(-chosen_B1, weight_B)}
+  return {
+    'accuracy': average(logp_BV.argmax(-1) == batch['label'], weight_B),
+    'nll': by_row(-chosen_B1, weight_B),
+  }
 
 
 def next_scale(models, params, frozen, batch, weight_B):
   tokens_BL = models.encode(frozen, batch['image'])
-  scores = models.logprobs(params['policy'], frozen,
-                           Experience(label=batch['label'], tokens=tokens_BL[:, None]))
+  scores = models.logprobs(
+    params['policy'], frozen, Experience(label=batch['label'], tokens=tokens_BL[:, None])
+  )
   out = {'nll': by_row(-scores.logp, weight_B), 'accuracy': by_row(scores.hit, weight_B)}
   for i, (a, b) in enumerate(bounds(models.scales)):
     out[f'nll/scale_{i}'] = by_row(-scores.logp[..., a:b], weight_B)
@@ -83,6 +110,8 @@ def next_scale(models, params, frozen, batch, weight_B):
 
 
 # name: (metrics, the function of Models that they need, the features that they read)
-KINDS = {'tokenizer': (tokenizer, 'reconstruct', ('image',)),
-         'classify': (classify, 'classify', ('image', 'label')),
-         'next_scale': (next_scale, 'logprobs', ('image', 'label'))}
+KINDS = {
+  'tokenizer': (tokenizer, 'reconstruct', ('image',)),
+  'classify': (classify, 'classify', ('image', 'label')),
+  'next_scale': (next_scale, 'logprobs', ('image', 'label')),
+}

@@ -1,4 +1,5 @@
 """The Inception network of evaluations: its weights file, and features of any number of images."""
+
 import functools
 import math
 import pathlib
@@ -20,8 +21,8 @@ def network(*, weights, size):
   """(load, features): load() -> weights on the present mesh; features(weights, uint8 image_Byxc) ->
   (pool_BD, logits_BV without the head's bias, by which the Inception Score is defined).
 
-  weights: the file; '' for random ones of size 'smoke'. Raises FileNotFoundError, ValueError, compiles nothing.
-  """
+  weights: the file; '' for random ones of size 'smoke'. Raises FileNotFoundError, ValueError,
+  compiles nothing."""
   if size not in inception.SIZES:
     raise ValueError(f'size: {size!r} found, one of {sorted(inception.SIZES)} expected')
   path, (shapes, layouts, features) = pathlib.Path(weights).expanduser(), parts(size)
@@ -29,20 +30,27 @@ def network(*, weights, size):
     raise ValueError(f"weights: '' found, the file {NAME} expected; `curl -LO {URL}` brings it")
   if weights and not path.exists():
     raise FileNotFoundError(f'weights: there is no {path}; `curl -L -o {path} {URL}` brings it')
-  if weights: torch.check(path, layouts, shapes)
+  if weights:
+    torch.check(path, layouts, shapes)
 
   def load():
     mesh = meshes.current()
-    here = (jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh.empty else
-            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))  # 95 MB: whole on every device
+    here = (
+      jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      if mesh.empty
+      else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )  # 95 MB: whole on every device
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     return torch.load(path, layouts, placed) if weights else jax.device_put(random(shapes), here)
+
   return load, features
 
 
 @functools.cache
 def parts(size):
-  """(abstract weights, layouts, the jitted features): evaluators share them, 94 convolutions compile slowly."""
+  """(abstract weights, layouts, the jitted features): evaluators share them, 94 convolutions
+  compile slowly.
+  """
   c = inception.SIZES[size]
   model = inception.Model(c)
 
@@ -50,6 +58,7 @@ def parts(size):
   def features(params, image_Byxc):
     pool_BD, logits_BV = model.apply({'params': params}, rows.spread(image_Byxc))
     return pool_BD, logits_BV - params['fc.b'][None]
+
   shapes = nn.unbox(jax.eval_shape(lambda: inception.init(model, jax.random.key(0))))
   return shapes, inception.torch_layouts(c), features
 
@@ -60,8 +69,11 @@ def random(shapes):
 
   def one(path, x):
     if x.ndim > 1:
-      return (rng.standard_normal(x.shape) * (2 / math.prod(x.shape[:-1])) ** .5).astype(np.float32)
+      return (rng.standard_normal(x.shape) * (2 / math.prod(x.shape[:-1])) ** 0.5).astype(
+        np.float32
+      )
     return np.full(x.shape, path[-1].key in ('scale', 'var'), np.float32)
+
   return jax.tree_util.tree_map_with_path(one, shapes)
 
 

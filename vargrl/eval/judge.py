@@ -1,4 +1,7 @@
-"""A judge that is no reward: a support vector machine on raw pixels, fitted on the real training split."""
+"""A judge that is no reward: a support vector machine on raw pixels, fitted on the real training
+split.
+"""
+
 import numpy as np
 
 from vargrl import pictures
@@ -9,24 +12,39 @@ def make(models, *, dataset, size, dir, samples_each, seed):
   """Yields, over `samples_each` samples of every class: `wrong`, the share that the judge takes for
   another class; `variance`, the mean over classes and pixels (in [0, 1]) of the variance within a
   class; `real`, the judge's own accuracy on the real test split; and a grid of samples."""
-  if samples_each < 1: raise ValueError(f'samples_each: {samples_each} found, at least 1 expected')
+  if samples_each < 1:
+    raise ValueError(f'samples_each: {samples_each} found, at least 1 expected')
   draw, memory = samples.sampler(models), {}
-  splits = [real.images(models, dataset=dataset, split=split, size=size, crop='none', dir=dir, limit=0,
-                        features=('image', 'label')) for split in ('train', 'test')]
+  splits = [
+    real.images(
+      models,
+      dataset=dataset,
+      split=split,
+      size=size,
+      crop='none',
+      dir=dir,
+      limit=0,
+      features=('image', 'label'),
+    )
+    for split in ('train', 'test')
+  ]
 
   def judge():
     if not memory:
       from sklearn.svm import SVC
+
       train, test = (read() for read in splits)
       flat = lambda image: (np.asarray(image).reshape(len(image), -1) + 1) / 2
-      memory['svc'] = SVC(C=10.).fit(flat(train['image']), train['label'])
+      memory['svc'] = SVC(C=10.0).fit(flat(train['image']), train['label'])
       memory['real'] = float(memory['svc'].score(flat(test['image']), test['label']))
       memory['variance'] = variance(flat(test['image']), test['label'])
     return memory['svc'], memory['real'], memory['variance']
 
   def evaluate(params, frozen, poll=None):
     svc, real, real_variance = judge()
-    image_Byxc, label_B = draw(params, frozen, classes=models.classes, each=samples_each, seed=seed, poll=poll)
+    image_Byxc, label_B = draw(
+      params, frozen, classes=models.classes, each=samples_each, seed=seed, poll=poll
+    )
     flat = image_Byxc.reshape(len(image_Byxc), -1).astype(np.float32) / 255
     said_B = svc.predict(flat)
     yield 'wrong', float(np.mean(said_B != label_B))
@@ -36,9 +54,12 @@ def make(models, *, dataset, size, dir, samples_each, seed):
     shown = np.concatenate([np.flatnonzero(label_B == k)[:10] for k in range(models.classes)])
     captions = ['' if said_B[i] == label_B[i] else f'seen as {said_B[i]}' for i in shown]
     yield 'grid', pictures.grid(image_Byxc[shown], captions, columns=10, cell=56)
+
   return evaluate
 
 
 def variance(flat, label_B):
-  """Mean over classes and pixels of the variance within a class: what collapses when a policy does."""
+  """Mean over classes and pixels of the variance within a class: what collapses when a policy
+  does.
+  """
   return float(np.mean([flat[label_B == k].var(0).mean() for k in np.unique(label_B)]))

@@ -1,4 +1,7 @@
-"""Images of the first prompts of a file of text features under fixed keys: grids that compare, as eval/samples.py's."""
+"""Images of the first prompts of a file of text features under fixed keys: grids that compare, as
+eval/samples.py's.
+"""
+
 import jax
 import numpy as np
 
@@ -9,13 +12,17 @@ from vargrl.parallel import multihost, rows
 
 
 def make(models, *, path, prompts, each, seed, preset):
-  """A grid with one row per prompt 0 .. prompts - 1 of the .npz `path` (see data/features.py), `each` images in it.
+  """A grid with one row per prompt 0 .. prompts - 1 of the .npz `path` (see data/features.py),
+  `each` images in it.
 
-  preset: '' draws as the run's own rollouts are drawn; a name, such as 'infinity', with published settings.
-  """
+  preset: '' draws as the run's own rollouts are drawn; a name, such as 'infinity', with published
+  settings."""
   if not {'text', 'length'} <= set(models.given):
-    raise ValueError(f'prompts: a policy of {sorted(models.given) or "labels"} found, one that reads text expected')
-  if min(each, prompts) < 1: raise ValueError(f'prompts, each: {prompts}, {each} found, at least 1 expected')
+    raise ValueError(
+      f'prompts: a policy of {sorted(models.given) or "labels"} found, one that reads text expected'
+    )
+  if min(each, prompts) < 1:
+    raise ValueError(f'prompts, each: {prompts}, {each} found, at least 1 expected')
   some, (tokens, width) = samples.batch_sampler(models, preset), models.given['text'][0]
   table = features.table(path, tokens=tokens, width=width, first=prompts)
 
@@ -26,6 +33,7 @@ def make(models, *, path, prompts, each, seed, preset):
       prompt_B = {k: x[label_B[row_B]] for k, x in table.items()}
       images.append(multihost.whole(some(params, frozen, prompt_B, keys_B[row_B]))[counts_B])
     yield 'grid', pictures.grid(np.concatenate(images), columns=each, cell=48)
+
   return evaluate
 
 

@@ -1,4 +1,7 @@
-"""The real images that an evaluator measures on: checked when it is made, read when it is first used."""
+"""The real images that an evaluator measures on: checked when it is made, read when it is first
+used.
+"""
+
 from vargrl.data import source
 
 
@@ -8,22 +11,40 @@ def images(models, *, dataset, split, size, crop, dir, limit, features):
   What does not exist, or does not fit the models, is told now, before anything compiles.
   """
   if crop not in ('none', 'center'):
-    raise ValueError(f"crop: {crop!r} found, 'none' or 'center' expected: an evaluation draws nothing")
-  if limit < 0: raise ValueError(f'limit: {limit} found, 0 (all) or a number of images expected')
+    raise ValueError(
+      f"crop: {crop!r} found, 'none' or 'center' expected: an evaluation draws nothing"
+    )
+  if limit < 0:
+    raise ValueError(f'limit: {limit} found, 0 (all) or a number of images expected')
   wanted = getattr(models.config, 'image_size', size)
-  if size != wanted: raise ValueError(f'size: {size} pixels found, {wanted} expected by the model')
+  if size != wanted:
+    raise ValueError(f'size: {size} pixels found, {wanted} expected by the model')
   check(models, opened(dataset, split, size, crop, dir), f'{dataset}/{split}', features)
 
   def read():
     found = source.read(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
     return {name: found[name] for name in features}
+
   return read
 
 
 def opened(dataset, split, size, crop, dir):
   """The split as a Stream from which nothing is decoded: it knows its features and classes."""
-  return source.make(dataset=dataset, split=split, size=size, crop=crop, dir=dir, batch=1, flip=False,
-                     shuffle=False, max_unreadable=0., threads=0, workers=0, seed=0, rows=range(1))
+  return source.make(
+    dataset=dataset,
+    split=split,
+    size=size,
+    crop=crop,
+    dir=dir,
+    batch=1,
+    flip=False,
+    shuffle=False,
+    max_unreadable=0.0,
+    threads=0,
+    workers=0,
+    seed=0,
+    rows=range(1),
+  )
 
 
 def check(models, found, name, features):

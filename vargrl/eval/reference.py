@@ -1,4 +1,5 @@
 """What generated images are compared with: an .npz of the field, or a split of real images."""
+
 from functools import partial
 import math
 import pathlib
@@ -17,41 +18,55 @@ NAME = 'VIRTUAL_imagenet256_labeled.npz'
 
 
 class Reference(NamedTuple):
-  """moments: () -> (mean [D], covariance [D, D]), or None: those of the images. images: how many there are.
-  batches: (batch size, poll) -> (uint8 image_Byxc, counts_B)..., as rows.calls cuts them."""
+  """moments: () -> (mean [D], covariance [D, D]), or None: those of the images. images: how many
+  there are. batches: (batch size, poll) -> (uint8 image_Byxc, counts_B)..., as rows.calls cuts
+  them."""
+
   moments: Callable | None
   images: int
   batches: Callable | None
 
 
 def npz(path, *, features):
-  """The Reference in a file: `arr_0` uint8 [N, y, x, 3], `mu` [features] and `sigma` [features, features], as
-  in OpenAI's reference batches, https://github.com/openai/guided-diffusion/tree/main/evaluations, or only the
-  first, or only the others, as pytorch-fid saves them.
+  """The Reference in a file: `arr_0` uint8 [N, y, x, 3], `mu` [features] and `sigma` [features,
+  features], as in OpenAI's reference batches,
+  https://github.com/openai/guided-diffusion/tree/main/evaluations, or only the first, or only the
+  others, as pytorch-fid saves them.
 
   Headers alone are read; raises FileNotFoundError, ValueError.
   """
   path = pathlib.Path(path).expanduser()
   if not path.exists():
-    raise FileNotFoundError(f'reference: there is no {path}; `curl -L -o {path} {URL}{NAME}` brings that of '
-                            'ImageNet 256')
+    raise FileNotFoundError(
+      f'reference: there is no {path}; `curl -L -o {path} {URL}{NAME}` brings that of ImageNet 256'
+    )
   found = headers(path)
   wanted = {'mu': (features,), 'sigma': (features, features)}
   if not ('arr_0' in found or wanted.keys() <= found.keys()):
-    raise ValueError(f'reference: arrays {sorted(found)} in {path}, arr_0, or mu and sigma, expected')
+    raise ValueError(
+      f'reference: arrays {sorted(found)} in {path}, arr_0, or mu and sigma, expected'
+    )
   for name, shape in wanted.items():
     if name in found and found[name][0] != shape:
-      raise ValueError(f'reference: {name} {list(found[name][0])} in {path}, {list(shape)} expected')
+      raise ValueError(
+        f'reference: {name} {list(found[name][0])} in {path}, {list(shape)} expected'
+      )
   if 'arr_0' in found:
     shape, dtype = found['arr_0']
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or not math.prod(shape):
-      raise ValueError(f'reference: arr_0 {dtype} {list(shape)} in {path}, uint8 [N, y, x, 3] expected')
+      raise ValueError(
+        f'reference: arr_0 {dtype} {list(shape)} in {path}, uint8 [N, y, x, 3] expected'
+      )
 
   def moments():
-    with np.load(path, allow_pickle=False) as file: return file['mu'], file['sigma']
-  return Reference(moments if wanted.keys() <= found.keys() else None,
-                   found['arr_0'][0][0] if 'arr_0' in found else 0,
-                   partial(packed, path) if 'arr_0' in found else None)
+    with np.load(path, allow_pickle=False) as file:
+      return file['mu'], file['sigma']
+
+  return Reference(
+    moments if wanted.keys() <= found.keys() else None,
+    found['arr_0'][0][0] if 'arr_0' in found else 0,
+    partial(packed, path) if 'arr_0' in found else None,
+  )
 
 
 def headers(path):
@@ -65,16 +80,19 @@ def headers(path):
 
 
 def header(file, name):
-  with file.open(name) as array: return read_header(array)
+  with file.open(name) as array:
+    return read_header(array)
 
 
 def read_header(array):
   """(shape, dtype), and the stream stands where the numbers begin."""
   read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
   version = npy.read_magic(array)
-  if version not in read: raise ValueError(f'array of version {version} found, 1.0 or 2.0 expected')
+  if version not in read:
+    raise ValueError(f'array of version {version} found, 1.0 or 2.0 expected')
   shape, fortran, dtype = read[version](array)
-  if fortran or dtype.hasobject: raise ValueError(f'{dtype} in {"Fortran" if fortran else "C"} order found')
+  if fortran or dtype.hasobject:
+    raise ValueError(f'{dtype} in {"Fortran" if fortran else "C"} order found')
   return shape, dtype
 
 
@@ -92,7 +110,9 @@ def packed(path, batch, poll=None):
 
 
 def split(models, *, dataset, split, size, crop, dir, limit):
-  """The first `limit` images of a TFDS split (0: all), checked now, read when they are asked for."""
+  """The first `limit` images of a TFDS split (0: all), checked now, read when they are asked
+  for.
+  """
   options = dict(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
   real.images(models, features=('image',), **options)  # says what is wrong
   have = source.count(dataset=dataset, split=split, dir=dir)
@@ -102,7 +122,9 @@ def split(models, *, dataset, split, size, crop, dir, limit):
     for row_B, counts_B in rows.calls(min(limit or have, have), batch, poll):
       whole = lambda x: np.rint((x + 1) * 127.5).astype(np.uint8)
       images = [whole(row['image'][0]) for _, row in zip(row_B[counts_B], one)]
-      if not images: return
+      if not images:
+        return
       n = len(images)  # fewer than asked for where records are unreadable
       yield np.stack(images)[np.minimum(np.arange(len(row_B)), n - 1)], np.arange(len(row_B)) < n
+
   return Reference(None, min(limit or have, have), batches)

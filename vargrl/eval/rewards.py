@@ -1,4 +1,5 @@
 """Rewards on a fixed list of classes: of what is trained, and monitors that are not trained on."""
+
 import jax
 import numpy as np
 
@@ -9,26 +10,29 @@ from vargrl.rewards import mix
 
 
 def make(models, *, classes, each, seed, preset, batch, rewards, pool):
-  """Yields for every reward NAME its mean over the images as `NAME` and its standard deviation as `NAME/std`, and
-  `masked`, the share of images for which some reward had no verdict.
+  """Yields for every reward NAME its mean over the images as `NAME` and its standard deviation as
+  `NAME/std`, and `masked`, the share of images for which some reward had no verdict.
 
-  classes: the first so many, or a list of them; `each` images of every one, under keys of `seed`. preset: see
-  eval/samples.py. batch: images on a device at once. rewards, pool: as in objective.collect; each is reported
-  on its own, so weights have no effect.
-  """
+  classes: the first so many, or a list of them; `each` images of every one, under keys of `seed`.
+  preset: see eval/samples.py. batch: images on a device at once. rewards, pool: as in
+  objective.collect; each is reported on its own, so weights have no effect."""
   samples.refuse_text(models)
   label_P = samples.labels(classes)
-  if each < 1: raise ValueError(f'each: {each} found, at least 1 expected')
+  if each < 1:
+    raise ValueError(f'each: {each} found, at least 1 expected')
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() < models.classes:
     raise ValueError(f'classes: {classes} found, some of 0 .. {models.classes - 1} expected')
   some, memory = samples.batch_sampler(models, preset), {}
-  if missing := [r['name'] for r in rewards.values() if r['name'] == 'rewards.classifier' and not models.bind]:
+  if missing := [
+    r['name'] for r in rewards.values() if r['name'] == 'rewards.classifier' and not models.bind
+  ]:
     raise ValueError(f'rewards: {missing[0]} found, without a classifier in the config')
   mixed = mix.make(rewards, bind=models.bind, **pool)  # last: it starts processes
 
   def weights():
     """{'rewards': weights} of the rewards that have some, read at the first use."""
-    if not memory: memory['rewards'] = mixed.load(meshes.current())
+    if not memory:
+      memory['rewards'] = mixed.load(meshes.current())
     return memory
 
   def evaluate(params, frozen, poll=None):
@@ -36,14 +40,18 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
     label_B, found, masked = np.repeat(label_P, each), {}, []
     keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
     for row_B, counts_B in rows.calls(len(label_B), batch, poll):
-      image_Byxc = some(params, frozen, label_B[row_B], keys_B[row_B]).astype(np.float32) / 127.5 - 1
+      image_Byxc = (
+        some(params, frozen, label_B[row_B], keys_B[row_B]).astype(np.float32) / 127.5 - 1
+      )
       r_B, each_B, _ = mixed.score(scored, image_Byxc, label_B[row_B])
       masked.append(~np.isfinite(r_B[counts_B]))
-      for name, x_B in each_B.items(): found.setdefault(name, []).append(x_B[counts_B])
+      for name, x_B in each_B.items():
+        found.setdefault(name, []).append(x_B[counts_B])
     for name, parts in found.items():
       x_N = np.concatenate(parts).astype(np.float64)
       yield name, float(np.nanmean(x_N))
       yield f'{name}/std', float(np.nanstd(x_N))
     yield 'masked', float(np.concatenate(masked).mean())
+
   evaluate.close = mixed.close
   return evaluate

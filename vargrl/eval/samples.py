@@ -1,4 +1,5 @@
 """Images of given classes under fixed keys: the same noise at every step, so that grids compare."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,17 +11,21 @@ from vargrl.parallel import multihost, rows
 def make(models, *, classes, each, seed, preset):
   """A grid with one row per class 0 .. classes - 1 (or of the list `classes`), `each` images in it.
 
-  preset: '' draws as the run's own rollouts are drawn; a name, such as 'var', with published settings.
-  """
+  preset: '' draws as the run's own rollouts are drawn; a name, such as 'var', with published
+  settings."""
   draw, known = sampler(models, preset), models.classes
-  if each < 1: raise ValueError(f'each: {each} found, at least 1 expected')
+  if each < 1:
+    raise ValueError(f'each: {each} found, at least 1 expected')
   label_P = labels(classes)
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() <= known:
-    raise ValueError(f'classes: {classes} found, some of 0 .. {known - 1} ({known}: unconditional) expected')
+    raise ValueError(
+      f'classes: {classes} found, some of 0 .. {known - 1} ({known}: unconditional) expected'
+    )
 
   def evaluate(params, frozen, poll=None):
     image_Byxc, _ = draw(params, frozen, classes=label_P, each=each, seed=seed, poll=poll)
     yield 'grid', pictures.grid(image_Byxc, columns=each, cell=48)
+
   return evaluate
 
 
@@ -30,10 +35,11 @@ def labels(classes):
 
 
 def sampler(models, preset=''):
-  """draw(params, frozen, *, classes, each, seed, batch, poll) -> (uint8 image_Byxc, label_B), by class.
+  """draw(params, frozen, *, classes, each, seed, batch, poll) -> (uint8 image_Byxc, label_B), by
+  class.
 
-  Image r of the class at place p has its own key, and is the same whatever is drawn with it. poll: see eval/run.py.
-  """
+  Image r of the class at place p has its own key, and is the same whatever is drawn with it. poll:
+  see eval/run.py."""
   refuse_text(models)
   some = batch_sampler(models, preset)
 
@@ -44,22 +50,29 @@ def sampler(models, preset=''):
     for row_B, counts_B in rows.calls(len(label_B), batch, poll):
       images.append(multihost.whole(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B])
     return np.concatenate(images), label_B
+
   return draw
 
 
 def refuse_text(models):
   """ValueError for a policy that needs more than labels."""
-  if models.given: raise ValueError(f'samples: a policy of {sorted(models.given)} found, one of labels expected; '
-                                    'eval.prompts draws of text features')
+  if models.given:
+    raise ValueError(
+      f'samples: a policy of {sorted(models.given)} found, one of labels expected; '
+      'eval.prompts draws of text features'
+    )
 
 
 def batch_sampler(models, preset=''):
-  """some(params, frozen, prompt_B, keys_B) -> uint8 image_Byxc on the devices: one call of rows.calls, so that
-  any number of images fits in memory."""
-  if models.generate is None: raise ValueError('samples: the run has no policy to sample from')
+  """some(params, frozen, prompt_B, keys_B) -> uint8 image_Byxc on the devices: one call of
+  rows.calls, so that any number of images fits in memory."""
+  if models.generate is None:
+    raise ValueError('samples: the run has no policy to sample from')
   if preset and preset not in models.presets:
-    raise ValueError(f'preset: {preset!r} found, one of {sorted(models.presets)} expected, or \'\' for the '
-                     'run\'s own rollout')
+    raise ValueError(
+      f"preset: {preset!r} found, one of {sorted(models.presets)} expected, or '' for the "
+      "run's own rollout"
+    )
   generate = models.presets[preset] if preset else models.generate
 
   @jax.jit
@@ -69,4 +82,5 @@ def batch_sampler(models, preset=''):
     return jnp.rint((image_Byxc + 1) * 127.5).astype(jnp.uint8)
 
   return lambda params, frozen, prompt_B, keys_B: some(
-      params['policy'], frozen, jax.tree.map(jnp.asarray, prompt_B), keys_B)
+    params['policy'], frozen, jax.tree.map(jnp.asarray, prompt_B), keys_B
+  )

@@ -1,8 +1,8 @@
 """BLIP's image-grounded text encoder (https://arxiv.org/abs/2201.12086), with ImageReward's head.
 
-A ViT looks at the image; a BERT whose layers also attend to the ViT's tokens reads the prompt; an affine
-head on its first position is the score (https://arxiv.org/abs/2304.05977).
-"""
+A ViT looks at the image; a BERT whose layers also attend to the ViT's tokens reads the prompt; an
+affine head on its first position is the score (https://arxiv.org/abs/2304.05977)."""
+
 import dataclasses
 import math
 
@@ -15,7 +15,13 @@ from vargrl.models.layers import Einsum, Norm, letters, torch_dense, torch_mlp, 
 from vargrl.parallel.rules import shard
 from vargrl.types import Layout
 
-HEAD = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}  # layers of the head and their widths, nothing else between
+HEAD = {
+  0: 1024,
+  2: 128,
+  4: 64,
+  6: 16,
+  7: 1,
+}  # layers of the head and their widths, nothing else between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,31 +34,36 @@ class Config:
   text_heads: int
   patch: int = 16
   image_size: int = 224
-  vocab: int = 30524          # bert-base-uncased, [DEC] and [ENC]
+  vocab: int = 30524  # bert-base-uncased, [DEC] and [ENC]
   positions: int = 512
-  dtype: str = 'float32'      # of the products in the blocks; all else is float32
+  dtype: str = 'float32'  # of the products in the blocks; all else is float32
 
   def __post_init__(self):
     for tower in ('image', 'text'):
       width, heads = getattr(self, f'{tower}_width'), getattr(self, f'{tower}_heads')
-      if width % heads: raise ValueError(f'blip: {tower} width {width}, expected a multiple of {heads} heads')
+      if width % heads:
+        raise ValueError(f'blip: {tower} width {width}, expected a multiple of {heads} heads')
     if self.image_size % self.patch:
-      raise ValueError(f'blip: image size {self.image_size}, expected a multiple of the patch, {self.patch}')
+      raise ValueError(
+        f'blip: image size {self.image_size}, expected a multiple of the patch, {self.patch}'
+      )
     if self.dtype not in layers.DTYPES:
       raise ValueError(f'dtype: {self.dtype!r} found, expected one of {layers.DTYPES}')
 
   @property
-  def grid(self): return self.image_size // self.patch
+  def grid(self):
+    return self.image_size // self.patch
 
 
 SIZES = {
-    'large': Config(1024, 24, 16, 768, 12, 12),
-    'smoke': Config(32, 2, 2, 24, 2, 2, patch=7, image_size=28, vocab=96, positions=40),
+  'large': Config(1024, 24, 16, 768, 12, 12),
+  'smoke': Config(32, 2, 2, 24, 2, 2, patch=7, image_size=28, vocab=96, positions=40),
 }
 
 
 class Attention(nn.Module):
   """Of x_BLD to y_BSd, which may be another tower's; products in `dtype`, the result float32."""
+
   width: int
   heads: int
   dtype: str
@@ -61,7 +72,8 @@ class Attention(nn.Module):
   def __call__(self, x_BLD, y_BSd, mask_BLS=None):
     D, N, H = self.width, self.heads, self.width // self.heads
     project = lambda name, x: Einsum('BLD,DNH->BNLH', (x.shape[-1], N, H), bias='NH', name=name)(
-        x.astype(self.dtype))
+      x.astype(self.dtype)
+    )
     q_BNLH, k_BNSH, v_BNSH = project('q', x_BLD), project('k', y_BSd), project('v', y_BSd)
     o_BNLH = layers.attend(q_BNLH, [(k_BNSH, v_BNSH, mask_BLS)], scale=1 / math.sqrt(H))
     return Einsum('BNLH,NHD->BLD', (N, H, D), bias='D', out=jnp.float32, name='o')(o_BNLH)
@@ -93,6 +105,7 @@ class ImageBlock(nn.Module):
 
 class TextBlock(nn.Module):
   """BERT's norms stand after the sums."""
+
   c: Config
 
   @nn.compact
@@ -105,8 +118,14 @@ class TextBlock(nn.Module):
 
 
 def stack(block, c, count):
-  return nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, length=count,
-                 in_axes=nn.broadcast, metadata_params={nn.PARTITION_NAME: 'X'})(c)
+  return nn.scan(
+    block,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    length=count,
+    in_axes=nn.broadcast,
+    metadata_params={nn.PARTITION_NAME: 'X'},
+  )(c)
 
 
 class Image(nn.Module):
@@ -117,12 +136,12 @@ class Image(nn.Module):
     init = layers.normal(0.02)
     self.patches = Einsum('Bhywxc,yxcD->BhwD', (c.patch, c.patch, 3, D), bias='D')
     self.start = self.param('start', letters(init, 'D'), (D,))
-    self.positions = self.param('positions', letters(init, 'LD'), (c.grid ** 2 + 1, D))
+    self.positions = self.param('positions', letters(init, 'LD'), (c.grid**2 + 1, D))
     self.blocks, self.norm = stack(ImageBlock, c, c.image_layers), Norm(1e-6)
 
   def __call__(self, image_Byxc):
-    """image_Byxc: c.image_size pixels a side, normalised as in rewards/preprocess.py. -> x_BSD float32, all
-    tokens, the class token first."""
+    """image_Byxc: c.image_size pixels a side, normalised as in rewards/preprocess.py. -> x_BSD
+    float32, all tokens, the class token first."""
     c, B = self.c, len(image_Byxc)
     x_Bhywxc = image_Byxc.astype(c.dtype).reshape(B, c.grid, c.patch, c.grid, c.patch, 3)
     x_BLD = self.patches(x_Bhywxc).astype(jnp.float32).reshape(B, -1, c.image_width)
@@ -159,6 +178,7 @@ class Head(nn.Module):
 
 class Model(nn.Module):
   """All of it. A part alone: Image(c).apply({'params': params['image']}, image_Byxc)."""
+
   c: Config
 
   def setup(self):
@@ -176,36 +196,47 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """Of ImageReward.pt, https://huggingface.co/THUDM/ImageReward: BLIP's own names, and a head `mlp`."""
+  """Of ImageReward.pt, https://huggingface.co/THUDM/ImageReward: BLIP's own names, and a head
+  `mlp`.
+  """
   del c  # the table is the same for all sizes
   image, text = 'blip.visual_encoder', 'blip.text_encoder'
   table = {
-      'image/start': (f'{image}.cls_token', '1 1 D -> D'),
-      'image/positions': (f'{image}.pos_embed', '1 L D -> L D'),
-      'image/patches/w': (f'{image}.patch_embed.proj.weight', 'D c y x -> y x c D'),
-      'image/patches/b': (f'{image}.patch_embed.proj.bias', 'D -> D'),
-      'text/tokens': (f'{text}.embeddings.word_embeddings.weight', 'V D -> V D'),
-      'text/positions': (f'{text}.embeddings.position_embeddings.weight', 'L D -> L D'),
+    'image/start': (f'{image}.cls_token', '1 1 D -> D'),
+    'image/positions': (f'{image}.pos_embed', '1 L D -> L D'),
+    'image/patches/w': (f'{image}.patch_embed.proj.weight', 'D c y x -> y x c D'),
+    'image/patches/b': (f'{image}.patch_embed.proj.bias', 'D -> D'),
+    'text/tokens': (f'{text}.embeddings.word_embeddings.weight', 'V D -> V D'),
+    'text/positions': (f'{text}.embeddings.position_embeddings.weight', 'L D -> L D'),
   }
-  table |= torch_norm('image/norm', f'{image}.norm') | torch_norm('text/norm', f'{text}.embeddings.LayerNorm')
+  table |= torch_norm('image/norm', f'{image}.norm') | torch_norm(
+    'text/norm', f'{text}.embeddings.LayerNorm'
+  )
   block = f'{image}.blocks.{{X}}'
-  table |= {'image/blocks/attn/{q,k,v}/w': (f'{block}.attn.qkv.weight', '(g N H) D -> g D N H'),
-            'image/blocks/attn/{q,k,v}/b': (f'{block}.attn.qkv.bias', '(g N H) -> g N H')}
+  table |= {
+    'image/blocks/attn/{q,k,v}/w': (f'{block}.attn.qkv.weight', '(g N H) D -> g D N H'),
+    'image/blocks/attn/{q,k,v}/b': (f'{block}.attn.qkv.bias', '(g N H) -> g N H'),
+  }
   table |= out('image/blocks/attn', f'{block}.attn.proj')
-  table |= torch_norm('image/blocks/norm1', f'{block}.norm1') | torch_norm('image/blocks/norm2', f'{block}.norm2')
+  table |= torch_norm('image/blocks/norm1', f'{block}.norm1') | torch_norm(
+    'image/blocks/norm2', f'{block}.norm2'
+  )
   table |= torch_mlp('image/blocks/mlp', f'{block}.mlp.fc1', f'{block}.mlp.fc2')
 
   block = f'{text}.encoder.layer.{{X}}'
   for i, (ours, theirs) in enumerate((('self', 'attention'), ('cross', 'crossattention')), 1):
     for name in ('query', 'key', 'value'):
       mine, key = f'text/blocks/{ours}/{name[0]}', f'{block}.{theirs}.self.{name}'
-      table |= {f'{mine}/w': (f'{key}.weight', '(N H) D -> D N H'),
-                f'{mine}/b': (f'{key}.bias', '(N H) -> N H')}
+      table |= {
+        f'{mine}/w': (f'{key}.weight', '(N H) D -> D N H'),
+        f'{mine}/b': (f'{key}.bias', '(N H) -> N H'),
+      }
     table |= out(f'text/blocks/{ours}', f'{block}.{theirs}.output.dense')
     table |= torch_norm(f'text/blocks/norm{i}', f'{block}.{theirs}.output.LayerNorm')
   table |= torch_norm('text/blocks/norm3', f'{block}.output.LayerNorm')
   table |= torch_mlp('text/blocks/mlp', f'{block}.intermediate.dense', f'{block}.output.dense')
-  for layer in HEAD: table |= torch_dense(f'head/{layer}', f'mlp.layers.{layer}', 'E D -> D E')
+  for layer in HEAD:
+    table |= torch_dense(f'head/{layer}', f'mlp.layers.{layer}', 'E D -> D E')
   # What BLIP was pretrained with and a score does not use.
   ignored = (r'blip\.(vision_proj|text_proj|itm_head)\..*', r'.*\.position_ids', r'blip\.temp')
   return (Layout(table, ignored=ignored, prefixes=('module.',)),)

@@ -1,4 +1,5 @@
 """Judges of pixels: the adversarial PatchGAN and the perceptual distance of frozen features."""
+
 import dataclasses
 
 import flax.linen as nn
@@ -16,14 +17,15 @@ class Config:
 
 
 SIZES = {
-    'patch': Config(64, 3, 256),   # the 70x70 discriminator of https://arxiv.org/abs/1611.07004
-    'digits': Config(32, 1, 8),
-    'smoke': Config(32, 1, 8),
+  'patch': Config(64, 3, 256),  # the 70x70 discriminator of https://arxiv.org/abs/1611.07004
+  'digits': Config(32, 1, 8),
+  'smoke': Config(32, 1, 8),
 }
 
 
 class Model(nn.Module):
   """image_Byxc -> a map of logits [B, h, w, 1], higher where a patch looks real."""
+
   c: Config
 
   @nn.compact
@@ -32,8 +34,9 @@ class Model(nn.Module):
     x = leaky(Conv(self.c.width, size=4, stride=2, name='conv_in')(x))
     for level in range(1, self.c.levels + 1):
       stride = 2 if level < self.c.levels else 1
-      x = Conv(self.c.width * min(2 ** level, 8), size=4, stride=stride, pad=(1, 2),
-               name=f'conv_{level}')(x)
+      x = Conv(
+        self.c.width * min(2**level, 8), size=4, stride=stride, pad=(1, 2), name=f'conv_{level}'
+      )(x)
       x = leaky(GroupNorm(name=f'norm_{level}')(x))
     return Conv(1, size=4, pad=(1, 2), name='conv_out')(x)
 
@@ -45,7 +48,13 @@ def init(model, key):
 
 
 def perceptual(features_a, features_b):
-  """Distance_B of two lists of activations: LPIPS (https://arxiv.org/abs/1801.03924) with equal weights."""
-  def unit(x): return x * jax.lax.rsqrt(jnp.sum(x ** 2, -1, keepdims=True) + 1e-10)
-  return sum(jnp.sum((unit(a) - unit(b)) ** 2, -1).mean((1, 2))
-             for a, b in zip(features_a, features_b))
+  """Distance_B of two lists of activations: LPIPS (https://arxiv.org/abs/1801.03924) with equal
+  weights.
+  """
+
+  def unit(x):
+    return x * jax.lax.rsqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-10)
+
+  return sum(
+    jnp.sum((unit(a) - unit(b)) ** 2, -1).mean((1, 2)) for a, b in zip(features_a, features_b)
+  )

@@ -1,5 +1,6 @@
-"""What next-scale decoders share: their blocks (AdaLN, attention by scales), the scan over them, and what is called
-on several streams of rows."""
+"""What next-scale decoders share: their blocks (AdaLN, attention by scales), the scan over them,
+and what is called on several streams of rows."""
+
 import math
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ def check(c):
 
 class AdaLN(nn.Module):
   """cond_BD -> `parts` modulations [B, 1, d] each, in the official order."""
+
   parts: int
   width: int
   factors: tuple[float, ...]  # of the init of each part
@@ -28,7 +30,10 @@ class AdaLN(nn.Module):
   @nn.compact
   def __call__(self, cond_BD):
     def init(key, shape, dtype=jnp.float32):
-      return self.std * jax.random.normal(key, shape, dtype) * jnp.array(self.factors)[None, :, None]
+      return (
+        self.std * jax.random.normal(key, shape, dtype) * jnp.array(self.factors)[None, :, None]
+      )
+
     shape = (cond_BD.shape[-1], self.parts, self.width)
     return Einsum('BD,Dcd->Bcd', shape, bias='cd', init=init, name='lin')(jax.nn.silu(cond_BD))
 
@@ -39,20 +44,30 @@ class Block(nn.Module):
   def setup(self):
     c, std = self.c, 1 / math.sqrt(3 * self.c.width)
     F, shape, last = c.mlp, (c.width, c.heads, c.head_dim), std / math.sqrt(2 * c.depth)
-    einsum = lambda eqn, shape, std, bias='': Einsum(eqn, shape, bias=bias, init=layers.normal(std), **c.lora)
+    einsum = lambda eqn, shape, std, bias='': Einsum(
+      eqn, shape, bias=bias, init=layers.normal(std), **c.lora
+    )
     factors = (c.gamma,) * 2 + (c.ada_std,) * 4
+
     def init(key, shape, dtype=jnp.float32):
       return jax.random.normal(key, shape, dtype) / math.sqrt(c.width) * jnp.array(factors)[:, None]
-    self.ada = self.param('ada', letters(init, 'cD'), (6, c.width)) if c.shared_adaln else AdaLN(
-        6, c.width, factors, std)
+
+    self.ada = (
+      self.param('ada', letters(init, 'cD'), (6, c.width))
+      if c.shared_adaln
+      else AdaLN(6, c.width, factors, std)
+    )
     # Keys have no bias: softmax would not see it without l2-norm.
     self.q, self.v = (einsum('BLD,DNH->BNLH', shape, std, 'NH') for _ in 'qv')
     self.k = einsum('BLD,DNH->BNLH', shape, std)
     if c.l2_norm:
-      four = nn.initializers.constant(math.log(4.))
+      four = nn.initializers.constant(math.log(4.0))
       self.temperature = self.param('temperature', letters(four, 'N'), (c.heads,))
     self.o = einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), last, 'D')
-    self.fc1, self.fc2 = einsum('BLD,DF->BLF', (c.width, F), std, 'F'), einsum('BLF,FD->BLD', (F, c.width), last, 'D')
+    self.fc1, self.fc2 = (
+      einsum('BLD,DF->BLF', (c.width, F), std, 'F'),
+      einsum('BLF,FD->BLD', (F, c.width), last, 'D'),
+    )
 
   def __call__(self, x, cond, prefix, keep, masked, keep_cache):
     return streams(self.layer, x, cond, prefix, keep, masked, keep_cache)
@@ -60,26 +75,30 @@ class Block(nn.Module):
   def layer(self, x_BLD, cond, prefix, keep_B2, masked, keep_cache):
     """With a cache: prefix {'segments': pairs of keys and values, 'ada'}.
 
-    cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it. masked: a
-    token sees its own scale and coarser ones alone, else all.
-    """
+    cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it.
+    masked: a token sees its own scale and coarser ones alone, else all."""
     ada_B6D = prefix['ada'] if prefix is not None else self.modulation(cond)
     parts = jnp.split(ada_B6D, 6, 1)
-    x_BLD, (k, v) = self.attention(x_BLD, parts[::2], () if prefix is None else prefix['segments'], keep_B2, masked)
+    x_BLD, (k, v) = self.attention(
+      x_BLD, parts[::2], () if prefix is None else prefix['segments'], keep_B2, masked
+    )
     x_BLD = self.mlp(x_BLD, parts[1::2], keep_B2)
     kept = {'k': k, 'v': v} if keep_cache else None
-    if keep_cache and prefix is None: kept['ada'] = ada_B6D
+    if keep_cache and prefix is None:
+      kept['ada'] = ada_B6D
     return x_BLD, kept
 
   def attention(self, x_BLD, ada, past, keep_B2, masked, turn=None):
-    """The first branch added, and its own (k, v). ada: gate, scale and shift. past: pairs of keys and values. turn:
-    what positions do to float32 queries and keys."""
+    """The first branch added, and its own (k, v). ada: gate, scale and shift. past: pairs of keys
+    and values. turn: what positions do to float32 queries and keys."""
     gate, scale, shift = ada
     y_BLD = (layers.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
     q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD, turn)
     segments = [(k, v, None) for k, v in past]
     L = x_BLD.shape[1]
-    segments.append((k_BNSH, v_BNSH, layers.causal_by_scale(self.c.scales)[:L, :L] if masked else None))
+    segments.append(
+      (k_BNSH, v_BNSH, layers.causal_by_scale(self.c.scales)[:L, :L] if masked else None)
+    )
     o_BNLH = layers.attend(q_BNLH, segments, scale=scale, kernel=self.c.attention)
     return x_BLD + self.branch(self.o(o_BNLH), gate, keep_B2, 0), (k_BNSH, v_BNSH)
 
@@ -96,11 +115,13 @@ class Block(nn.Module):
   def heads(self, y_BLD, turn=None):
     """q, k, v and the softmax scale."""
     q, k, v = self.q(y_BLD), self.k(y_BLD), self.v(y_BLD)
-    if not self.c.l2_norm: return q, k, v, 0.25 / math.sqrt(self.c.head_dim)
+    if not self.c.l2_norm:
+      return q, k, v, 0.25 / math.sqrt(self.c.head_dim)
     temperature_1N11 = jnp.exp(jnp.minimum(self.temperature, layers.LN_100))[None, :, None, None]
     q, k = layers.unit(q) * temperature_1N11, layers.unit(k)
-    if turn: q, k = turn(q), turn(k)
-    return q.astype(y_BLD.dtype), k.astype(y_BLD.dtype), v, 1.
+    if turn:
+      q, k = turn(q), turn(k)
+    return q.astype(y_BLD.dtype), k.astype(y_BLD.dtype), v, 1.0
 
   def branch(self, y_BLD, gate_B1D, keep_B2, which):
     y_BLD = y_BLD * gate_B1D.astype(y_BLD.dtype)
@@ -108,16 +129,20 @@ class Block(nn.Module):
 
 
 def streams(layer, x, cond, prefix, keep, masked, keep_cache):
-  """layer(...) of each stream of rows. x, cond, keep: one for each, of which the first alone has a gradient; all see
-  weights that are gathered once."""
+  """layer(...) of each stream of rows. x, cond, keep: one for each, of which the first alone has a
+  gradient; all see weights that are gathered once."""
   live, kept = layer(x[0], cond[0], prefix, keep[0], masked, keep_cache)
-  rest = [layer(*stream, None, k, masked, False)[0] for *stream, k in zip(x[1:], cond[1:], keep[1:])]
+  rest = [
+    layer(*stream, None, k, masked, False)[0] for *stream, k in zip(x[1:], cond[1:], keep[1:])
+  ]
   return (live, *jax.lax.stop_gradient(rest)), kept
 
 
 def scanned(block, c):
   """c.depth layers of `block`, whose call has the arguments of `streams`."""
-  return layers.scanned(block, c, c.depth, (nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), static=(5, 6))
+  return layers.scanned(
+    block, c, c.depth, (nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), static=(5, 6)
+  )
 
 
 def alone(blocks, x, cond, prefix, keep, masked, keep_cache):
@@ -127,14 +152,16 @@ def alone(blocks, x, cond, prefix, keep, masked, keep_cache):
 
 
 def forced(blocks, x_BLD, cond, head_B2D, keep_BX2, still):
-  """(x_BLD after all layers, head_B2D) of teacher forcing; the last `still` rows have no gradient. cond: a pytree that
-  leads with B."""
+  """(x_BLD after all layers, head_B2D) of teacher forcing; the last `still` rows have no gradient.
+  cond: a pytree that leads with B."""
   keep_XB2 = None if keep_BX2 is None else jnp.swapaxes(keep_BX2, 0, 1)
-  if not still: return alone(blocks, x_BLD, cond, None, keep_XB2, True, False)[0], head_B2D
+  if not still:
+    return alone(blocks, x_BLD, cond, None, keep_XB2, True, False)[0], head_B2D
   stop, n = jax.lax.stop_gradient, len(x_BLD) - still
   cut = lambda x, axis: (None, None) if x is None else jnp.split(x, [n], axis)
   (x, x_still), (head, head_still), keep = (
-      cut(*part) for part in ((x_BLD, 0), (head_B2D, 0), (keep_XB2, 1)))
+    cut(*part) for part in ((x_BLD, 0), (head_B2D, 0), (keep_XB2, 1))
+  )
   parts = jax.tree.map(lambda x: cut(x, 0), cond)
   cond, cond_still = (jax.tree.map(lambda _, part, i=i: part[i], cond, parts) for i in (0, 1))
   rows = shard(x, 'BLD'), shard(stop(x_still), 'BLD')
@@ -144,7 +171,9 @@ def forced(blocks, x_BLD, cond, head_B2D, keep_BX2, still):
 
 def drawn(model, key, prompt_B, inputs_BLC):
   """`init` of a model that is called with these."""
-  return lora.drawn(lambda c, key: type(model)(c).init(key, prompt_B, inputs_BLC)['params'], model.c, key)
+  return lora.drawn(
+    lambda c, key: type(model)(c).init(key, prompt_B, inputs_BLC)['params'], model.c, key
+  )
 
 
 def headed(head, x_BLD, head_B2D, dtype):
@@ -161,30 +190,34 @@ def with_head(c, params):
 
 
 def torch_block(ours, theirs, attention):
-  """Rows of a Layout's table for the attention and the mlp of a Block with l2_norm: their names begin with `theirs`,
-  and those of the attention go on with `attention`."""
+  """Rows of a Layout's table for the attention and the mlp of a Block with l2_norm: their names
+  begin with `theirs`, and those of the attention go on with `attention`."""
   sa, ffn = f'{theirs}.{attention}', f'{theirs}.ffn'
   return {
-      f'{ours}/{{q,k,v}}/w': (f'{sa}.mat_qkv.weight', '(g N H) D -> g D N H'),
-      f'{ours}/q/b': (f'{sa}.q_bias', '(N H) -> N H'),
-      f'{ours}/v/b': (f'{sa}.v_bias', '(N H) -> N H'),
-      f'{ours}/o/w': (f'{sa}.proj.weight', 'D (N H) -> N H D'),
-      f'{ours}/o/b': (f'{sa}.proj.bias', 'D -> D'),
-      f'{ours}/fc1/w': (f'{ffn}.fc1.weight', 'F D -> D F'),
-      f'{ours}/fc1/b': (f'{ffn}.fc1.bias', 'F -> F'),
-      f'{ours}/fc2/w': (f'{ffn}.fc2.weight', 'D F -> F D'),
-      f'{ours}/fc2/b': (f'{ffn}.fc2.bias', 'D -> D')}
+    f'{ours}/{{q,k,v}}/w': (f'{sa}.mat_qkv.weight', '(g N H) D -> g D N H'),
+    f'{ours}/q/b': (f'{sa}.q_bias', '(N H) -> N H'),
+    f'{ours}/v/b': (f'{sa}.v_bias', '(N H) -> N H'),
+    f'{ours}/o/w': (f'{sa}.proj.weight', 'D (N H) -> N H D'),
+    f'{ours}/o/b': (f'{sa}.proj.bias', 'D -> D'),
+    f'{ours}/fc1/w': (f'{ffn}.fc1.weight', 'F D -> D F'),
+    f'{ours}/fc1/b': (f'{ffn}.fc1.bias', 'F -> F'),
+    f'{ours}/fc2/w': (f'{ffn}.fc2.weight', 'D F -> F D'),
+    f'{ours}/fc2/b': (f'{ffn}.fc2.bias', 'D -> D'),
+  }
 
 
 # The same of what all decoders have around their blocks, and of AdaLN that the blocks share.
 TORCH = {
-    'levels': ('lvl_embed.weight', 's D -> s D'),
-    'start': ('pos_start', '1 1 D -> D'),
-    'words/w': ('word_embed.weight', 'D C -> C D'),
-    'words/b': ('word_embed.bias', 'D -> D'),
-    'head/w': ('head.weight', 'V D -> D V'),
-    'head/b': ('head.bias', 'V -> V'),
-    'head_ada/lin/w': ('head_nm.ada_lin.1.weight', '(c d) D -> D c d'),
-    'head_ada/lin/b': ('head_nm.ada_lin.1.bias', '(c d) -> c d')}
-SHARED_ADALN = {'shared/lin/w': ('shared_ada_lin.1.weight', '(c d) D -> D c d'),
-                'shared/lin/b': ('shared_ada_lin.1.bias', '(c d) -> c d')}
+  'levels': ('lvl_embed.weight', 's D -> s D'),
+  'start': ('pos_start', '1 1 D -> D'),
+  'words/w': ('word_embed.weight', 'D C -> C D'),
+  'words/b': ('word_embed.bias', 'D -> D'),
+  'head/w': ('head.weight', 'V D -> D V'),
+  'head/b': ('head.bias', 'V -> V'),
+  'head_ada/lin/w': ('head_nm.ada_lin.1.weight', '(c d) D -> D c d'),
+  'head_ada/lin/b': ('head_nm.ada_lin.1.bias', '(c d) -> c d'),
+}
+SHARED_ADALN = {
+  'shared/lin/w': ('shared_ada_lin.1.weight', '(c d) D -> D c d'),
+  'shared/lin/b': ('shared_ada_lin.1.bias', '(c d) -> c d'),
+}

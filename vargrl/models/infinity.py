@@ -1,11 +1,12 @@
 """Infinity: bitwise next-scale prediction from text (https://arxiv.org/abs/2412.04431), as in
 FoundationVision/Infinity.
 
-A token is e bits, each of which has its own two logits. The decoder is conditioned on one vector (AdaLN, and the first
-token) and on a memory (cross-attention). Alone, both come of given text features: `forward`, `prefill`, `extend`. A
-unified model gives them itself, and the hidden states of each scale: `decode`, `open`, `proceed`. Its memory has parts,
-so that what a group of rollouts has in common stays one copy.
-"""
+A token is e bits, each of which has its own two logits. The decoder is conditioned on one vector
+(AdaLN, and the first token) and on a memory (cross-attention). Alone, both come of given text
+features: `forward`, `prefill`, `extend`. A unified model gives them itself, and the hidden states
+of each scale: `decode`, `open`, `proceed`. Its memory has parts, so that what a group of rollouts
+has in common stays one copy."""
+
 import dataclasses
 import functools
 import math
@@ -28,81 +29,121 @@ class Config:
   depth: int
   width: int
   heads: int
-  scales: tuple | str = '1M'  # or '0.25M 1.333' (height / width), see models/schedules.py; or sides and pairs (h, w)
-  bits: int = 32              # of a token
-  text: int = 2048            # width of the text features
-  text_length: int = 512      # as many learned features stand for no text, so many tokens a prompt may have
-  levels: int = 15            # how many scales the table of their embeddings has room for
-  grid: tuple = ()            # (h, w) that the positions of all scales are spread over; (): schedules.grid(scales)
+  scales: tuple | str = (
+    '1M'  # or '0.25M 1.333' (height / width), see models/schedules.py; or sides and pairs (h, w)
+  )
+  bits: int = 32  # of a token
+  text: int = 2048  # width of the text features
+  text_length: int = (
+    512  # as many learned features stand for no text, so many tokens a prompt may have
+  )
+  levels: int = 15  # how many scales the table of their embeddings has room for
+  # (h, w) that the positions of all scales are spread over; (): schedules.grid(scales)
+  grid: tuple = ()
   mlp_ratio: int = 4
-  gamma: float = 5e-6         # scale of the residual gates at init
-  chunks: int = 8             # that the blocks of an exported file lie in
+  gamma: float = 5e-6  # scale of the residual gates at init
+  chunks: int = 8  # that the blocks of an exported file lie in
   dtype: str = 'float32'
-  attention: str = 'dense'    # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
-  remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
-  lora_rank: int = 0          # > 0: adapters beside q k v o fc1 fc2 and those of cross-attention; see layers.Einsum
-  lora_alpha: float = 0.      # they count alpha / rank
+  attention: str = (
+    'dense'  # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
+  )
+  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
+  lora_rank: int = (
+    0  # > 0: adapters beside q k v o fc1 fc2 and those of cross-attention; see layers.Einsum
+  )
+  lora_alpha: float = 0.0  # they count alpha / rank
 
   def __post_init__(self):
     object.__setattr__(self, 'scales', schedules.scales(self.scales))
     decoder.check(self)
     if self.head_dim % 4:
-      raise ValueError(f'policy: width {self.width} with {self.heads} heads, a head of a multiple of 4 expected')
+      raise ValueError(
+        f'policy: width {self.width} with {self.heads} heads, a head of a multiple of 4 expected'
+      )
     if self.width % self.pool_heads:
-      raise ValueError(f'policy: width {self.width}, expected a multiple of the {self.pool_heads} heads that read text')
+      raise ValueError(
+        f'policy: width {self.width}, expected a multiple of the {self.pool_heads} heads that read '
+        'text'
+      )
     if len(self.scales) > self.levels:
-      raise ValueError(f'policy.scales: {len(self.scales)} scales, at most {self.levels} (policy.levels) expected')
+      raise ValueError(
+        f'policy.scales: {len(self.scales)} scales, at most {self.levels} (policy.levels) expected'
+      )
     if self.depth % self.chunks:
-      raise ValueError(f'policy.chunks: {self.chunks}, expected a divisor of the depth {self.depth}')
+      raise ValueError(
+        f'policy.chunks: {self.chunks}, expected a divisor of the depth {self.depth}'
+      )
 
   @property
-  def over(self): return tuple(self.grid) or schedules.grid(self.scales)  # not kept: other scales have another
+  def over(self):
+    return tuple(self.grid) or schedules.grid(self.scales)  # not kept: other scales have another
+
   @property
-  def length(self): return self.offsets[-1]
+  def length(self):
+    return self.offsets[-1]
+
   @property
-  def channels(self): return self.bits  # of an input
+  def channels(self):
+    return self.bits  # of an input
+
   @property
-  def mlp(self): return 256 * max(1, round(self.mlp_ratio * self.width / 256))  # half to even
+  def mlp(self):
+    return 256 * max(1, round(self.mlp_ratio * self.width / 256))  # half to even
+
   @property
-  def pool_heads(self): return max(1, self.text // (64 if self.width > 4096 else 128))
+  def pool_heads(self):
+    return max(1, self.text // (64 if self.width > 4096 else 128))
+
   @property
-  def ada_std(self): return 1e-3
+  def ada_std(self):
+    return 1e-3
+
   @property
-  def shared_adaln(self): return True
+  def shared_adaln(self):
+    return True
+
   @property
-  def l2_norm(self): return True
+  def l2_norm(self):
+    return True
+
   @property
-  def head_dim(self): return self.width // self.heads
+  def head_dim(self):
+    return self.width // self.heads
+
   @property
-  def offsets(self): return offsets(self.scales)
+  def offsets(self):
+    return offsets(self.scales)
+
   @property
-  def lora(self): return {'rank': self.lora_rank, 'alpha': self.lora_alpha}
+  def lora(self):
+    return {'rank': self.lora_rank, 'alpha': self.lora_alpha}
 
 
 HUB = 'FoundationVision/infinity'  # where the published files are, on huggingface.co
 
-# https://github.com/FoundationVision/Infinity; '125m' to '8.8b' are those of its paper, '2b' and '8b' were released.
+# https://github.com/FoundationVision/Infinity; '125m' to '8.8b' are those of its paper, '2b' and
+# '8b' were released.
 SIZES = {
-    '125m': Config(12, 768, 8, chunks=4),
-    '360m': Config(16, 1152, 12, chunks=4),
-    '940m': Config(24, 1536, 16, chunks=4),
-    '2.3b': Config(32, 2080, 20, chunks=4),
-    '4.7b': Config(40, 2688, 24, chunks=4),
-    '8.8b': Config(48, 3360, 28, chunks=4),
-    '2b': Config(32, 2048, 16),
-    '8b': Config(40, 3584, 28, bits=56),
-    # Small ones: same modules, for a laptop.
-    'small': Config(6, 192, 4, (1, 2, 3, 4, 6, 8), 16, text=64, text_length=64, gamma=.1, chunks=1),
-    'smoke': Config(2, 32, 2, (1, 2, (4, 2)), 4, text=16, text_length=8, gamma=.1, chunks=1),
+  '125m': Config(12, 768, 8, chunks=4),
+  '360m': Config(16, 1152, 12, chunks=4),
+  '940m': Config(24, 1536, 16, chunks=4),
+  '2.3b': Config(32, 2080, 20, chunks=4),
+  '4.7b': Config(40, 2688, 24, chunks=4),
+  '8.8b': Config(48, 3360, 28, chunks=4),
+  '2b': Config(32, 2048, 16),
+  '8b': Config(40, 3584, 28, bits=56),
+  # Small ones: same modules, for a laptop.
+  'small': Config(6, 192, 4, (1, 2, 3, 4, 6, 8), 16, text=64, text_length=64, gamma=0.1, chunks=1),
+  'smoke': Config(2, 32, 2, (1, 2, (4, 2)), 4, text=16, text_length=8, gamma=0.1, chunks=1),
 }
 
 
 @functools.lru_cache(8)
 def angles(c):
-  """float32 [L, H]: the angle that a position turns each channel of a head by; the first half of the channels is turned
-  by rows, the other by columns, two neighbours alike."""
+  """float32 [L, H]: the angle that a position turns each channel of a head by; the first half of
+  the channels is turned by rows, the other by columns, two neighbours alike."""
   quarter = c.head_dim // 4
-  theta = 10000. ** (-np.arange(quarter) / quarter)
+  theta = 10000.0 ** (-np.arange(quarter) / quarter)
   angle_L2Q = schedules.places(c.scales, c.over)[:, :, None] * theta[None, None]
   return angle_L2Q.reshape(len(angle_L2Q), -1).repeat(2, 1).astype(np.float32)
 
@@ -116,12 +157,15 @@ def turned(x_BNLH, angle_LH):
 
 class Cross(nn.Module):
   """x_BLD + what it reads from a memory, without a gate."""
+
   c: Config
 
   def setup(self):
     c, std = self.c, 1 / math.sqrt(3 * self.c.width)
     shape = c.width, c.heads, c.head_dim
-    einsum = lambda eqn, shape, std, bias='': Einsum(eqn, shape, bias=bias, init=layers.normal(std), **c.lora)
+    einsum = lambda eqn, shape, std, bias='': Einsum(
+      eqn, shape, bias=bias, init=layers.normal(std), **c.lora
+    )
     self.scale = self.param('scale', letters(nn.initializers.ones, 'D'), (c.width,))
     self.bias = self.param('bias', letters(nn.initializers.zeros, 'D'), (c.width,))
     self.q = einsum('BLD,DNH->BNLH', shape, std, 'NH')
@@ -137,7 +181,7 @@ class Cross(nn.Module):
     scale, bias = (gather(w, 'd', 'D')[None, None] for w in (self.scale, self.bias))
     y_BLD = (layers.layer_norm(x_BLD) * scale + bias).astype(x_BLD.dtype)
     parts = [(*pair, mask_BS[:, None]) for pair, mask_BS in zip(keys, masks, strict=True)]
-    return x_BLD + self.o(layers.attend(self.q(y_BLD), parts, scale=self.c.head_dim ** -.5))
+    return x_BLD + self.o(layers.attend(self.q(y_BLD), parts, scale=self.c.head_dim**-0.5))
 
 
 class Block(nn.Module):
@@ -150,24 +194,26 @@ class Block(nn.Module):
     return decoder.streams(self.layer, *arguments)
 
   def layer(self, x_BLD, cond, prefix, keep_B2, masked, keep_cache):
-    """cond: {'ada' [B, 6, D], 'memory' ([B, S, D], ...), 'mask' ([B, S], ...)}. With a cache, prefix has the modulation
-    and the memory's keys and values, and cond the masks alone."""
+    """cond: {'ada' [B, 6, D], 'memory' ([B, S, D], ...), 'mask' ([B, S], ...)}. With a cache,
+    prefix has the modulation and the memory's keys and values, and cond the masks alone."""
     known, past = prefix is not None, () if prefix is None else prefix['segments']
     ada_B6D = prefix['ada'] if known else self.core.modulation(cond['ada'])
     memory = prefix['memory'] if known else tuple(self.cross.keys(part) for part in cond['memory'])
     start, parts = sum(k.shape[2] for k, _ in past), jnp.split(ada_B6D, 6, 1)
-    turn = functools.partial(turned, angle_LH=angles(self.c)[start:start + x_BLD.shape[1]])
+    turn = functools.partial(turned, angle_LH=angles(self.c)[start : start + x_BLD.shape[1]])
     x_BLD, (k, v) = self.core.attention(x_BLD, parts[::2], past, keep_B2, masked, turn)
     x_BLD = self.core.mlp(self.cross(x_BLD, memory, cond['mask']), parts[1::2], keep_B2)
     kept = {'k': k, 'v': v} if keep_cache else None
-    if keep_cache and not known: kept |= {'ada': ada_B6D, 'memory': memory}
+    if keep_cache and not known:
+      kept |= {'ada': ada_B6D, 'memory': memory}
     return x_BLD, kept
 
 
 class Model(nn.Module):
-  """A prompt is {'text': features [B, S, d], 'length' [B]: so many of them count; negative, so many learned ones do in
-  their place, which stand for no text}. forward: teacher forcing. prefill + extend: the same numbers, scale by scale,
-  with a cache."""
+  """A prompt is {'text': features [B, S, d], 'length' [B]: so many of them count; negative, so many
+  learned ones do in their place, which stand for no text}. forward: teacher forcing. prefill +
+  extend: the same numbers, scale by scale, with a cache."""
+
   c: Config
 
   def setup(self):
@@ -186,9 +232,15 @@ class Model(nn.Module):
     self.levels = self.param('levels', letters(init, 'sD'), (c.levels, c.width))
     self.start = self.param('start', letters(init, 'D'), (c.width,))
     self.words = Einsum('BLC,CD->BLD', (c.bits, c.width), bias='D', init=init)
-    self.shared = decoder.AdaLN(6, c.width, (1.,) * 6, std)
+    self.shared = decoder.AdaLN(6, c.width, (1.0,) * 6, std)
     self.head_ada = decoder.AdaLN(2, c.width, (c.ada_std,) * 2, std)
-    self.head = Einsum('BLD,DV->BLV', (c.width, 2 * c.bits), bias='V', init=layers.normal(.02 * std), out=jnp.float32)
+    self.head = Einsum(
+      'BLD,DV->BLV',
+      (c.width, 2 * c.bits),
+      bias='V',
+      init=layers.normal(0.02 * std),
+      out=jnp.float32,
+    )
 
   def __call__(self, prompt, inputs_BLC, keep_BX2=None):
     return self.logits(*self.forward(prompt, inputs_BLC, keep_BX2))
@@ -196,14 +248,18 @@ class Model(nn.Module):
   # What is read of a text.
 
   def unconditional(self, prompt):
-    """The prompt that stands for none: of the same length, as the learned features are cut to it."""
+    """The prompt that stands for none: of the same length, as the learned features are cut to
+    it.
+    """
     return prompt | {'length': -abs(prompt['length'])}
 
   def read(self, prompt):
     """(cond_BD, memory_BSD, mask_BS) of a prompt."""
     S = prompt['text'].shape[1]
     if S > self.c.text_length:
-      raise ValueError(f'prompt: {S} text features, at most {self.c.text_length} (policy.text_length) expected')
+      raise ValueError(
+        f'prompt: {S} text features, at most {self.c.text_length} (policy.text_length) expected'
+      )
     length_B1 = prompt['length'][:, None]
     text_BSD = jnp.where(length_B1[..., None] < 0, self.nothing(S), prompt['text'])
     mask_BS = jnp.arange(S)[None] < abs(length_B1)
@@ -216,7 +272,7 @@ class Model(nn.Module):
   def normal(self, text_BSD):
     """RMSNorm, in float32."""
     text_BSD = text_BSD.astype(jnp.float32)
-    text_BSD *= jax.lax.rsqrt(jnp.mean(text_BSD ** 2, -1, keepdims=True) + 1e-6)
+    text_BSD *= jax.lax.rsqrt(jnp.mean(text_BSD**2, -1, keepdims=True) + 1e-6)
     return (text_BSD * gather(self.text_norm, 'd', 'D')[None, None]).astype(self.c.dtype)
 
   def vector(self, text_BSD, mask_BS):
@@ -224,7 +280,7 @@ class Model(nn.Module):
     y_BSD = self.normal(text_BSD)
     q_BN1H = self.pool_q.astype(y_BSD.dtype)[None, :, None].repeat(len(y_BSD), 0)
     segment = self.pool_k(y_BSD), self.pool_v(y_BSD), mask_BS[:, None]
-    return self.pool_o(layers.attend(q_BN1H, [segment], scale=q_BN1H.shape[-1] ** -.5))[:, 0]
+    return self.pool_o(layers.attend(q_BN1H, [segment], scale=q_BN1H.shape[-1] ** -0.5))[:, 0]
 
   def memory(self, text_BSD):
     """memory_BSD of text features."""
@@ -242,30 +298,44 @@ class Model(nn.Module):
 
   def placed(self, x_BLD, start):
     """The embedding of their scales added to tokens start, start + 1, ..."""
-    level_L = layers.level(self.c.scales)[start:start + x_BLD.shape[1]]
+    level_L = layers.level(self.c.scales)[start : start + x_BLD.shape[1]]
     return x_BLD + self.levels[level_L].astype(x_BLD.dtype)[None]
 
   def decode(self, x_BLD, cond_BD, memory, masks, keep_BX2=None, still=0):
-    """Teacher forcing on hidden states of whole scales, from the first one -> (x_BLD, head_B2D); see decoder.forced.
-    memory: parts [B, S, D] with masks [B, S]."""
-    cond = {'ada': self.shared(cond_BD), 'memory': tuple(shard(part, 'BSD') for part in memory), 'mask': tuple(masks)}
-    return decoder.forced(self.blocks, self.placed(x_BLD, 0), cond, self.head_ada(cond_BD), keep_BX2, still)
+    """Teacher forcing on hidden states of whole scales, from the first one -> (x_BLD, head_B2D);
+    see decoder.forced. memory: parts [B, S, D] with masks [B, S]."""
+    cond = {
+      'ada': self.shared(cond_BD),
+      'memory': tuple(shard(part, 'BSD') for part in memory),
+      'mask': tuple(masks),
+    }
+    return decoder.forced(
+      self.blocks, self.placed(x_BLD, 0), cond, self.head_ada(cond_BD), keep_BX2, still
+    )
 
   def open(self, x_B1D, cond_BD, memory, masks):
-    """The first scale: its logits [B, 1, e, 2] and the cache, which keeps the memory's keys and values."""
+    """The first scale: its logits [B, 1, e, 2] and the cache, which keeps the memory's keys and
+    values.
+    """
     cond = {'ada': self.shared(cond_BD), 'memory': tuple(memory), 'mask': tuple(masks)}
     x_B1D, kept = decoder.alone(self.blocks, self.placed(x_B1D, 0), cond, None, None, False, True)
-    given = {'ada': kept['ada'], 'memory': kept['memory'], 'mask': cond['mask'], 'head': self.head_ada(cond_BD)}
+    given = {
+      'ada': kept['ada'],
+      'memory': kept['memory'],
+      'mask': cond['mask'],
+      'head': self.head_ada(cond_BD),
+    }
     return self.logits(x_B1D, given['head']), caches.Cache(((kept['k'], kept['v']),), None, given)
 
   def proceed(self, x_BLD, cache, scale):
     """Logits of scale number `scale` > 0 from its hidden states, and the cache extended by it."""
-    begin, stop = self.c.offsets[scale:scale + 2]
+    begin, stop = self.c.offsets[scale : scale + 2]
     assert (cache.length, x_BLD.shape[1]) == (begin, stop - begin)
     given = cache.given
     prefix = {'segments': caches.fork(cache).shared, 'ada': given['ada'], 'memory': given['memory']}
-    x_BLD, new = decoder.alone(self.blocks, self.placed(x_BLD, begin), {'mask': given['mask']}, prefix, None, False,
-                               True)
+    x_BLD, new = decoder.alone(
+      self.blocks, self.placed(x_BLD, begin), {'mask': given['mask']}, prefix, None, False, True
+    )
     return self.logits(x_BLD, given['head']), caches.extended(cache, (new['k'], new['v']))
 
   # Text and codes in.
@@ -273,9 +343,8 @@ class Model(nn.Module):
   def forward(self, prompt, inputs_BLC, keep_BX2=None, still=0):
     """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
 
-    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop. still: so many of
-    the last rows have no gradient.
-    """
+    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
+    still: so many of the last rows have no gradient."""
     cond_BD, memory_BSD, mask_BS = self.read(prompt)
     x_BLD = jnp.concatenate([self.first(cond_BD), self.embed(inputs_BLC)], 1)
     return self.decode(x_BLD, cond_BD, (memory_BSD,), (mask_BS,), keep_BX2, still)
@@ -289,7 +358,9 @@ class Model(nn.Module):
     return self.proceed(self.embed(inputs_BLC), cache, scale)
 
   def logits(self, x_BLD, head_B2D):
-    """float32 [B, L, e, 2]: of each bit, those of 0 and of 1; x_BLD may be any slice of positions."""
+    """float32 [B, L, e, 2]: of each bit, those of 0 and of 1; x_BLD may be any slice of
+    positions.
+    """
     logits_BLV = decoder.headed(self.head, x_BLD, head_B2D, self.c.dtype)
     return logits_BLV.reshape(*logits_BLV.shape[:2], self.c.bits, 2)
 
@@ -300,27 +371,47 @@ def given(c):
 
 
 def init(model, key):
-  """Boxed parameters (each knows its letters). With adapters, the others are those that the key gives without."""
+  """Boxed parameters (each knows its letters). With adapters, the others are those that the key
+  gives without.
+  """
   c, one = model.c, jnp.ones(1, jnp.int32)
-  inputs_BLC = jnp.zeros((1, offsets(c.scales[:2])[-1] - 1, c.bits))  # of two scales: weights do not know how many
+  inputs_BLC = jnp.zeros(
+    (1, offsets(c.scales[:2])[-1] - 1, c.bits)
+  )  # of two scales: weights do not know how many
   return decoder.drawn(model, key, {'text': jnp.zeros((1, 1, c.text)), 'length': one}, inputs_BLC)
 
 
 def torch_layouts(c):
-  """The official state dict, its blocks in chunks or not, alone or in a checkpoint of the official trainer; see
-  types.Layout. The temperatures are [1, H, 1, 1], or [1, 1, H, 1] where another attention was built."""
+  """The official state dict, its blocks in chunks or not, alone or in a checkpoint of the official
+  trainer; see types.Layout. The temperatures are [1, H, 1, 1], or [1, 1, H, 1] where another
+  attention was built."""
   size = c.depth // c.chunks
-  chunked = f'block_chunks.{{X/{size}}}.module.{{X%{size}}}', lambda i: f'block_chunks.{i // size}.module.{i % size}'
+  chunked = (
+    f'block_chunks.{{X/{size}}}.module.{{X%{size}}}',
+    lambda i: f'block_chunks.{i // size}.module.{i % size}',
+  )
   plain = 'blocks.{X}', lambda i: f'blocks.{i}'
-  return tuple(Layout(torch_table(c, block, shape), torch_constants(c, numbered),
-                      ignored=('lvl_1L', 'attn_bias_for_masking'),
-                      nests=('trainer/gpt_fsdp', 'trainer/gpt_ema_fsdp'), prefixes=WRAPPERS, cut=('cfg_uncond',))
-               for block, numbered in (chunked, plain) for shape in ('1 N 1 1', '1 1 N 1'))
+  return tuple(
+    Layout(
+      torch_table(c, block, shape),
+      torch_constants(c, numbered),
+      ignored=('lvl_1L', 'attn_bias_for_masking'),
+      nests=('trainer/gpt_fsdp', 'trainer/gpt_ema_fsdp'),
+      prefixes=WRAPPERS,
+      cut=('cfg_uncond',),
+    )
+    for block, numbered in (chunked, plain)
+    for shape in ('1 N 1 1', '1 1 N 1')
+  )
 
 
 def torch_table(c, block, shape):
   cross, pool = f'{block}.ca', 'text_proj_for_sos.ca'
-  return decoder.TORCH | decoder.SHARED_ADALN | decoder.torch_block('blocks/core', block, 'sa') | {
+  return (
+    decoder.TORCH
+    | decoder.SHARED_ADALN
+    | decoder.torch_block('blocks/core', block, 'sa')
+    | {
       'uncond': ('cfg_uncond', 's D -> s D'),
       'memory1/w': ('text_proj_for_ca.0.weight', 'F D -> D F'),
       'memory1/b': ('text_proj_for_ca.0.bias', 'F -> F'),
@@ -341,26 +432,33 @@ def torch_table(c, block, shape):
       'blocks/cross/{k,v}/w': (f'{cross}.mat_kv.weight', '(g N H) D -> g D N H'),
       'blocks/cross/v/b': (f'{cross}.v_bias', '(N H) -> N H'),
       'blocks/cross/o/w': (f'{cross}.proj.weight', 'D (N H) -> N H D'),
-      'blocks/cross/o/b': (f'{cross}.proj.bias', 'D -> D')}
+      'blocks/cross/o/b': (f'{cross}.proj.bias', 'D -> D'),
+    }
+  )
 
 
 def torch_constants(c, numbered):
   """Buffers of the official state dict: the biases that keys do not have."""
-  names = ['text_proj_for_sos.ca'] + [f'{numbered(i)}.{part}' for i in range(c.depth) for part in ('sa', 'ca')]
+  names = ['text_proj_for_sos.ca'] + [
+    f'{numbered(i)}.{part}' for i in range(c.depth) for part in ('sa', 'ca')
+  ]
   return {f'{name}.zero_k_bias': np.zeros(c.width, np.float32) for name in names}
 
 
 def flops(c, given=0):
-  """Multiply-adds x 2 of one forward pass of one row over all L tokens, with a prompt of `text_length`, or a memory of
-  so many tokens that is `given`.
+  """Multiply-adds x 2 of one forward pass of one row over all L tokens, with a prompt of
+  `text_length`, or a memory of so many tokens that is `given`.
 
   Attention is counted block-causally: a token of scale i meets the keys of scales <= i alone.
   """
   count = given or c.text_length
   dense = 2 * c.depth * (6 * c.width + 2 * c.mlp) * c.width * c.length
-  memory = 4 * count * c.depth * c.width ** 2
-  if not given: memory += 2 * count * (c.width ** 2 + 3 * c.text * c.width)
-  adapters = 2 * c.depth * c.lora_rank * ((14 * c.width + 2 * c.mlp) * c.length + 4 * c.width * count)
+  memory = 4 * count * c.depth * c.width**2
+  if not given:
+    memory += 2 * count * (c.width**2 + 3 * c.text * c.width)
+  adapters = (
+    2 * c.depth * c.lora_rank * ((14 * c.width + 2 * c.mlp) * c.length + 4 * c.width * count)
+  )
   attention = c.depth * sum(4 * c.width * (b - a) * (b + count) for a, b in bounds(c.scales))
   ends = 2 * c.width * c.bits * (3 * c.length - 1)
-  return dense + memory + adapters + attention + ends + 2 * c.width ** 2 * 8
+  return dense + memory + adapters + attention + ends + 2 * c.width**2 * 8

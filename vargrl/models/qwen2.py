@@ -1,8 +1,8 @@
 """Qwen2 and Qwen2.5 (https://arxiv.org/abs/2407.10671), and the language model of Qwen2-VL.
 
-The model works from embeddings, which may come from elsewhere than its table: a unified model puts those of
-images among them.
-"""
+The model works from embeddings, which may come from elsewhere than its table: a unified model puts
+those of images among them."""
+
 import dataclasses
 import math
 
@@ -26,45 +26,58 @@ class Config:
   kv_heads: int
   mlp: int
   vocab: int
-  tied: bool = False          # the head is the table of embeddings
-  theta: float = 1e6          # of RoPE
-  sections: tuple[int, ...] = ()  # M-RoPE: pairs of a head that turn by time, by row, by column; (): by time alone
+  tied: bool = False  # the head is the table of embeddings
+  theta: float = 1e6  # of RoPE
+  sections: tuple[
+    int, ...
+  ] = ()  # M-RoPE: pairs of a head that turn by time, by row, by column; (): by time alone
   eps: float = 1e-6
   dtype: str = 'float32'
-  attention: str = 'dense'    # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
-  remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
-  lora_rank: int = 0          # > 0: adapters beside q k v o gate up down of every block; see layers.Einsum
-  lora_alpha: float = 0.      # they count alpha / rank
+  attention: str = (
+    'dense'  # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
+  )
+  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
+  lora_rank: int = 0  # > 0: adapters beside q k v o gate up down of every block; see layers.Einsum
+  lora_alpha: float = 0.0  # they count alpha / rank
 
   def __post_init__(self):
     if self.width % (2 * self.heads) or self.heads % self.kv_heads:
-      raise ValueError(f'policy: width {self.width}, {self.heads} heads, {self.kv_heads} kv_heads; expected heads of '
-                       'even size, and a multiple of kv_heads')
+      raise ValueError(
+        f'policy: width {self.width}, {self.heads} heads, {self.kv_heads} kv_heads; expected '
+        'heads of '
+        'even size, and a multiple of kv_heads'
+      )
     if self.sections and (len(self.sections) != 3 or 2 * sum(self.sections) != self.head_dim):
-      raise ValueError(f'policy.sections: {self.sections}, expected three numbers of sum {self.head_dim // 2}')
+      raise ValueError(
+        f'policy.sections: {self.sections}, expected three numbers of sum {self.head_dim // 2}'
+      )
     layers.check_knobs(self)
 
   @property
-  def head_dim(self): return self.width // self.heads
+  def head_dim(self):
+    return self.width // self.heads
+
   @property
-  def lora(self): return {'rank': self.lora_rank, 'alpha': self.lora_alpha}
+  def lora(self):
+    return {'rank': self.lora_rank, 'alpha': self.lora_alpha}
 
 
 MROPE = (16, 24, 24)
-# https://huggingface.co/Qwen: config.json of Qwen2-* and Qwen2.5-*, of which those from 14B on say eps 1e-6 where they
-# end in -Instruct; the last three are within Qwen2-VL-*. Width, mlp and vocab include what was padded.
+# https://huggingface.co/Qwen: config.json of Qwen2-* and Qwen2.5-*, of which those from 14B on say
+# eps 1e-6 where they end in -Instruct; the last three are within Qwen2-VL-*. Width, mlp and vocab
+# include what was padded.
 SIZES = {
-    '0.5b': Config(24, 896, 14, 2, 4864, 151936, tied=True),
-    '1.5b': Config(28, 1536, 12, 2, 8960, 151936, tied=True),
-    '3b': Config(36, 2048, 16, 2, 11008, 151936, tied=True),
-    '7b': Config(28, 3584, 28, 4, 18944, 152064),
-    '14b': Config(48, 5120, 40, 8, 13824, 152064, eps=1e-5),
-    '32b': Config(64, 5120, 40, 8, 27648, 152064, eps=1e-5),
-    '72b': Config(80, 8192, 64, 8, 29568, 152064, eps=1e-5),
-    'vl-2b': Config(28, 1536, 12, 2, 8960, 151936, tied=True, sections=MROPE),
-    'vl-7b': Config(28, 3584, 28, 4, 18944, 152064, sections=MROPE),
-    'vl-72b': Config(80, 8192, 64, 8, 29568, 152064, sections=MROPE),
-    'smoke': Config(2, 32, 4, 2, 64, 512, theta=1e4, sections=(2, 1, 1)),
+  '0.5b': Config(24, 896, 14, 2, 4864, 151936, tied=True),
+  '1.5b': Config(28, 1536, 12, 2, 8960, 151936, tied=True),
+  '3b': Config(36, 2048, 16, 2, 11008, 151936, tied=True),
+  '7b': Config(28, 3584, 28, 4, 18944, 152064),
+  '14b': Config(48, 5120, 40, 8, 13824, 152064, eps=1e-5),
+  '32b': Config(64, 5120, 40, 8, 27648, 152064, eps=1e-5),
+  '72b': Config(80, 8192, 64, 8, 29568, 152064, eps=1e-5),
+  'vl-2b': Config(28, 1536, 12, 2, 8960, 151936, tied=True, sections=MROPE),
+  'vl-7b': Config(28, 3584, 28, 4, 18944, 152064, sections=MROPE),
+  'vl-72b': Config(80, 8192, 64, 8, 29568, 152064, sections=MROPE),
+  'smoke': Config(2, 32, 4, 2, 64, 512, theta=1e4, sections=(2, 1, 1)),
 }
 HUB = 'Qwen/Qwen2.5-7B'  # of the published folders, on huggingface.co
 
@@ -74,25 +87,34 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, layer, pairs, room, seen, turn, segment_BL, keep_cache):
-    """One layer: (x_BLD, its keys and values or None). pairs, room, seen: of the tokens before, see `stack`. turn: of
-    layers.rotary. segment_BL: None, or the sequence that each of the L tokens is of."""
+    """One layer: (x_BLD, its keys and values or None). pairs, room, seen: of the tokens before, see
+    `stack`. turn: of layers.rotary. segment_BL: None, or the sequence that each of the L tokens is
+    of."""
     c, L = self.c, x_BLD.shape[1]
     N, K, H, D, F = c.heads, c.kv_heads, c.head_dim, c.width, c.mlp
     einsum = lambda name, eqn, *shape, bias='': Einsum(
-        eqn, shape, bias=bias, init=layers.normal(0.02), name=name, **c.lora)
+      eqn, shape, bias=bias, init=layers.normal(0.02), name=name, **c.lora
+    )
     y_BLD = layers.RMSNorm(c.eps, name='norm1')(x_BLD)
     q_BNLH = layers.rotate(einsum('q', 'BLD,DNH->BNLH', D, N, H, bias='NH')(y_BLD), turn)
     k_BKLH = layers.rotate(einsum('k', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD), turn)
     v_BKLH = einsum('v', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD)
     mask = np.tri(L, dtype=bool) if L > 1 else None
-    if segment_BL is not None: mask = layers.Packed(np.tri(L, dtype=bool), segment_BL)
-    if room is not None: pairs = *pairs, tuple(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in room)
-    segments = [(*pair, mask_BLS) for pair, mask_BLS in zip(pairs, seen, strict=True)] + [(k_BKLH, v_BKLH, mask)]
+    if segment_BL is not None:
+      mask = layers.Packed(np.tri(L, dtype=bool), segment_BL)
+    if room is not None:
+      pairs = *pairs, tuple(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in room)
+    segments = [(*pair, mask_BLS) for pair, mask_BLS in zip(pairs, seen, strict=True)] + [
+      (k_BKLH, v_BKLH, mask)
+    ]
     o_BNLH = layers.attend(q_BNLH, segments, scale=1 / math.sqrt(H), kernel=c.attention)
     x_BLD += einsum('o', 'BNLH,NHD->BLD', N, H, D)(o_BNLH)
 
     y_BLD = layers.RMSNorm(c.eps, name='norm2')(x_BLD)
-    gate_BLF, up_BLF = einsum('gate', 'BLD,DF->BLF', D, F)(y_BLD), einsum('up', 'BLD,DF->BLF', D, F)(y_BLD)
+    gate_BLF, up_BLF = (
+      einsum('gate', 'BLD,DF->BLF', D, F)(y_BLD),
+      einsum('up', 'BLD,DF->BLF', D, F)(y_BLD),
+    )
     x_BLD += einsum('down', 'BLF,FD->BLD', F, D)(jax.nn.silu(gate_BLF) * up_BLF)
     return x_BLD, (k_BKLH, v_BKLH) if keep_cache else None
 
@@ -100,18 +122,22 @@ class Block(nn.Module):
 class Model(nn.Module):
   """forward: teacher forcing. prefill + extend: the same numbers with a cache. All are causal.
 
-  position: int32 [B, L], or [3, B, L] by time, row and column (see data/positions.py), which only a model with
-  `sections` tells apart.
-  """
+  position: int32 [B, L], or [3, B, L] by time, row and column (see data/positions.py), which only a
+  model with `sections` tells apart."""
+
   c: Config
 
   def setup(self):
     c, skip = self.c, nn.broadcast
-    self.blocks = layers.scanned(Block, c, c.depth, (0, 0, skip, skip, skip, skip, skip), static=(8,))
+    self.blocks = layers.scanned(
+      Block, c, c.depth, (0, 0, skip, skip, skip, skip, skip), static=(8,)
+    )
     self.tokens = self.param('tokens', letters(layers.normal(0.02), 'VD'), (c.vocab, c.width))
     self.norm = layers.RMSNorm(c.eps)
     if not c.tied:
-      self.head = Einsum('BLD,DV->BLV', (c.width, c.vocab), init=layers.normal(0.02), out=jnp.float32)
+      self.head = Einsum(
+        'BLD,DV->BLV', (c.width, c.vocab), init=layers.normal(0.02), out=jnp.float32
+      )
 
   def __call__(self, t_BL, position=None, segment_BL=None):
     """float32 logits_BLV of plain text; position: 0, 1, 2 ... if not given."""
@@ -128,25 +154,41 @@ class Model(nn.Module):
     c, size = self.c, self.c.head_dim // 2
     pairs, room, seen = (), None, ()
     if cache is not None:
-      # A loop over tokens has its room as a whole: as an input of the scan, vmap would have it in another order there,
-      # and copy all of it at each token. The others are inputs of it: their gradients come layer by layer.
+      # A loop over tokens has its room as a whole: as an input of the scan, vmap would have it in
+      # another order there, and copy all of it at each token. The others are inputs of it: their
+      # gradients come layer by layer.
       pairs, room = (cache.pairs, None) if cache.count is None else (cache.shared, cache.own)
       seen = cache.masks
-    if position is None: position = jnp.arange(x_BLD.shape[1])[None]
-    axis_h = np.repeat(np.arange(3), c.sections) if c.sections and position.ndim == 3 else np.zeros(size, int)
-    turn = layers.rotary(position if position.ndim == 3 else position[None], axis_h, layers.frequencies(size, c.theta))
+    if position is None:
+      position = jnp.arange(x_BLD.shape[1])[None]
+    axis_h = (
+      np.repeat(np.arange(3), c.sections)
+      if c.sections and position.ndim == 3
+      else np.zeros(size, int)
+    )
+    turn = layers.rotary(
+      position if position.ndim == 3 else position[None], axis_h, layers.frequencies(size, c.theta)
+    )
     x_BLD, kept = self.blocks(
-        shard(x_BLD.astype(c.dtype), 'BLD'), jnp.arange(c.depth), pairs, room, seen, turn, segment_BL, keep_cache)
+      shard(x_BLD.astype(c.dtype), 'BLD'),
+      jnp.arange(c.depth),
+      pairs,
+      room,
+      seen,
+      turn,
+      segment_BL,
+      keep_cache,
+    )
     return self.norm(x_BLD), kept
 
   def forward(self, x_BLD, position=None, segment_BL=None, cache=None):
-    """x_BLD after the final norm. segment_BL: rows hold several sequences, and a token sees its own alone; padding is
-    a sequence of its own. cache: what comes before, seen by all."""
+    """x_BLD after the final norm. segment_BL: rows hold several sequences, and a token sees its own
+    alone; padding is a sequence of its own. cache: what comes before, seen by all."""
     return self.stack(x_BLD, position, cache, segment_BL, False)[0]
 
   def prefill(self, x_BLD, position=None, seen_BL=None, cache=None):
-    """(x_BLD after the final norm, a cache that has these tokens as one more read-only segment). seen_BL: bool, False
-    at padding, which comes last."""
+    """(x_BLD after the final norm, a cache that has these tokens as one more read-only segment).
+    seen_BL: bool, False at padding, which comes last."""
     x_BLD, new = self.stack(x_BLD, position, cache, None, True)
     return x_BLD, caches.begun(new, seen_BL, cache)
 
@@ -157,32 +199,49 @@ class Model(nn.Module):
 
   def logits(self, x_BLD):
     """float32 logits_BLV; x_BLD may be any slice of positions."""
-    if not self.c.tied: return self.head(x_BLD.astype(self.c.dtype))
+    if not self.c.tied:
+      return self.head(x_BLD.astype(self.c.dtype))
     table_VD = self.table()
-    y_BLV = jnp.einsum('BLD,VD->BLV', x_BLD.astype(table_VD.dtype), table_VD, preferred_element_type=jnp.float32)
+    y_BLV = jnp.einsum(
+      'BLD,VD->BLV', x_BLD.astype(table_VD.dtype), table_VD, preferred_element_type=jnp.float32
+    )
     return shard(y_BLV, 'BLV')
 
 
 def init(model, key):
-  """Boxed parameters (each knows its letters). With adapters, the others are those that the key gives without."""
-  return lora.drawn(lambda c, key: Model(c).init(key, jnp.zeros((1, 1), jnp.int32))['params'], model.c, key)
+  """Boxed parameters (each knows its letters). With adapters, the others are those that the key
+  gives without.
+  """
+  return lora.drawn(
+    lambda c, key: Model(c).init(key, jnp.zeros((1, 1), jnp.int32))['params'], model.c, key
+  )
 
 
 def with_head(c, params):
   """params for several calls of `logits` and `embed`."""
   params = params | {'tokens': layers.whole(params['tokens'], 'VD', c.dtype)}
-  return params if c.tied else params | {'head': {'w': layers.whole(params['head']['w'], 'DV', c.dtype)}}
+  return (
+    params if c.tied else params | {'head': {'w': layers.whole(params['head']['w'], 'DV', c.dtype)}}
+  )
 
 
 def with_images(x_BLD, place_BL, image_BTD):
-  """Embeddings with rows of image_BTD in the place of tokens: place_BL says which row, -1 that it is a text's."""
-  rows_BLD = jnp.take_along_axis(image_BTD.astype(x_BLD.dtype), jnp.maximum(place_BL, 0)[..., None], 1)
+  """Embeddings with rows of image_BTD in the place of tokens: place_BL says which row, -1 that it
+  is a text's.
+  """
+  rows_BLD = jnp.take_along_axis(
+    image_BTD.astype(x_BLD.dtype), jnp.maximum(place_BL, 0)[..., None], 1
+  )
   return jnp.where(place_BL[..., None] >= 0, rows_BLD, x_BLD)
 
 
 def torch_layouts(c):
   """Of transformers' Qwen2ForCausalLM, and what a Qwen2-VL has of it, in both spellings."""
-  more = (r'.*\.rotary_emb\.inv_freq', r'(model\.)?visual\..*', *((r'lm_head\.weight',) if c.tied else ()))
+  more = (
+    r'.*\.rotary_emb\.inv_freq',
+    r'(model\.)?visual\..*',
+    *((r'lm_head\.weight',) if c.tied else ()),
+  )
   tables = [torch_table(c, theirs=theirs) for theirs in ('model.', 'model.language_model.')]
   return tuple(Layout(table, ignored=more, config=described(c)) for table in tables)
 
@@ -190,36 +249,54 @@ def torch_layouts(c):
 def torch_table(c, ours='', theirs='model.'):
   """ours, theirs: what comes before their names."""
   mine, layer = f'{ours}blocks', f'{theirs}layers.{{X}}'
-  table = {f'{ours}tokens': (f'{theirs}embed_tokens.weight', 'V D -> V D'),
-           f'{ours}norm/scale': (f'{theirs}norm.weight', 'D -> D'),
-           f'{mine}/norm1/scale': (f'{layer}.input_layernorm.weight', 'D -> D'),
-           f'{mine}/norm2/scale': (f'{layer}.post_attention_layernorm.weight', 'D -> D'),
-           f'{mine}/o/w': (f'{layer}.self_attn.o_proj.weight', 'D (N H) -> N H D'),
-           f'{mine}/gate/w': (f'{layer}.mlp.gate_proj.weight', 'F D -> D F'),
-           f'{mine}/up/w': (f'{layer}.mlp.up_proj.weight', 'F D -> D F'),
-           f'{mine}/down/w': (f'{layer}.mlp.down_proj.weight', 'D F -> F D')}
+  table = {
+    f'{ours}tokens': (f'{theirs}embed_tokens.weight', 'V D -> V D'),
+    f'{ours}norm/scale': (f'{theirs}norm.weight', 'D -> D'),
+    f'{mine}/norm1/scale': (f'{layer}.input_layernorm.weight', 'D -> D'),
+    f'{mine}/norm2/scale': (f'{layer}.post_attention_layernorm.weight', 'D -> D'),
+    f'{mine}/o/w': (f'{layer}.self_attn.o_proj.weight', 'D (N H) -> N H D'),
+    f'{mine}/gate/w': (f'{layer}.mlp.gate_proj.weight', 'F D -> D F'),
+    f'{mine}/up/w': (f'{layer}.mlp.up_proj.weight', 'F D -> D F'),
+    f'{mine}/down/w': (f'{layer}.mlp.down_proj.weight', 'D F -> F D'),
+  }
   for name, N in (('q', 'N'), ('k', 'K'), ('v', 'K')):
     key = f'{layer}.self_attn.{name}_proj'
-    table |= {f'{mine}/{name}/w': (f'{key}.weight', f'({N} H) D -> D {N} H'),
-              f'{mine}/{name}/b': (f'{key}.bias', f'({N} H) -> {N} H')}
+    table |= {
+      f'{mine}/{name}/w': (f'{key}.weight', f'({N} H) D -> D {N} H'),
+      f'{mine}/{name}/b': (f'{key}.bias', f'({N} H) -> {N} H'),
+    }
   return table if c.tied else table | {f'{ours}head/w': ('lm_head.weight', 'V D -> D V')}
 
 
 def described(c):
   """What config.json says of these weights."""
-  config = {'architectures': ['Qwen2ForCausalLM'], 'model_type': 'qwen2', 'hidden_act': 'silu', 'hidden_size': c.width,
-            'num_hidden_layers': c.depth, 'num_attention_heads': c.heads, 'num_key_value_heads': c.kv_heads,
-            'intermediate_size': c.mlp, 'vocab_size': c.vocab, 'tie_word_embeddings': c.tied, 'rms_norm_eps': c.eps,
-            'rope_theta': c.theta, 'use_sliding_window': False,
-            'max_position_embeddings': 32768, 'max_window_layers': c.depth, 'sliding_window': 32768,
-            'attention_dropout': 0.}
-  if not c.sections: return config
+  config = {
+    'architectures': ['Qwen2ForCausalLM'],
+    'model_type': 'qwen2',
+    'hidden_act': 'silu',
+    'hidden_size': c.width,
+    'num_hidden_layers': c.depth,
+    'num_attention_heads': c.heads,
+    'num_key_value_heads': c.kv_heads,
+    'intermediate_size': c.mlp,
+    'vocab_size': c.vocab,
+    'tie_word_embeddings': c.tied,
+    'rms_norm_eps': c.eps,
+    'rope_theta': c.theta,
+    'use_sliding_window': False,
+    'max_position_embeddings': 32768,
+    'max_window_layers': c.depth,
+    'sliding_window': 32768,
+    'attention_dropout': 0.0,
+  }
+  if not c.sections:
+    return config
   return config | {'rope_scaling': {'type': 'mrope', 'mrope_section': [*c.sections]}}
 
 
 def flops(c, length, words):
-  """Multiply-adds x 2 of one forward pass of one row of `length` tokens, which meet the keys before them alone; of so
-  many `words` the next is predicted."""
+  """Multiply-adds x 2 of one forward pass of one row of `length` tokens, which meet the keys before
+  them alone; of so many `words` the next is predicted."""
   D, H, r = c.width, c.head_dim, c.lora_rank
   dense = D * H * 2 * (c.heads + c.kv_heads) + 3 * D * c.mlp
   dense += r * (4 * D + 2 * H * (c.heads + c.kv_heads) + 3 * (D + c.mlp))

@@ -1,11 +1,12 @@
-"""VARGPT-v1.1 (https://arxiv.org/abs/2504.02949): a language model (qwen2.py) that reads pictures through a tower
-(vit.py) and draws others through a decoder (infinity.py), all in one sequence.
+"""VARGPT-v1.1 (https://arxiv.org/abs/2504.02949): a language model (qwen2.py) that reads pictures
+through a tower (vit.py) and draws others through a decoder (infinity.py), all in one sequence.
 
-A picture that is drawn has a place in the language model's sequence for each token of its scales. What stands there is
-what the decoder alone would work on, brought `into` the language model; the decoder works on what that makes of it,
-brought `out`, and reads as its memory what the language model made of all that was before. For the language model
-these places are words like others: causal, one after the other.
-"""
+A picture that is drawn has a place in the language model's sequence for each token of its scales.
+What stands there is what the decoder alone would work on, brought `into` the language model; the
+decoder works on what that makes of it, brought `out`, and reads as its memory what the language
+model made of all that was before. For the language model these places are words like others:
+causal, one after the other."""
+
 import dataclasses
 
 import flax.linen as nn
@@ -21,37 +22,57 @@ from vargrl.types import Layout
 @dataclasses.dataclass(frozen=True)
 class Config:
   """The knobs below `scales` are those of all parts, or of those that have them."""
+
   text: qwen2.Config
   image: vit.Config
   drawer: infinity.Config
-  special: tuple[int, int, int] = (151657, 151658, 151659)  # tokens: a drawn picture begins, ends, a place of it
-  padded: int = 1            # a drawn picture's places in training are a multiple of it: 128 with the released weights
-  scales: tuple | str = ()   # of the pictures that are drawn; (): those of `drawer`
+  special: tuple[int, int, int] = (
+    151657,
+    151658,
+    151659,
+  )  # tokens: a drawn picture begins, ends, a place of it
+  padded: int = (
+    1  # a drawn picture's places in training are a multiple of it: 128 with the released weights
+  )
+  scales: tuple | str = ()  # of the pictures that are drawn; (): those of `drawer`
   dtype: str = 'float32'
   attention: str = 'dense'
   remat: str = 'none'
   lora_rank: int = 0
-  lora_alpha: float = 0.
+  lora_alpha: float = 0.0
 
   def __post_init__(self):
     object.__setattr__(self, 'scales', self.scales or self.drawer.scales)
     object.__setattr__(self, 'scales', self.draw.scales)  # of a schedule that was named
     if self.text.width != self.image.out:
-      raise ValueError(f'policy: the tower gives embeddings of width {self.image.out}, the language model has '
-                       f'{self.text.width}')
-    if self.padded < 1: raise ValueError(f'policy.padded: {self.padded}, expected at least 1')
+      raise ValueError(
+        f'policy: the tower gives embeddings of width {self.image.out}, the language model has '
+        f'{self.text.width}'
+      )
+    if self.padded < 1:
+      raise ValueError(f'policy.padded: {self.padded}, expected at least 1')
     layers.check_knobs(self)
 
   @property
-  def lm(self): return dataclasses.replace(self.text, **self.knobs(self.text))
+  def lm(self):
+    return dataclasses.replace(self.text, **self.knobs(self.text))
+
   @property
-  def vision(self): return dataclasses.replace(self.image, **self.knobs(self.image))
+  def vision(self):
+    return dataclasses.replace(self.image, **self.knobs(self.image))
+
   @property
-  def draw(self): return dataclasses.replace(self.drawer, scales=self.scales, **self.knobs(self.drawer))
+  def draw(self):
+    return dataclasses.replace(self.drawer, scales=self.scales, **self.knobs(self.drawer))
+
   @property
-  def bits(self): return self.drawer.bits
+  def bits(self):
+    return self.drawer.bits
+
   @property
-  def depth(self): return self.drawer.depth  # of what is dropped along the path
+  def depth(self):
+    return self.drawer.depth  # of what is dropped along the path
+
   @property
   def places(self):
     """Of a picture in the language model's sequence, in training."""
@@ -64,57 +85,80 @@ class Config:
 
 LM = qwen2.SIZES
 SIZES = {
-    # As released: Qwen2-VL-7B-Instruct and Infinity-2B.
-    'vargpt-v1.1': Config(LM['vl-7b'], vit.SIZES['7b'],
-                          dataclasses.replace(infinity.SIZES['2b'], scales='0.25M')),
-    # With Qwen2.5-0.5B, its heads of 64 turned by M-RoPE in Qwen2-VL's shares, and Infinity's smallest decoder.
-    '0.5b': Config(dataclasses.replace(LM['0.5b'], sections=(8, 12, 12)),
-                   dataclasses.replace(vit.SIZES['2b'], out=896),
-                   dataclasses.replace(infinity.SIZES['125m'], scales='0.06M', text=768)),
-    # For a laptop, with the words of vargrl/scenes: pictures of 32 x 32 pixels are read as 4 x 4 embeddings.
-    'small': Config(qwen2.Config(3, 128, 4, 2, 384, 256, tied=True, theta=1e4, sections=(4, 6, 6)),
-                    vit.Config(2, 96, 4, 128, patch=4, frames=1),
-                    infinity.Config(5, 160, 4, (1, 2, 4), 32, text=160, text_length=64, gamma=.1, chunks=1),
-                    special=(6, 7, 8)),
-    'smoke': Config(dataclasses.replace(LM['smoke'], vocab=256), vit.Config(1, 32, 2, 32, patch=4, frames=1),
-                    dataclasses.replace(infinity.SIZES['smoke'], scales=(1, 2, 4)), special=(6, 7, 8)),
+  # As released: Qwen2-VL-7B-Instruct and Infinity-2B.
+  'vargpt-v1.1': Config(
+    LM['vl-7b'], vit.SIZES['7b'], dataclasses.replace(infinity.SIZES['2b'], scales='0.25M')
+  ),
+  # With Qwen2.5-0.5B, its heads of 64 turned by M-RoPE in Qwen2-VL's shares, and Infinity's
+  # smallest decoder.
+  '0.5b': Config(
+    dataclasses.replace(LM['0.5b'], sections=(8, 12, 12)),
+    dataclasses.replace(vit.SIZES['2b'], out=896),
+    dataclasses.replace(infinity.SIZES['125m'], scales='0.06M', text=768),
+  ),
+  # For a laptop, with the words of vargrl/scenes: pictures of 32 x 32 pixels are read as 4 x 4
+  # embeddings.
+  'small': Config(
+    qwen2.Config(3, 128, 4, 2, 384, 256, tied=True, theta=1e4, sections=(4, 6, 6)),
+    vit.Config(2, 96, 4, 128, patch=4, frames=1),
+    infinity.Config(5, 160, 4, (1, 2, 4), 32, text=160, text_length=64, gamma=0.1, chunks=1),
+    special=(6, 7, 8),
+  ),
+  'smoke': Config(
+    dataclasses.replace(LM['smoke'], vocab=256),
+    vit.Config(1, 32, 2, 32, patch=4, frames=1),
+    dataclasses.replace(infinity.SIZES['smoke'], scales=(1, 2, 4)),
+    special=(6, 7, 8),
+  ),
 }
 HUB = 'VARGPT-family/VARGPT-v1.1'  # of the published folder, on huggingface.co
 ALONG = {'tokenizer': 'vae_local.'}  # what else lies in it, and under which prefix
 
 
 class Bridge(nn.Module):
-  """x_BLD of one part -> of the other. The norm is that of the released weights, which never apply it."""
+  """x_BLD of one part -> of the other. The norm is that of the released weights, which never apply
+  it.
+  """
+
   ins: int
   outs: int
   dtype: str
 
   @nn.compact
   def __call__(self, x_BLD):
-    init = layers.normal(.02)
+    init = layers.normal(0.02)
     self.param('scale', letters(nn.initializers.ones, 'D'), (self.ins,))
     self.param('bias', letters(nn.initializers.zeros, 'D'), (self.ins,))
-    x_BLF = Einsum('BLD,DF->BLF', (self.ins, self.ins), bias='F', init=init, name='fc1')(x_BLD.astype(self.dtype))
+    x_BLF = Einsum('BLD,DF->BLF', (self.ins, self.ins), bias='F', init=init, name='fc1')(
+      x_BLD.astype(self.dtype)
+    )
     x_BLF = jax.nn.gelu(x_BLF, approximate=False)
     return Einsum('BLF,FD->BLD', (self.ins, self.outs), bias='D', init=init, name='fc2')(x_BLF)
 
 
 class Model(nn.Module):
-  """A part alone: qwen2.Model(c.lm).apply({'params': params['lm']}, ...), and so vit.Model(c.vision) with 'vision' and
-  infinity.Model(c.draw) with 'drawer'.
+  """A part alone: qwen2.Model(c.lm).apply({'params': params['lm']}, ...), and so
+  vit.Model(c.vision) with 'vision' and infinity.Model(c.draw) with 'drawer'.
 
-  A row holds sequences of words and pictures, see data/packing.py: {'tokens' [B, S], 'position' [B, 3, S], 'segment'
-  [B, S]; 'patches' [B, T, p], 'patch_position' [B, 2, T], 'patch_segment' [B, T], 'place' [B, S]; 'slot' [B, I],
-  'memory' [B, I, M]}, I pictures to draw, each of which begins at the place `slot`, -1 if there is none.
-  """
+  A row holds sequences of words and pictures, see data/packing.py: {'tokens' [B, S], 'position' [B,
+  3, S], 'segment' [B, S]; 'patches' [B, T, p], 'patch_position' [B, 2, T], 'patch_segment' [B, T],
+  'place' [B, S]; 'slot' [B, I], 'memory' [B, I, M]}, I pictures to draw, each of which begins at
+  the place `slot`, -1 if there is none."""
+
   c: Config
 
   def setup(self):
     c = self.c
-    self.lm, self.vision, self.drawer = qwen2.Model(c.lm), vit.Model(c.vision), infinity.Model(c.draw)
-    self.into, self.out = (Bridge(*sizes, c.dtype) for sizes in ((c.drawer.width, c.text.width),
-                                                                 (c.text.width, c.drawer.width)))
-    self.start = self.param('start', letters(layers.normal(.02), 'D'), (c.drawer.text,))
+    self.lm, self.vision, self.drawer = (
+      qwen2.Model(c.lm),
+      vit.Model(c.vision),
+      infinity.Model(c.draw),
+    )
+    self.into, self.out = (
+      Bridge(*sizes, c.dtype)
+      for sizes in ((c.drawer.width, c.text.width), (c.text.width, c.drawer.width))
+    )
+    self.start = self.param('start', letters(layers.normal(0.02), 'D'), (c.drawer.text,))
 
   def __call__(self, row, inputs_BILC):
     """(float32 logits_BSV of words, [B I, L, e, 2] of bits), to make all parameters."""
@@ -124,13 +168,16 @@ class Model(nn.Module):
   def see(self, row):
     """Words and the pictures that are read, x_BSD."""
     x_BSD = self.lm.embed(row['tokens'])
-    if 'patches' not in row or not row['patches'].shape[1]: return x_BSD
-    image_BTD = self.vision(row['patches'], jnp.moveaxis(row['patch_position'], 1, 0), row['patch_segment'])
+    if 'patches' not in row or not row['patches'].shape[1]:
+      return x_BSD
+    image_BTD = self.vision(
+      row['patches'], jnp.moveaxis(row['patch_position'], 1, 0), row['patch_segment']
+    )
     return qwen2.with_images(x_BSD, row['place'], image_BTD)
 
   def vector(self, dropped_B):
-    """cond_BD of the decoder, which no prompt changes: one for all pictures, and one for those whose condition is
-    dropped (the released code's way)."""
+    """cond_BD of the decoder, which no prompt changes: one for all pictures, and one for those
+    whose condition is dropped (the released code's way)."""
     start_1D, nothing_1D = gather(self.start, 'd', 'D')[None], self.drawer.nothing(1)[0]
     text_BD = jnp.where(dropped_B[:, None], nothing_1D, start_1D)
     return self.drawer.vector(text_BD[:, None], jnp.ones((len(text_BD), 1), bool))
@@ -148,12 +195,16 @@ class Model(nn.Module):
     return self.out(h_BLD)
 
   def forward(self, row, inputs_BILC, dropped_BI=None):
-    """h_BSD, what the language model makes of rows. inputs: of the tokens 1 .. L-1 of the pictures to draw."""
+    """h_BSD, what the language model makes of rows. inputs: of the tokens 1 .. L-1 of the pictures
+    to draw.
+    """
     c, x_BSD = self.c, self.see(row)
     B, I, _, C = inputs_BILC.shape
     if I:
       cond_BD = self.cond(B, I, dropped_BI)
-      x_BLD = jnp.concatenate([self.drawer.first(cond_BD), self.drawer.embed(inputs_BILC.reshape(B * I, -1, C))], 1)
+      x_BLD = jnp.concatenate(
+        [self.drawer.first(cond_BD), self.drawer.embed(inputs_BILC.reshape(B * I, -1, C))], 1
+      )
       x_BLD = self.into(jnp.pad(x_BLD, ((0, 0), (0, c.places - x_BLD.shape[1]), (0, 0))))
       place_BIS = jnp.arange(x_BSD.shape[1])[None, None] - row['slot'][..., None]
       within_BIS = (place_BIS >= 0) & (place_BIS < c.places) & (row['slot'][..., None] >= 0)
@@ -163,13 +214,21 @@ class Model(nn.Module):
     return self.lm.forward(x_BSD, jnp.moveaxis(row['position'], 1, 0), row['segment'])
 
   def decode(self, row, h_BSD, dropped_BI=None, keep_BX2=None):
-    """(x_BLD, head_B2D) of the B I pictures to draw, for the decoder's `logits`. keep: see infinity.Model.forward."""
+    """(x_BLD, head_B2D) of the B I pictures to draw, for the decoder's `logits`. keep: see
+    infinity.Model.forward.
+    """
     B, I, M = row['memory'].shape
-    at_BL = jnp.maximum(row['slot'], 0).reshape(B, I, 1) + jnp.arange(self.c.draw.length)[None, None]
+    at_BL = (
+      jnp.maximum(row['slot'], 0).reshape(B, I, 1) + jnp.arange(self.c.draw.length)[None, None]
+    )
     x_BLD = self.out(picked(h_BSD, at_BL.reshape(B, -1))).reshape(B * I, self.c.draw.length, -1)
-    memory_BSD = self.out(picked(h_BSD, jnp.maximum(row['memory'], 0).reshape(B, -1))).reshape(B * I, M, -1)
+    memory_BSD = self.out(picked(h_BSD, jnp.maximum(row['memory'], 0).reshape(B, -1))).reshape(
+      B * I, M, -1
+    )
     mask_BS = (row['memory'] >= 0).reshape(B * I, M)
-    return self.drawer.decode(x_BLD, self.cond(B, I, dropped_BI), (memory_BSD,), (mask_BS,), keep_BX2)
+    return self.drawer.decode(
+      x_BLD, self.cond(B, I, dropped_BI), (memory_BSD,), (mask_BS,), keep_BX2
+    )
 
   def cond(self, B, I, dropped_BI):
     return self.vector(jnp.zeros(B * I, bool) if dropped_BI is None else dropped_BI.reshape(-1))
@@ -184,10 +243,15 @@ def init(model, key):
   c, keys = model.c, jax.random.split(key, 6)
   x_BLD = lambda width: jnp.zeros((1, 1, width))
   bridge = lambda key, *sizes: Bridge(*sizes, c.dtype).init(key, x_BLD(sizes[0]))['params']
-  start = letters(layers.normal(.02), 'D')(keys[5], (c.drawer.text,), jnp.float32)
-  return {'lm': qwen2.init(qwen2.Model(c.lm), keys[0]), 'vision': vit.init(vit.Model(c.vision), keys[1]),
-          'drawer': infinity.init(infinity.Model(c.draw), keys[2]), 'start': start,
-          'into': bridge(keys[3], c.drawer.width, c.text.width), 'out': bridge(keys[4], c.text.width, c.drawer.width)}
+  start = letters(layers.normal(0.02), 'D')(keys[5], (c.drawer.text,), jnp.float32)
+  return {
+    'lm': qwen2.init(qwen2.Model(c.lm), keys[0]),
+    'vision': vit.init(vit.Model(c.vision), keys[1]),
+    'drawer': infinity.init(infinity.Model(c.draw), keys[2]),
+    'start': start,
+    'into': bridge(keys[3], c.drawer.width, c.text.width),
+    'out': bridge(keys[4], c.text.width, c.drawer.width),
+  }
 
 
 def parts(c):
@@ -200,7 +264,11 @@ def torch_layouts(c):
 
   Of the table of start embeddings the last row alone was ever read; others are zeros on export.
   """
-  more = (r'.*\.rotary_(pos_)?emb\.inv_freq', r'vae_local\..*', *((r'lm_head\.weight',) if c.lm.tied else ()))
+  more = (
+    r'.*\.rotary_(pos_)?emb\.inv_freq',
+    r'vae_local\..*',
+    *((r'lm_head\.weight',) if c.lm.tied else ()),
+  )
   drawers = infinity.torch_layouts(c.draw)
   table = qwen2.torch_table(c.lm, 'lm/') | vit.torch_table('vision/')
   for ours, theirs in (('into', 'image_gen_projector'), ('out', 'image_gen_projector_out')):
@@ -208,10 +276,21 @@ def torch_layouts(c):
     table |= torch_dense(f'{ours}/fc1', f'{theirs}.mlp.0', 'F D -> D F')
     table |= torch_dense(f'{ours}/fc2', f'{theirs}.mlp.2', 'D F -> F D')
   table |= {'start': ('sos_embedding.weight', '1 D -> D')}
-  under = lambda rows: {f'drawer/{ours}': (f'vargpt_gen.{theirs}', pattern) for ours, (theirs, pattern) in rows.items()}
+  under = lambda rows: {
+    f'drawer/{ours}': (f'vargpt_gen.{theirs}', pattern) for ours, (theirs, pattern) in rows.items()
+  }
   constants = lambda layout: {f'vargpt_gen.{key}': value for key, value in layout.constants.items()}
-  return tuple(Layout(table | under(layout.table), constants(layout), ignored=more, cut=('vargpt_gen.cfg_uncond',),
-                      last={'sos_embedding.weight': c.special[0] + 1}, config=described(c)) for layout in drawers)
+  return tuple(
+    Layout(
+      table | under(layout.table),
+      constants(layout),
+      ignored=more,
+      cut=('vargpt_gen.cfg_uncond',),
+      last={'sos_embedding.weight': c.special[0] + 1},
+      config=described(c),
+    )
+    for layout in drawers
+  )
 
 
 def described(c):
@@ -220,16 +299,21 @@ def described(c):
   special = {name: f'<|{name}|>' for name in names}
   special |= {f'{name}_token_id': number for name, number in zip(names, c.special)}
   return qwen2_vl.described(c) | {
-      'architectures': ['VARGPTQwen2VLForConditionalGeneration'], 'model_type': 'vargpt_qwen2_vl',
-      'rope_scaling': {'type': 'default', 'rope_type': 'default', 'mrope_section': [*c.lm.sections]},
-      'special_tokens': special}
+    'architectures': ['VARGPTQwen2VLForConditionalGeneration'],
+    'model_type': 'vargpt_qwen2_vl',
+    'rope_scaling': {'type': 'default', 'rope_type': 'default', 'mrope_section': [*c.lm.sections]},
+    'special_tokens': special,
+  }
 
 
 def flops(c, length, patches, pictures, memory):
-  """{part: multiply-adds x 2 of one forward pass} of a row of `length` tokens, of which those of the pictures to draw are
-  a part, with so many patches of pictures that are read, as if all were of one, and `memory` words before a picture; the
-  bridges count as the decoder's. A prompt that rows share is not counted."""
+  """{part: multiply-adds x 2 of one forward pass} of a row of `length` tokens, of which those of
+  the pictures to draw are a part, with so many patches of pictures that are read, as if all were of
+  one, and `memory` words before a picture; the bridges count as the decoder's. A prompt that rows
+  share is not counted."""
   bridges = 2 * pictures * (c.draw.length + memory) * (c.text.width + c.drawer.width) ** 2
-  return {'lm': qwen2.flops(c.lm, length, length - pictures * c.draw.length),
-          'vision': vit.flops(c.vision, patches) if patches else 0,
-          'drawer': pictures * infinity.flops(c.draw, memory) + bridges}
+  return {
+    'lm': qwen2.flops(c.lm, length, length - pictures * c.draw.length),
+    'vision': vit.flops(c.vision, patches) if patches else 0,
+    'drawer': pictures * infinity.flops(c.draw, memory) + bridges,
+  }

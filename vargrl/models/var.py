@@ -3,6 +3,7 @@
 The decoder sees continuous inputs: for scale i the tokenizer's reconstruction from scales < i,
 resized to scale i. It does not know the tokenizer, the rewards, or who computes its loss.
 """
+
 import dataclasses
 import math
 
@@ -28,32 +29,45 @@ class Config:
   scales: tuple[int, ...] = SCALES_256
   vocab: int = 4096
   channels: int = 32
-  classes: int = 1000         # class `classes` is the unconditional one
+  classes: int = 1000  # class `classes` is the unconditional one
   mlp_ratio: int = 4
   shared_adaln: bool = False  # one AdaLN for all blocks plus an offset for each (d36-512)
-  l2_norm: bool = True        # unit queries and keys with a learned temperature per head
-  gamma: float = 1e-3         # scale of the residual gates at init
+  l2_norm: bool = True  # unit queries and keys with a learned temperature per head
+  gamma: float = 1e-3  # scale of the residual gates at init
   dtype: str = 'float32'
-  attention: str = 'dense'    # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
-  remat: str = 'none'         # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
-  lora_rank: int = 0          # > 0: adapters beside q k v o fc1 fc2 of every block; see layers.Einsum
-  lora_alpha: float = 0.      # they count alpha / rank
+  attention: str = (
+    'dense'  # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
+  )
+  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
+  lora_rank: int = 0  # > 0: adapters beside q k v o fc1 fc2 of every block; see layers.Einsum
+  lora_alpha: float = 0.0  # they count alpha / rank
 
   def __post_init__(self):
     decoder.check(self)
 
   @property
-  def length(self): return self.offsets[-1]
+  def length(self):
+    return self.offsets[-1]
+
   @property
-  def mlp(self): return self.mlp_ratio * self.width
+  def mlp(self):
+    return self.mlp_ratio * self.width
+
   @property
-  def ada_std(self): return .5  # of scales and shifts at init, as a factor
+  def ada_std(self):
+    return 0.5  # of scales and shifts at init, as a factor
+
   @property
-  def head_dim(self): return self.width // self.heads
+  def head_dim(self):
+    return self.width // self.heads
+
   @property
-  def offsets(self): return offsets(self.scales)
+  def offsets(self):
+    return offsets(self.scales)
+
   @property
-  def lora(self): return {'rank': self.lora_rank, 'alpha': self.lora_alpha}
+  def lora(self):
+    return {'rank': self.lora_rank, 'alpha': self.lora_alpha}
 
 
 def published(depth, gamma, **changes):
@@ -65,35 +79,44 @@ WRAPPERS = ('module.', '_orig_mod.')  # what DDP and torch.compile put before ev
 
 # https://github.com/FoundationVision/VAR
 SIZES = {
-    'd16': published(16, 1e-3),
-    'd20': published(20, 1e-3),
-    'd24': published(24, 1e-4),
-    'd30': published(30, 1e-5),
-    'd36-512': published(36, 5e-6, scales=SCALES_512, shared_adaln=True),
-    # Small ones: same modules, for a laptop.
-    'digits': Config(3, 96, 3, scales=(1, 2, 3, 4), vocab=128, channels=8, classes=10, gamma=0.1),
-    'smoke': Config(2, 32, 2, scales=(1, 2, 4), vocab=32, channels=4, classes=10, gamma=0.1),
+  'd16': published(16, 1e-3),
+  'd20': published(20, 1e-3),
+  'd24': published(24, 1e-4),
+  'd30': published(30, 1e-5),
+  'd36-512': published(36, 5e-6, scales=SCALES_512, shared_adaln=True),
+  # Small ones: same modules, for a laptop.
+  'digits': Config(3, 96, 3, scales=(1, 2, 3, 4), vocab=128, channels=8, classes=10, gamma=0.1),
+  'smoke': Config(2, 32, 2, scales=(1, 2, 4), vocab=32, channels=4, classes=10, gamma=0.1),
 }
 
 
 class Model(nn.Module):
   """forward: teacher forcing. prefill + extend: the same numbers, scale by scale, with a cache."""
+
   c: Config
 
   def setup(self):
     c = self.c
     init = layers.normal(1 / math.sqrt(3 * c.width))
     self.blocks = decoder.scanned(decoder.Block, c)
-    table = lambda name, *shape: self.param(name, letters(init, 'VD' if len(shape) > 1 else 'D'), shape)
+    table = lambda name, *shape: self.param(
+      name, letters(init, 'VD' if len(shape) > 1 else 'D'), shape
+    )
     self.classes = table('classes', c.classes + 1, c.width)
     self.levels = self.param('levels', letters(init, 'sD'), (len(c.scales), c.width))
     self.positions = self.param('positions', letters(init, 'LD'), (c.length, c.width))
     self.start = table('start', c.width)
     self.words = Einsum('BLC,CD->BLD', (c.channels, c.width), bias='D', init=init)
-    if c.shared_adaln: self.shared = decoder.AdaLN(6, c.width, (1.,) * 6, 1 / math.sqrt(3 * c.width))
-    self.head_ada = decoder.AdaLN(2, c.width, (.5,) * 2, 1 / math.sqrt(3 * c.width))
-    self.head = Einsum('BLD,DV->BLV', (c.width, c.vocab), bias='V',
-                       init=layers.normal(0.02 / math.sqrt(3 * c.width)), out=jnp.float32)
+    if c.shared_adaln:
+      self.shared = decoder.AdaLN(6, c.width, (1.0,) * 6, 1 / math.sqrt(3 * c.width))
+    self.head_ada = decoder.AdaLN(2, c.width, (0.5,) * 2, 1 / math.sqrt(3 * c.width))
+    self.head = Einsum(
+      'BLD,DV->BLV',
+      (c.width, c.vocab),
+      bias='V',
+      init=layers.normal(0.02 / math.sqrt(3 * c.width)),
+      out=jnp.float32,
+    )
 
   def __call__(self, label_B, inputs_BLC, keep_BX2=None):
     return self.logits(*self.forward(label_B, inputs_BLC, keep_BX2))
@@ -105,7 +128,11 @@ class Model(nn.Module):
   def condition(self, label_B):
     """Class embedding [B, D], what the blocks are conditioned on, and the head's modulation."""
     class_BD = gather(self.classes.astype(self.c.dtype), 'VD', 'VD')[label_B]
-    return class_BD, self.shared(class_BD) if self.c.shared_adaln else class_BD, self.head_ada(class_BD)
+    return (
+      class_BD,
+      self.shared(class_BD) if self.c.shared_adaln else class_BD,
+      self.head_ada(class_BD),
+    )
 
   def embed(self, start, inputs_BLC):
     """Inputs of tokens start, start + 1, ... (start > 0) with their level and position added."""
@@ -119,9 +146,8 @@ class Model(nn.Module):
   def forward(self, label_B, inputs_BLC, keep_BX2=None, still=0):
     """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
 
-    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop. still: so many of
-    the last rows have no gradient.
-    """
+    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
+    still: so many of the last rows have no gradient."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
     x_BLD = jnp.concatenate([x_B1D, self.embed(1, inputs_BLC)], 1)
@@ -137,10 +163,12 @@ class Model(nn.Module):
 
   def extend(self, inputs_BLC, cache, scale):
     """Logits of scale number `scale` > 0 from its inputs, and the cache extended by it."""
-    begin, stop = self.c.offsets[scale:scale + 2]
+    begin, stop = self.c.offsets[scale : scale + 2]
     assert (cache.length, inputs_BLC.shape[1]) == (begin, stop - begin)
     prefix = {'segments': caches.fork(cache).shared, 'ada': cache.given['ada']}
-    x_BLD, new = decoder.alone(self.blocks, self.embed(begin, inputs_BLC), None, prefix, None, False, True)
+    x_BLD, new = decoder.alone(
+      self.blocks, self.embed(begin, inputs_BLC), None, prefix, None, False, True
+    )
     return self.logits(x_BLD, cache.given['head']), caches.extended(cache, (new['k'], new['v']))
 
   def logits(self, x_BLD, head_B2D):
@@ -149,31 +177,41 @@ class Model(nn.Module):
 
 
 def init(model, key):
-  """Boxed parameters (each knows its letters). With adapters, the others are those that the key gives without."""
-  return decoder.drawn(model, key, jnp.zeros(1, jnp.int32), jnp.zeros((1, model.c.length - 1, model.c.channels)))
+  """Boxed parameters (each knows its letters). With adapters, the others are those that the key
+  gives without.
+  """
+  return decoder.drawn(
+    model, key, jnp.zeros(1, jnp.int32), jnp.zeros((1, model.c.length - 1, model.c.channels))
+  )
 
 
 def torch_layouts(c):
   """The official state dict, alone or in a checkpoint of the official trainer; see types.Layout."""
-  return Layout(torch_table(c), torch_constants(c), nests=('trainer/var_wo_ddp',), prefixes=WRAPPERS),
+  return (
+    Layout(torch_table(c), torch_constants(c), nests=('trainer/var_wo_ddp',), prefixes=WRAPPERS),
+  )
 
 
 def torch_table(c):
   table = {'classes': ('class_emb.weight', 'V D -> V D'), 'positions': ('pos_1LC', '1 L D -> L D')}
   table |= decoder.TORCH | decoder.torch_block('blocks', 'blocks.{X}', 'attn')
-  if c.l2_norm: table['blocks/temperature'] = ('blocks.{X}.attn.scale_mul_1H11', '1 N 1 1 -> N')
-  if c.shared_adaln: return table | decoder.SHARED_ADALN | {'blocks/ada': ('blocks.{X}.ada_gss', '1 1 c D -> c D')}
+  if c.l2_norm:
+    table['blocks/temperature'] = ('blocks.{X}.attn.scale_mul_1H11', '1 N 1 1 -> N')
+  if c.shared_adaln:
+    return table | decoder.SHARED_ADALN | {'blocks/ada': ('blocks.{X}.ada_gss', '1 1 c D -> c D')}
   return table | {
-      'blocks/ada/lin/w': ('blocks.{X}.ada_lin.1.weight', '(c d) D -> D c d'),
-      'blocks/ada/lin/b': ('blocks.{X}.ada_lin.1.bias', '(c d) -> c d')}
+    'blocks/ada/lin/w': ('blocks.{X}.ada_lin.1.weight', '(c d) D -> D c d'),
+    'blocks/ada/lin/b': ('blocks.{X}.ada_lin.1.bias', '(c d) -> c d'),
+  }
 
 
 def torch_constants(c):
   """Buffers of the official state dict, which only the config decides."""
   level_L = layers.level(c.scales)
-  bias = np.where(layers.causal_by_scale(c.scales), 0., -np.inf).astype(np.float32)
+  bias = np.where(layers.causal_by_scale(c.scales), 0.0, -np.inf).astype(np.float32)
   return {'lvl_1L': level_L[None].astype(np.int64), 'attn_bias_for_masking': bias[None, None]} | {
-      f'blocks.{i}.attn.zero_k_bias': np.zeros(c.width, np.float32) for i in range(c.depth)}
+    f'blocks.{i}.attn.zero_k_bias': np.zeros(c.width, np.float32) for i in range(c.depth)
+  }
 
 
 def flops(c):
@@ -181,9 +219,9 @@ def flops(c):
 
   Attention is counted block-causally: a token of scale i meets the keys of scales <= i alone.
   """
-  dense = 2 * c.depth * (4 + 2 * c.mlp_ratio) * c.width ** 2 * c.length
+  dense = 2 * c.depth * (4 + 2 * c.mlp_ratio) * c.width**2 * c.length
   dense += 2 * c.depth * (10 + 2 * c.mlp_ratio) * c.lora_rank * c.width * c.length
   attention = c.depth * sum(4 * c.width * (b - a) * b for a, b in bounds(c.scales))
   ends = 2 * c.width * (c.vocab * c.length + c.channels * (c.length - 1))
-  adaln = 2 * c.width ** 2 * (6 * (1 if c.shared_adaln else c.depth) + 2)
+  adaln = 2 * c.width**2 * (6 * (1 if c.shared_adaln else c.depth) + 2)
   return dense + attention + ends + adaln

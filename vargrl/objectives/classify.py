@@ -1,4 +1,5 @@
 """Cross-entropy of a class: trains the small classifiers that serve as rewards and critics."""
+
 import jax
 import jax.numpy as jnp
 
@@ -9,16 +10,19 @@ FEATURES = ('label', 'image')  # what a batch of data must have
 
 
 def check(models, *, noise, updates, reference):
-  if noise < 0: raise ValueError(f'objective.collect.noise: {noise}, expected at least 0')
+  if noise < 0:
+    raise ValueError(f'objective.collect.noise: {noise}, expected at least 0')
 
 
 def check_loss(models, *, smoothing, reference):
-  if not 0 <= smoothing < 1: raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 to 1')
+  if not 0 <= smoothing < 1:
+    raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 to 1')
 
 
 def collect(models, *, noise):
-  """images and labels -> Experience. noise: std added to the pixels, so that the classifier's verdict
-  does not hang on details that a decoder never draws."""
+  """images and labels -> Experience. noise: std added to the pixels, so that the classifier's
+  verdict does not hang on details that a decoder never draws."""
+
   def prepare(batch, rng):
     image = batch['image'] + noise * jax.random.normal(rng, batch['image'].shape)
     return Experience(label=batch['label'], image=image)
@@ -28,6 +32,7 @@ def collect(models, *, noise):
 
   def programs(call, params, frozen, batch, rng):
     return [('', call('', jax.jit(prepare), batch, rng))]
+
   return Collect(run, programs)
 
 

@@ -1,4 +1,7 @@
-"""What a compiled program says about itself: arithmetic and collectives, loops counted as often as they run."""
+"""What a compiled program says about itself: arithmetic and collectives, loops counted as often as
+they run.
+"""
+
 import collections
 import functools
 import math
@@ -6,10 +9,31 @@ import re
 from typing import NamedTuple
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-BYTES = {'token': 0, 's4': .5, 'u4': .5, 'pred': 1, 's8': 1, 'u8': 1, 'f8e4m3fn': 1, 'f8e4m3b11fnuz': 1, 'f8e5m2': 1,
-         's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8,
-         'c128': 16}
-KERNEL = '%splash_'  # begins the name of a call of models/splash.py, whose arithmetic is not in the program's text
+BYTES = {
+  'token': 0,
+  's4': 0.5,
+  'u4': 0.5,
+  'pred': 1,
+  's8': 1,
+  'u8': 1,
+  'f8e4m3fn': 1,
+  'f8e4m3b11fnuz': 1,
+  'f8e5m2': 1,
+  's16': 2,
+  'u16': 2,
+  'bf16': 2,
+  'f16': 2,
+  's32': 4,
+  'u32': 4,
+  'f32': 4,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
+  'c64': 8,
+  'c128': 16,
+}
+# begins the name of a call of models/splash.py, whose arithmetic is not in the program's text
+KERNEL = '%splash_'
 HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{\s*$')
 OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
 CALLED = re.compile(r'(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
@@ -18,30 +42,38 @@ TRIPS = re.compile(r'known_trip_count[^0-9]*(\d+)')
 
 class Operation(NamedTuple):
   """One line of HLO: %name = shape kind(arguments), and the line from its arguments on."""
+
   name: str
   shape: str
   kind: str
   rest: str
 
   @property
-  def operands(self): return re.findall(r'%([\w.\-]+)', re.split(r'\)(?:, |$)', self.rest, maxsplit=1)[0])
+  def operands(self):
+    return re.findall(r'%([\w.\-]+)', re.split(r'\)(?:, |$)', self.rest, maxsplit=1)[0])
+
   @property
   def scope(self):
-    """Where in the source it comes from, such as jit(update)/jvp()/while/body/rematted_computation/head/dot_general."""
+    """Where in the source it comes from, such as
+    jit(update)/jvp()/while/body/rematted_computation/head/dot_general.
+    """
     found = re.search(r'op_name="([^"]*)"', self.rest)
     return found[1] if found else ''
 
 
 class Program(NamedTuple):
-  """computations: {name: {name: Operation}}. times: {name: how often it runs in one run of the program}. devices: how
-  many it runs on."""
+  """computations: {name: {name: Operation}}. times: {name: how often it runs in one run of the
+  program}. devices: how many it runs on."""
+
   computations: dict
   times: dict
   devices: int
 
 
 def parse(text):
-  """The Program of an HLO text as compilers print it; a loop counts once where nobody knows how often it runs."""
+  """The Program of an HLO text as compilers print it; a loop counts once where nobody knows how
+  often it runs.
+  """
   computations, name, entry = {}, None, None
   for line in text.splitlines():
     if head := HEAD.match(line):
@@ -59,73 +91,110 @@ def parse(text):
       called = CALLED.findall(operation.rest)
       if branches := re.search(r'branch_computations=\{([^}]*)\}', operation.rest):
         called += [b.strip().lstrip('%') for b in branches[1].split(',')]
-      for other in called: visit(other, factor * again)
+      for other in called:
+        visit(other, factor * again)
+
   visit(entry, 1)
   count = re.search(r'num_partitions=(\d+)', text)
   return Program(computations, dict(times), int(count[1]) if count else 1)
 
 
 def trips(loop, computations):
-  """How often a while loop runs: as the compiler says, or from 0 up to the constant that its condition compares with,
-  by the constant that its body adds."""
-  if known := TRIPS.search(loop.rest): return int(known[1])
-  condition, body = (computations.get(found[1], {}) if (found := re.search(rf'{word}=%?([\w.\-]+)', loop.rest)) else {}
-                     for word in ('condition', 'body'))
+  """How often a while loop runs: as the compiler says, or from 0 up to the constant that its
+  condition compares with, by the constant that its body adds."""
+  if known := TRIPS.search(loop.rest):
+    return int(known[1])
+  condition, body = (
+    computations.get(found[1], {})
+    if (found := re.search(rf'{word}=%?([\w.\-]+)', loop.rest))
+    else {}
+    for word in ('condition', 'body')
+  )
   limits = [n for n in map(constant, condition.values()) if n is not None]
-  at = [found[1] for operation in condition.values() if operation.kind == 'get-tuple-element'
-        and (found := re.search(r'index=(\d+)', operation.rest))]
-  if len(limits) != 1 or len(at) != 1: return limits[0] if len(limits) == 1 else 1
+  at = [
+    found[1]
+    for operation in condition.values()
+    if operation.kind == 'get-tuple-element'
+    and (found := re.search(r'index=(\d+)', operation.rest))
+  ]
+  if len(limits) != 1 or len(at) != 1:
+    return limits[0] if len(limits) == 1 else 1
   root = list(body.values())[-1] if body else None
   following = body.get(root.operands[int(at[0])]) if root and root.kind == 'tuple' else None
-  steps = [constant(body.get(name)) for name in following.operands] if following and following.kind == 'add' else []
+  steps = (
+    [constant(body.get(name)) for name in following.operands]
+    if following and following.kind == 'add'
+    else []
+  )
   return -(-limits[0] // next((n for n in steps if n), 1))
 
 
 def constant(operation):
   """The value of an int32 constant, None of another operation."""
-  if not operation or operation.kind != 'constant' or not re.match(r'[su]32\[\]', operation.shape): return None
+  if not operation or operation.kind != 'constant' or not re.match(r'[su]32\[\]', operation.shape):
+    return None
   found = re.match(r'(\d+)\)', operation.rest)
   return int(found[1]) if found else None
 
 
 def collectives(program):
-  """{kind: (count, bytes that each device sends)} of one run, by the ring that is known to be best for each kind.
+  """{kind: (count, bytes that each device sends)} of one run, by the ring that is known to be best
+  for each kind.
 
-  A collective that is spread over several operations, so as to overlap with others, has one channel and counts once.
-  """
+  A collective that is spread over several operations, so as to overlap with others, has one channel
+  and counts once."""
   seen, total = set(), {}
   for name, factor in program.times.items():
     for operation in program.computations.get(name, {}).values():
       kind = operation.kind.removesuffix('-start')
-      if kind not in KINDS: continue
+      if kind not in KINDS:
+        continue
       channel = re.search(r'channel_id=(\d+)', operation.rest)
-      if channel and (kind, channel[1]) in seen: continue
-      if channel: seen.add((kind, channel[1]))
+      if channel and (kind, channel[1]) in seen:
+        continue
+      if channel:
+        seen.add((kind, channel[1]))
       count, sent = total.get(kind, (0, 0))
-      size = result_bytes(operation.shape, operation.kind in ('all-gather-start', 'collective-permute-start'))
-      total[kind] = count + factor, sent + factor * ring(kind, size, group(operation.rest, program.devices))
+      size = result_bytes(
+        operation.shape, operation.kind in ('all-gather-start', 'collective-permute-start')
+      )
+      total[kind] = (
+        count + factor,
+        sent + factor * ring(kind, size, group(operation.rest, program.devices)),
+      )
   return dict(sorted((kind, (count, round(sent))) for kind, (count, sent) in total.items()))
 
 
 def ring(kind, size, n):
   """Bytes that each of n devices sends, `size` bytes being the result on each."""
-  return size * {'all-gather': (n - 1) / n, 'all-reduce': 2 * (n - 1) / n, 'reduce-scatter': n - 1,
-                 'all-to-all': (n - 1) / n, 'collective-permute': 1}[kind]
+  return (
+    size
+    * {
+      'all-gather': (n - 1) / n,
+      'all-reduce': 2 * (n - 1) / n,
+      'reduce-scatter': n - 1,
+      'all-to-all': (n - 1) / n,
+      'collective-permute': 1,
+    }[kind]
+  )
 
 
 def group(rest, devices):
   """How many devices take part in one group of a collective."""
-  if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
+  if mesh := re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', rest):
     sizes = dict(re.findall(r"'([\w.]+)'=(\d+)", mesh[1]))
     axes = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh[2])
     return math.prod(int(part or sizes[name]) for name, part in axes)
-  if lists := re.search(r'replica_groups=\{\{([\d,]+)\}', rest): return len(lists[1].split(','))
-  if grid := re.search(r'replica_groups=\[\d+,(\d+)\]', rest): return int(grid[1])
+  if lists := re.search(r'replica_groups=\{\{([\d,]+)\}', rest):
+    return len(lists[1].split(','))
+  if grid := re.search(r'replica_groups=\[\d+,(\d+)\]', rest):
+    return int(grid[1])
   return devices
 
 
 def flops(program, by=lambda scope: ''):
-  """{by(scope): multiply-adds x 2} of one device in one run: all products of matrices and convolutions, exactly.
+  """{by(scope): multiply-adds x 2} of one device in one run: all products of matrices and
+  convolutions, exactly.
 
   Multiplications with what was put between or around the numbers of an operand do not count.
   """
@@ -133,9 +202,12 @@ def flops(program, by=lambda scope: ''):
   for name, factor in program.times.items():
     known = program.computations.get(name, {})
     for operation in known.values():
-      if operation.kind == 'dot': count = dot_flops(operation, known)
-      elif operation.kind == 'convolution': count = convolution_flops(operation, known)
-      else: continue
+      if operation.kind == 'dot':
+        count = dot_flops(operation, known)
+      elif operation.kind == 'convolution':
+        count = convolution_flops(operation, known)
+      else:
+        continue
       total[by(operation.scope)] += factor * count
   return dict(total)
 
@@ -157,8 +229,15 @@ def convolution_flops(operation, known):
   for i in range(len(out) - 2):
     axis = lambda key, default, i=i: options[key].split('x')[i] if key in options else default
     low, high = map(int, axis('pad', '0_0').split('_'))
-    count *= pairs(left[lhs.index(str(i))], right[rhs.index(str(i))], result[out.index(str(i))],
-                   int(axis('stride', 1)), low, int(axis('lhs_dilate', 1)), int(axis('rhs_dilate', 1)))
+    count *= pairs(
+      left[lhs.index(str(i))],
+      right[rhs.index(str(i))],
+      result[out.index(str(i))],
+      int(axis('stride', 1)),
+      low,
+      int(axis('lhs_dilate', 1)),
+      int(axis('rhs_dilate', 1)),
+    )
   return count
 
 
@@ -169,20 +248,39 @@ def pairs(size, kernel, out, stride, low, lhs_dilate, rhs_dilate):
   return sum(0 <= at <= (size - 1) * lhs_dilate and at % lhs_dilate == 0 for at in places)
 
 
-KEPT = ('dot', 'convolution', 'sort', 'gather', 'scatter', 'concatenate', 'dynamic-update-slice', 'pad')
+KEPT = (
+  'dot',
+  'convolution',
+  'sort',
+  'gather',
+  'scatter',
+  'concatenate',
+  'dynamic-update-slice',
+  'pad',
+)
 
 
 def largest(program, n, kinds=None):
-  """[(bytes, what)] of the n largest arrays that operations outside of fusions make, each name of a source once.
-  kinds: of operations; for a program that is not yet optimised KEPT, what is not likely to be fused with others."""
-  inner = {name for known in program.computations.values() for operation in known.values()
-           if operation.kind in ('fusion', 'reduce', 'custom-call') for name in CALLED.findall(operation.rest)}
+  """[(bytes, what)] of the n largest arrays that operations outside of fusions make, each name of a
+  source once. kinds: of operations; for a program that is not yet optimised KEPT, what is not
+  likely to be fused with others."""
+  inner = {
+    name
+    for known in program.computations.values()
+    for operation in known.values()
+    if operation.kind in ('fusion', 'reduce', 'custom-call')
+    for name in CALLED.findall(operation.rest)
+  }
   found = {}
   for name in program.times.keys() - inner:
     for operation in program.computations.get(name, {}).values():
-      if operation.kind in ('parameter', 'bitcast', 'tuple', 'get-tuple-element', 'while') or operation.shape[0] == '(':
+      if (
+        operation.kind in ('parameter', 'bitcast', 'tuple', 'get-tuple-element', 'while')
+        or operation.shape[0] == '('
+      ):
         continue
-      if kinds and operation.kind not in kinds: continue
+      if kinds and operation.kind not in kinds:
+        continue
       key = operation.shape.split('{')[0], operation.scope
       found[key] = result_bytes(operation.shape, False)
   return [(size, ' '.join(key)) for key, size in sorted(found.items(), key=lambda kv: -kv[1])[:n]]
@@ -194,9 +292,14 @@ def dims(shape):
 
 
 def result_bytes(shape, started):
-  """Bytes of an HLO shape, a tuple's summed; `started`: a tuple of operands and results, of which the results."""
-  sizes = [BYTES[kind] * math.prod(int(n) for n in sides.split(',') if n)
-           for kind, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape)]
-  if not started or len(sizes) < 2: return sum(sizes)
+  """Bytes of an HLO shape, a tuple's summed; `started`: a tuple of operands and results, of which
+  the results.
+  """
+  sizes = [
+    BYTES[kind] * math.prod(int(n) for n in sides.split(',') if n)
+    for kind, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape)
+  ]
+  if not started or len(sizes) < 2:
+    return sum(sizes)
   sizes = [size for size in sizes if size > 4] or sizes  # context tokens aside
-  return sum(sizes[len(sizes) // 2:])
+  return sum(sizes[len(sizes) // 2 :])

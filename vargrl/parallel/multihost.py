@@ -1,4 +1,7 @@
-"""Between the processes of a run: one program on all devices; rows, files and mishaps are each host's own."""
+"""Between the processes of a run: one program on all devices; rows, files and mishaps are each
+host's own.
+"""
+
 import functools
 import json
 import os
@@ -12,15 +15,17 @@ from vargrl.parallel import rules
 
 
 def start(*, heartbeat, search=True):
-  """Joins the processes of the run, also where there is only one: without, no preemption notice is heard.
+  """Joins the processes of the run, also where there is only one: without, no preemption notice is
+  heard.
 
-  jax finds the others on TPU pods, Slurm and Open MPI (https://docs.jax.dev/en/latest/multi_process.html);
-  elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. heartbeat: seconds of
-  silence after which a process is taken for dead and the others end too. search: False where this is the only
-  process for certain, so that nobody has to be asked. Returns '', or what is not as it should be. Raises
-  ValueError for half an address.
-  """
-  if jax.distributed.is_initialized(): return ''
+  jax finds the others on TPU pods, Slurm and Open MPI
+  (https://docs.jax.dev/en/latest/multi_process.html); elsewhere JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. heartbeat: seconds of silence after which a
+  process is taken for dead and the others end too. search: False where this is the only process for
+  certain, so that nobody has to be asked. Returns '', or what is not as it should be. Raises
+  ValueError for half an address."""
+  if jax.distributed.is_initialized():
+    return ''
   try:
     for how in (given(), alone()) if search else (alone(),):
       if how.get('num_processes') == 1:  # the devices of one process need no network
@@ -29,32 +34,53 @@ def start(*, heartbeat, search=True):
         jax.distributed.initialize(**how, heartbeat_timeout_seconds=heartbeat)
         break
       except ValueError as e:  # nothing is given, and jax finds nobody: this is the only process
-        if how or 'should be defined' not in str(e): raise
+        if how or 'should be defined' not in str(e):
+          raise
   except RuntimeError as e:
-    if 'must be called before' not in str(e): raise
+    if 'must be called before' not in str(e):
+      raise
     return 'jax was used before vargrl was started, so that a preemption notice will not be heard'
   return ''
 
 
 def given():
   """What the environment says of the processes; nothing where jax has to look for them."""
-  names = {'coordinator_address': 'JAX_COORDINATOR_ADDRESS', 'num_processes': 'JAX_NUM_PROCESSES',
-           'process_id': 'JAX_PROCESS_ID'}
+  names = {
+    'coordinator_address': 'JAX_COORDINATOR_ADDRESS',
+    'num_processes': 'JAX_NUM_PROCESSES',
+    'process_id': 'JAX_PROCESS_ID',
+  }
   found = {key: os.environ[name] for key, name in names.items() if name in os.environ}
-  if not found: return {}
+  if not found:
+    return {}
   for key, name in names.items():
-    if key not in found: raise ValueError(f'environment: {name} is missing, expected beside the other two of '
-                                          f'{", ".join(names.values())}')
+    if key not in found:
+      raise ValueError(
+        f'environment: {name} is missing, expected beside the other two of '
+        f'{", ".join(names.values())}'
+      )
     if key != 'coordinator_address' and not found[key].isdigit():
       raise ValueError(f'environment: {name}={found[key]!r} found, a number expected')
-  if not found['coordinator_address'].rpartition(':')[2].isdigit() or ':' not in found['coordinator_address']:
-    raise ValueError(f'environment: {names["coordinator_address"]}={found["coordinator_address"]!r} found, HOST:PORT '
-                     'expected')
+  if (
+    not found['coordinator_address'].rpartition(':')[2].isdigit()
+    or ':' not in found['coordinator_address']
+  ):
+    raise ValueError(
+      f'environment: {names["coordinator_address"]}={found["coordinator_address"]!r} found, '
+      'HOST:PORT '
+      'expected'
+    )
   if int(found['process_id']) >= int(found['num_processes']):
-    raise ValueError(f'environment: JAX_PROCESS_ID={found["process_id"]} found, less than JAX_NUM_PROCESSES='
-                     f'{found["num_processes"]} expected')
-  return {'coordinator_address': found['coordinator_address'], 'num_processes': int(found['num_processes']),
-          'process_id': int(found['process_id']), 'cluster_detection_method': 'deactivate'}
+    raise ValueError(
+      f'environment: JAX_PROCESS_ID={found["process_id"]} found, less than JAX_NUM_PROCESSES='
+      f'{found["num_processes"]} expected'
+    )
+  return {
+    'coordinator_address': found['coordinator_address'],
+    'num_processes': int(found['num_processes']),
+    'process_id': int(found['process_id']),
+    'cluster_detection_method': 'deactivate',
+  }
 
 
 def alone():
@@ -62,8 +88,13 @@ def alone():
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{s.getsockname()[1]}'
-  return {'coordinator_address': address, 'coordinator_bind_address': address, 'num_processes': 1,
-          'process_id': 0, 'cluster_detection_method': 'deactivate'}
+  return {
+    'coordinator_address': address,
+    'coordinator_bind_address': address,
+    'num_processes': 1,
+    'process_id': 0,
+    'cluster_detection_method': 'deactivate',
+  }
 
 
 def several():
@@ -83,7 +114,9 @@ def spread(mesh, count):
 
 
 def positions(mesh, count):
-  """Which of a batch's `count` rows this host has to read, ascending: those that lie on its devices."""
+  """Which of a batch's `count` rows this host has to read, ascending: those that lie on its
+  devices.
+  """
   places = spread(mesh, count).addressable_devices_indices_map((count,)).values()
   return np.unique(np.concatenate([np.arange(count)[index] for index in places]))
 
@@ -91,9 +124,11 @@ def positions(mesh, count):
 def from_local(batch, mesh, count):
   """{name: numpy rows at `positions`} -> {name: global array of `count` rows}."""
   here = positions(mesh, count)
+
   def one(x):
     rows = lambda index: x[np.searchsorted(here, np.arange(count)[index[0]])]
     return jax.make_array_from_callback((count, *x.shape[1:]), spread(mesh, count), rows)
+
   return jax.tree.map(one, batch)
 
 
@@ -110,10 +145,14 @@ def _copied(mesh):
 
 
 def own(x):
-  """(numpy rows, positions) of a global array that this host answers for: each row is one host's."""
-  if not isinstance(x, jax.Array) or x.is_fully_addressable: return np.asarray(x), np.arange(len(x))
+  """(numpy rows, positions) of a global array that this host answers for: each row is one
+  host's.
+  """
+  if not isinstance(x, jax.Array) or x.is_fully_addressable:
+    return np.asarray(x), np.arange(len(x))
   parts = {(s.index[0].start or 0): s.data for s in x.addressable_shards if s.replica_id == 0}
-  if not parts: return np.zeros((0, *x.shape[1:]), x.dtype), np.arange(0)
+  if not parts:
+    return np.zeros((0, *x.shape[1:]), x.dtype), np.arange(0)
   rows = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
   return rows, np.concatenate([start + np.arange(len(parts[start])) for start in sorted(parts)])
 
@@ -121,7 +160,8 @@ def own(x):
 def everyone(x):
   """numpy of one shape on all hosts -> [hosts, ...] on all of them."""
   x = np.asarray(x)
-  if jax.process_count() == 1: return x[None]
+  if jax.process_count() == 1:
+    return x[None]
   spec = NamedSharding(_hosts(), PartitionSpec('host'))
   shape = (jax.process_count(), *x.shape)
   return whole(jax.make_array_from_callback(shape, spec, lambda index: x[None]))
@@ -137,7 +177,8 @@ def _hosts():
 def together(values, at, count):
   """values [..., n] of the rows `at`, of each host -> [..., count] of all rows, on every host."""
   values = np.asarray(values)
-  if jax.process_count() == 1: return values
+  if jax.process_count() == 1:
+    return values
   full = np.zeros((*values.shape[:-1], count), values.dtype)
   full[..., at] = values
   owner = everyone(np.isin(np.arange(count), at)).argmax(0)
@@ -154,23 +195,29 @@ def told(text):
   """What every host says, in order of the hosts."""
   data = np.frombuffer(text.encode(), np.uint8)
   sizes = everyone(np.array([len(data)], np.int32))[:, 0].tolist()
-  if not any(sizes): return [''] * len(sizes)
+  if not any(sizes):
+    return [''] * len(sizes)
   padded = np.zeros(max(sizes), np.uint8)
-  padded[:len(data)] = data
+  padded[: len(data)] = data
   return [bytes(row[:size]).decode() for row, size in zip(everyone(padded), sizes)]
 
 
 def agreed(call):
-  """call(), once it has succeeded on every host. What goes wrong on one is raised on all, or the others would
-  wait for it for ever."""
-  if jax.process_count() == 1: return call()
+  """call(), once it has succeeded on every host. What goes wrong on one is raised on all, or the
+  others would wait for it for ever."""
+  if jax.process_count() == 1:
+    return call()
   error, out = None, None
-  try: out = call()
-  except Exception as e: error = e
+  try:
+    out = call()
+  except Exception as e:
+    error = e
   texts = told('' if error is None else f'{type(error).__name__}: {error}')
-  if error is not None: raise shared(error)
+  if error is not None:
+    raise shared(error)
   for host, text in enumerate(texts):
-    if text: raise shared(RuntimeError(f'host {host}: {text}'))
+    if text:
+      raise shared(RuntimeError(f'host {host}: {text}'))
   return out
 
 
@@ -186,8 +233,13 @@ def same(facts):
   for host, theirs in enumerate(each):
     for what, found in theirs.items():
       expected = each[0][what]
-      if found == expected: continue
+      if found == expected:
+        continue
       if isinstance(found, dict):
         key = next(k for k in sorted({*found, *expected}) if found.get(k) != expected.get(k))
         what, found, expected = f'{what} {key}', found.get(key), expected.get(key)
-      raise shared(ValueError(f'{what}: {found} on host {host}, {expected} on host 0; all hosts must run the same'))
+      raise shared(
+        ValueError(
+          f'{what}: {found} on host {host}, {expected} on host 0; all hosts must run the same'
+        )
+      )

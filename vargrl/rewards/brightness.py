@@ -1,4 +1,6 @@
-"""Mean brightness: the reward of smoke tests, with an optimum that any policy finds; and what is bright, as a mask."""
+"""Mean brightness: the reward of smoke tests, with an optimum that any policy finds; and what is
+bright, as a mask.
+"""
 
 import jax.numpy as jnp
 

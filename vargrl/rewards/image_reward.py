@@ -1,4 +1,7 @@
-"""ImageReward (https://arxiv.org/abs/2304.05977): what people prefer, given the prompt of the image's class."""
+"""ImageReward (https://arxiv.org/abs/2304.05977): what people prefer, given the prompt of the
+image's class.
+"""
+
 from functools import partial
 import pathlib
 
@@ -18,34 +21,47 @@ HOST = False
 LENGTH = 35  # tokens of a prompt; what is longer is cut, its end token kept
 # Of the scores that the head was trained to give, https://github.com/THUDM/ImageReward.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-COMMANDS = {'file': '`huggingface-cli download THUDM/ImageReward ImageReward.pt --local-dir {}` brings it',
-            'vocab': '`huggingface-cli download bert-base-uncased vocab.txt --local-dir {}` brings it'}
+COMMANDS = {
+  'file': '`huggingface-cli download THUDM/ImageReward ImageReward.pt --local-dir {}` brings it',
+  'vocab': '`huggingface-cli download bert-base-uncased vocab.txt --local-dir {}` brings it',
+}
 
 
 def judge(*, file, size, dtype, vocab, template, names):
-  """r about -2 .. 2, the mean of ImageReward's training pairs at 0; it depends on the prompt's offset too.
+  """r about -2 .. 2, the mean of ImageReward's training pairs at 0; it depends on the prompt's
+  offset too.
 
-  file: ImageReward.pt; '' for random weights of size 'smoke'. size: large, smoke. dtype: of the blocks'
-  products. vocab: BERT's vocab.txt or tokenizer.json, or a folder with one of them; '' is the folder of `file`.
-  template: a prompt with {class} in it. names: see data/names.py. Raises FileNotFoundError, ValueError;
-  compiles nothing.
-  """
-  if size not in blip.SIZES: raise ValueError(f'size: {size!r} found, one of {sorted(blip.SIZES)} expected')
+  file: ImageReward.pt; '' for random weights of size 'smoke'. size: large, smoke. dtype: of the
+  blocks' products. vocab: BERT's vocab.txt or tokenizer.json, or a folder with one of them; '' is
+  the folder of `file`. template: a prompt with {class} in it. names: see data/names.py. Raises
+  FileNotFoundError, ValueError; compiles nothing."""
+  if size not in blip.SIZES:
+    raise ValueError(f'size: {size!r} found, one of {sorted(blip.SIZES)} expected')
   c = blip.Config(**{**vars(blip.SIZES[size]), 'dtype': dtype})
   if file == '' and size != 'smoke':
-    raise ValueError(f"file: '' found, the weights of size {size!r} expected; {COMMANDS['file'].format('DIR')}")
+    raise ValueError(
+      f"file: '' found, the weights of size {size!r} expected; {COMMANDS['file'].format('DIR')}"
+    )
   path = pathlib.Path(file).expanduser().resolve() if file else None
   if path and not path.exists():
     raise FileNotFoundError(f'file: there is no {path}; {COMMANDS["file"].format(path.parent)}')
-  if path: torch.check(path, blip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
+  if path:
+    torch.check(path, blip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
   texts = prompts(template, names)
   where = pathlib.Path(vocab).expanduser() if vocab else path and path.parent
   t_VL = tokenized(where, texts, c.vocab) if where else letters(texts, c.vocab)
   key = f'{path or "random"} {size} {dtype} blip'
-  tower = Tower(lambda mesh: weights(path, c, 'image', mesh), partial(look, c),
-                lambda mesh: place.abstract(init(c), mesh)['image'])
-  return Judge({key: tower}, partial(load, path, c, t_VL), lambda own, features, label_B: score(
-      c, own, features[key], label_B), partial(planned, c, t_VL))
+  tower = Tower(
+    lambda mesh: weights(path, c, 'image', mesh),
+    partial(look, c),
+    lambda mesh: place.abstract(init(c), mesh)['image'],
+  )
+  return Judge(
+    {key: tower},
+    partial(load, path, c, t_VL),
+    lambda own, features, label_B: score(c, own, features[key], label_B),
+    partial(planned, c, t_VL),
+  )
 
 
 def init(c):
@@ -55,7 +71,8 @@ def init(c):
 def weights(path, c, part, mesh):
   """One part of the network, 'image', 'text' or 'head', on the mesh."""
   shapes = place.abstract(init(c), mesh)
-  if path: return torch.load(path, blip.torch_layouts(c), shapes, only=f'{part}/')
+  if path:
+    return torch.load(path, blip.torch_layouts(c), shapes, only=f'{part}/')
   print(f'reward ImageReward {part}: no file, random weights')
   # Of this part alone: the rest is not compiled.
   return place.born(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])
@@ -68,18 +85,31 @@ def look(c, params, image_Byxc):
 
 
 def load(path, c, t_VL, mesh):
-  """The Judge's own weights: the text encoder, the prompts' tokens, and the head as one affine map."""
+  """The Judge's own weights: the text encoder, the prompts' tokens, and the head as one affine
+  map.
+  """
   w_D, b = affine(jax.device_get(weights(path, c, 'head', mesh)))
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   small = {'tokens': t_VL, 'w': ((w_D / STD).astype(np.float32)), 'b': np.float32((b - MEAN) / STD)}
-  return {'text': weights(path, c, 'text', mesh)} | jax.tree.map(lambda x: jax.device_put(x, whole), small)
+  return {'text': weights(path, c, 'text', mesh)} | jax.tree.map(
+    lambda x: jax.device_put(x, whole), small
+  )
 
 
 def planned(c, t_VL, mesh):
   """What `load` would return, abstract."""
-  whole, shapes = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), place.abstract(init(c), mesh)
-  small = {'tokens': (t_VL.shape, np.int32), 'w': ((c.text_width,), np.float32), 'b': ((), np.float32)}
-  return {'text': shapes['text']} | {k: jax.ShapeDtypeStruct(*x, sharding=whole) for k, x in small.items()}
+  whole, shapes = (
+    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    place.abstract(init(c), mesh),
+  )
+  small = {
+    'tokens': (t_VL.shape, np.int32),
+    'w': ((c.text_width,), np.float32),
+    'b': ((), np.float32),
+  }
+  return {'text': shapes['text']} | {
+    k: jax.ShapeDtypeStruct(*x, sharding=whole) for k, x in small.items()
+  }
 
 
 def affine(head):
@@ -102,20 +132,31 @@ def score(c, own, image_BSD, label_B):
 
 def prompts(template, names):
   """[the template with the name in the place of {class}, for every name]"""
-  if not isinstance(template, str) or any(brace in template.replace('{class}', '') for brace in '{}'):
-    raise ValueError(f'template: {template!r} found, one text with {{class}} as its only braces expected')
+  if not isinstance(template, str) or any(
+    brace in template.replace('{class}', '') for brace in '{}'
+  ):
+    raise ValueError(
+      f'template: {template!r} found, one text with {{class}} as its only braces expected'
+    )
   return [template.replace('{class}', name) for name in class_names.names(names)]
 
 
 def tokenized(path, texts, vocab):
-  """t_VL int32, -1 after the end: [CLS], word pieces, [SEP]; as transformers' BertTokenizer, uncased."""
+  """t_VL int32, -1 after the end: [CLS], word pieces, [SEP]; as transformers' BertTokenizer,
+  uncased.
+  """
   import tokenizers
+
   files = [path] if path.is_file() else [path / name for name in ('vocab.txt', 'tokenizer.json')]
   if not (found := [f for f in files if f.is_file()]):
-    raise FileNotFoundError(f'vocab: no vocab.txt or tokenizer.json in {path}; {COMMANDS["vocab"].format(path)}')
+    raise FileNotFoundError(
+      f'vocab: no vocab.txt or tokenizer.json in {path}; {COMMANDS["vocab"].format(path)}'
+    )
   try:
-    if found[0].suffix == '.json': tokenizer = tokenizers.Tokenizer.from_file(str(found[0]))
-    else: tokenizer = tokenizers.BertWordPieceTokenizer(str(found[0]), lowercase=True)
+    if found[0].suffix == '.json':
+      tokenizer = tokenizers.Tokenizer.from_file(str(found[0]))
+    else:
+      tokenizer = tokenizers.BertWordPieceTokenizer(str(found[0]), lowercase=True)
   except Exception as e:  # tokenizers raises Exception itself
     raise ValueError(f'vocab: {found[0]} is no vocabulary of BERT ({e})') from e
   tokenizer.no_padding()
@@ -123,17 +164,24 @@ def tokenized(path, texts, vocab):
   rows = [tokenizer.encode(text).ids for text in texts]
   ends = [tokenizer.token_to_id(token) for token in ('[CLS]', '[SEP]')]
   if any([row[0], row[-1]] != ends for row in rows) or max(map(max, rows)) >= vocab:
-    raise ValueError(f'vocab: {found[0]} gives {rows[0]}, tokens below {vocab} from [CLS] to [SEP] expected')
+    raise ValueError(
+      f'vocab: {found[0]} gives {rows[0]}, tokens below {vocab} from [CLS] to [SEP] expected'
+    )
   return filled(rows)
 
 
 def letters(texts, vocab):
   """Tokens of random weights: letters will do."""
-  return filled([[1, *(2 + ord(letter) % (vocab - 2) for letter in text)][:LENGTH] for text in texts])
+  return filled(
+    [[1, *(2 + ord(letter) % (vocab - 2) for letter in text)][:LENGTH] for text in texts]
+  )
 
 
 def filled(rows):
-  """[V, the longest row], -1 at the ends: a padding that is masked, and no class pays for more of it."""
+  """[V, the longest row], -1 at the ends: a padding that is masked, and no class pays for more of
+  it.
+  """
   out = np.full((len(rows), max(map(len, rows))), -1, np.int32)
-  for line, row in zip(out, rows): line[:len(row)] = row
+  for line, row in zip(out, rows):
+    line[: len(row)] = row
   return out

@@ -20,8 +20,8 @@ FILES = ('file', 'head', 'tokenizer', 'vocab')  # options of judges that name fi
 def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=False, texts=None):
   """The Mix of {nickname: {'name': path, 'weight': float, **options}}.
 
-  lean: one that is only compiled: no file is looked for, no worker started. texts: labels -> what host rewards get
-  in the place of them, None: the labels.
+  lean: one that is only compiled: no file is looked for, no worker started. texts: labels -> what
+  host rewards get in the place of them, None: the labels.
 
   Of `bind`, functions that no config can hold, a device reward gets those that it has a
   keyword-only parameter for.
@@ -36,13 +36,16 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=Fa
         raise ValueError(f"reward {nickname}: found {options}, expected 'name' and 'weight' in it")
       name, weights[nickname] = options.pop('name'), float(options.pop('weight'))
       names[nickname], module = name, device_module(name)
-      if module is None and lean: continue
+      if module is None and lean:
+        continue
       if module is None:
         knobs = dict(workers=workers, timeout=timeout, retries=retries, chunk=chunk)
         host[nickname] = pools.Pool(name, options, **knobs)
       elif hasattr(module, 'judge'):
-        if lean: options |= {k: None for k in FILES if k in options}
-        if lean and str(options.get('names')).endswith('.txt'): options['names'] = ('',)  # a file too; any will do
+        if lean:
+          options |= {k: None for k in FILES if k in options}
+        if lean and str(options.get('names')).endswith('.txt'):
+          options['names'] = ('',)  # a file too; any will do
         judges[nickname] = judge(nickname, name, module.judge, options)
       else:
         device[nickname] = bound(name, module.reward, options, bind)
@@ -73,7 +76,9 @@ def device_module(name):
   except ImportError as e:
     raise ValueError(f'reward {name}: importing {path} failed: {e}') from e
   if not (hasattr(module, 'HOST') and (hasattr(module, 'reward') or hasattr(module, 'judge'))):
-    expected = f'HOST = True or False and a function `reward` or `judge` in it, or {name}.<function>'
+    expected = (
+      f'HOST = True or False and a function `reward` or `judge` in it, or {name}.<function>'
+    )
     raise ValueError(f'reward {name}: found a module, expected {expected}')
   return None if module.HOST else module
 
@@ -89,7 +94,9 @@ def bound(name, function, options, bind):
 
 
 def judge(nickname, name, function, options):
-  """The types.Judge that a module's `judge` makes of its options; what is wrong with those is told here."""
+  """The types.Judge that a module's `judge` makes of its options; what is wrong with those is told
+  here.
+  """
   worker.check_options(name, function, options, ())
   try:
     return function(**options)
@@ -110,21 +117,26 @@ class Mix:
     self.device = (device or judges) and jax.jit(functions)
 
   def load(self, mesh):
-    """{'towers': {key: weights}, 'judges': {nickname: weights}}: what `score` finds in frozen['rewards']."""
-    return {'towers': {key: tower.load(mesh) for key, tower in self.towers.items()},
-            'judges': {nickname: judge.load(mesh) for nickname, judge in self.judges.items()}}
+    """{'towers': {key: weights}, 'judges': {nickname: weights}}: what `score` finds in
+    frozen['rewards'].
+    """
+    return {
+      'towers': {key: tower.load(mesh) for key, tower in self.towers.items()},
+      'judges': {nickname: judge.load(mesh) for nickname, judge in self.judges.items()},
+    }
 
   def shapes(self, mesh):
     """What `load` would return, abstract."""
-    return {'towers': {key: tower.shapes(mesh) for key, tower in self.towers.items()},
-            'judges': {nickname: judge.shapes(mesh) for nickname, judge in self.judges.items()}}
+    return {
+      'towers': {key: tower.shapes(mesh) for key, tower in self.towers.items()},
+      'judges': {nickname: judge.shapes(mesh) for nickname, judge in self.judges.items()},
+    }
 
   def score(self, frozen, image_Byxc, label_B):
     """(r_B float32, NaN for rows without all verdicts; {nickname: r_B}; {name: rows or calls}).
 
-    image_Byxc in [-1, 1]; label_B an array, or texts if there are host rewards only. Every host judges the
-    rows that are its own, and has the verdicts of all.
-    """
+    image_Byxc in [-1, 1]; label_B an array, or texts if there are host rewards only. Every host
+    judges the rows that are its own, and has the verdicts of all."""
     each = {}
     pixels_Byxc = pixels(image_Byxc) if self.host else None  # first: it waits for no reward
     if self.device:
@@ -133,8 +145,11 @@ class Mix:
     if self.host:  # while the device works
       image_nyxc, at = multihost.own(pixels_Byxc)
       label_n = label_B[at] if hasattr(label_B, 'dtype') else [label_B[i] for i in at]
-      if self.texts: label_n = self.texts(label_n)
-      allowed = min(1., self.max_failed * len(label_B) / max(len(at), 1))  # the share is of the rows of all hosts
+      if self.texts:
+        label_n = self.texts(label_n)
+      allowed = min(
+        1.0, self.max_failed * len(label_B) / max(len(at), 1)
+      )  # the share is of the rows of all hosts
       judged = lambda: pools.run(self.host.values(), image_nyxc, label_n, max_failed=allowed)
       r = multihost.together(multihost.agreed(judged), at, len(label_B))
       each |= dict(zip(self.host, r, strict=True))
@@ -149,7 +164,9 @@ class Mix:
     last_error = self.host[worst].last_error if worst in self.host else 'it returned NaN or Inf'
     pools.refuse(self.names[worst], masked, len(r_B), self.max_failed, last_error)
     kinds = (*pools.KINDS, 'retry')
-    counts = multihost.total({kind: sum(p.counts[kind] for p in self.host.values()) for kind in kinds})
+    counts = multihost.total(
+      {kind: sum(p.counts[kind] for p in self.host.values()) for kind in kinds}
+    )
     counts['nan'] += sum(lost[k] for k in each if k not in self.host)
     return {f'reward/{k}': v for k, v in (counts | {'masked': masked}).items()}
 
@@ -186,5 +203,7 @@ def fingerprint(weights):
 
   What judges computed from texts is not part of it: its last bits are another device's.
   """
-  found = [digest.digest(tree) for key, tree in weights['towers'].items() if not key.startswith('random ')]
+  found = [
+    digest.digest(tree) for key, tree in weights['towers'].items() if not key.startswith('random ')
+  ]
   return ' '.join(sorted(found)) or 'random'

@@ -1,4 +1,7 @@
-"""What the rewards on CLIP share: where weights lie, image towers, directions of texts, one formula."""
+"""What the rewards on CLIP share: where weights lie, image towers, directions of texts, one
+formula.
+"""
+
 from functools import partial
 import pathlib
 from typing import NamedTuple
@@ -16,13 +19,17 @@ from vargrl.parallel import multihost, place, rows
 from vargrl.rewards import preprocess
 from vargrl.types import Judge, Tower
 
-HUB = {'l14': 'openai/clip-vit-large-patch14', 'b32': 'openai/clip-vit-base-patch32',
-       'h14': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'}
+HUB = {
+  'l14': 'openai/clip-vit-large-patch14',
+  'b32': 'openai/clip-vit-base-patch32',
+  'h14': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
+}
 CHUNK = 128  # texts in one call, on each device
 
 
 class Source(NamedTuple):
   """Where a CLIP's weights are. path: a file or a folder; None: random ones."""
+
   path: pathlib.Path | None
   size: str
   c: clip.Config
@@ -32,16 +39,20 @@ def source(*, file, size, dtype, download):
   """The Source of these options, checked against the file's header.
 
   file: '' for random weights of size 'smoke', None where only shapes count. download: {size: what
-  `huggingface-cli download` is to be told}; other sizes than these and 'smoke' are refused. Raises FileNotFoundError, ValueError.
-  """
+  `huggingface-cli download` is to be told}; other sizes than these and 'smoke' are refused. Raises
+  FileNotFoundError, ValueError."""
   if size not in (known := [*download, 'smoke']):
     raise ValueError(f'size: {size!r} found, expected one of {known}')
   c = clip.Config(**{**vars(clip.SIZES[size]), 'dtype': dtype})
-  if file is None: return Source(None, size, c)
+  if file is None:
+    return Source(None, size, c)
   if not file:
-    if size == 'smoke': return Source(None, size, c)
-    raise ValueError(f'file: none given, the weights of size {size!r} expected; '
-                     f'{command(download[size], pathlib.Path("DIR"))}')
+    if size == 'smoke':
+      return Source(None, size, c)
+    raise ValueError(
+      f'file: none given, the weights of size {size!r} expected; '
+      f'{command(download[size], pathlib.Path("DIR"))}'
+    )
   path = pathlib.Path(file).expanduser()
   if not path.exists():
     raise FileNotFoundError(f'file: there is no {path}; {command(download.get(size), path)}')
@@ -56,8 +67,12 @@ def source(*, file, size, dtype, download):
 
 def command(what, path):
   """How to bring `what` of the hub to `path`; of nothing that is published, nothing."""
-  if not what: return 'a checkpoint expected'
-  return f'`huggingface-cli download {what} --local-dir {path.parent if path.suffix else path}` brings it'
+  if not what:
+    return 'a checkpoint expected'
+  return (
+    f'`huggingface-cli download {what} --local-dir {path.parent if path.suffix else path}` '
+    'brings it'
+  )
 
 
 def init(c):
@@ -66,17 +81,20 @@ def init(c):
 
 def abstract(source, mesh):
   """The whole CLIP's weights; large ones in the dtype that they are used in."""
+
   def held(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     dtype = source.c.dtype if '/blocks/' in name and name.endswith('/w') else x.dtype
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
   return jax.tree_util.tree_map_with_path(held, place.abstract(init(source.c), mesh))
 
 
 def weights(source, part, mesh):
   """The weights of one part, 'image', 'text' or 'logit_scale', on the mesh."""
   shapes = abstract(source, mesh)
-  if source.path: return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
+  if source.path:
+    return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
   print(f'reward tower {source.size} {part}: no file, random weights')
   return place.born(init(source.c), jax.random.key(0), shapes)[part]
 
@@ -87,16 +105,24 @@ def image_tower(source, how):
 
   def apply(params, image_Byxc):
     x_Byxc = preprocess.clip_input(image_Byxc, c.image_size, how=how)
-    with jax.default_matmul_precision('highest'):  # what is float32 is so on every device; bfloat16 stays fast
+    with jax.default_matmul_precision(
+      'highest'
+    ):  # what is float32 is so on every device; bfloat16 stays fast
       return layers.unit(model.apply({'params': params}, x_Byxc))
+
   key = f'{source.path or "random"} {source.size} {c.dtype} {how}'
-  return key, Tower(lambda mesh: weights(source, 'image', mesh), apply, lambda mesh: abstract(source, mesh)['image'])
+  return key, Tower(
+    lambda mesh: weights(source, 'image', mesh), apply, lambda mesh: abstract(source, mesh)['image']
+  )
 
 
 def prompts(template, names):
-  """[[every template with the name in the place of {class}], for every name]; template: one or several."""
+  """[[every template with the name in the place of {class}], for every name]; template: one or
+  several.
+  """
   templates = (template,) if isinstance(template, str) else tuple(template)
-  if not templates: raise ValueError('template: none found, at least one expected')
+  if not templates:
+    raise ValueError('template: none found, at least one expected')
   for t in templates:
     if any(brace in t.replace('{class}', '') for brace in '{}'):
       raise ValueError(f'template: {t!r} found, {{class}} expected as its only braces')
@@ -104,10 +130,15 @@ def prompts(template, names):
 
 
 def tokenized(source, tokenizer, texts):
-  """t_BL of texts, cut after the longest. tokenizer: file or folder; '' is where the weights are."""
+  """t_BL of texts, cut after the longest. tokenizer: file or folder; '' is where the weights
+  are.
+  """
   c = source.c
   if source.path is None and not tokenizer:  # letters will do for random weights
-    ids = [[c.start, *(min(ord(letter), c.start - 1) for letter in text)][:c.context - 1] for text in texts]
+    ids = [
+      [c.start, *(min(ord(letter), c.start - 1) for letter in text)][: c.context - 1]
+      for text in texts
+    ]
     t_BL = np.array([row + [c.end] * (c.context - len(row)) for row in ids], np.int32)
   else:
     folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
@@ -115,25 +146,39 @@ def tokenized(source, tokenizer, texts):
     try:
       t_BL = tokens.tokens(where, texts, length=c.context)
     except FileNotFoundError as e:
-      raise FileNotFoundError(f'tokenizer: {e}; {command(HUB["l14"] + " tokenizer.json", where)}') from e
+      raise FileNotFoundError(
+        f'tokenizer: {e}; {command(HUB["l14"] + " tokenizer.json", where)}'
+      ) from e
     if (t_BL == c.end).any(1).sum() < len(texts) or t_BL.max() > c.end:
-      raise ValueError(f'tokenizer: end token {t_BL.max()} in {where}, {c.end} in size {source.size!r}')
-  return t_BL[:, :int(np.argmax(t_BL == c.end, 1).max()) + 1]
+      raise ValueError(
+        f'tokenizer: end token {t_BL.max()} in {where}, {c.end} in size {source.size!r}'
+      )
+  return t_BL[:, : int(np.argmax(t_BL == c.end, 1).max()) + 1]
 
 
 def text_judge(source, *, tokenizer, template, names, how, scale):
-  """The Judge r = scale * cosine of the image and the prompt of its class. scale: mesh -> a number."""
+  """The Judge r = scale * cosine of the image and the prompt of its class. scale: mesh -> a
+  number.
+  """
   texts = prompts(template, names)
   t_BL = tokenized(source, tokenizer, [text for row in texts for text in row])
   key, tower = image_tower(source, how)
 
   def load(mesh):
     e_VTE = embedded(source, t_BL, mesh).reshape(len(texts), len(texts[0]), -1)
-    direction_VE = unit(unit(e_VTE).mean(1))  # as https://arxiv.org/abs/2103.00020 ensembles templates
-    return placed({'direction': direction_VE, 'scale': scale(mesh), 'bias': 0.}, mesh)
+    direction_VE = unit(
+      unit(e_VTE).mean(1)
+    )  # as https://arxiv.org/abs/2103.00020 ensembles templates
+    return placed({'direction': direction_VE, 'scale': scale(mesh), 'bias': 0.0}, mesh)
+
   def shapes(mesh):
-    return planned({'direction': np.zeros((len(texts), source.c.embed)), 'scale': 0., 'bias': 0.}, mesh)
-  return Judge({key: tower}, load, lambda own, features, label_B: affine(own, features[key], label_B), shapes)
+    return planned(
+      {'direction': np.zeros((len(texts), source.c.embed)), 'scale': 0.0, 'bias': 0.0}, mesh
+    )
+
+  return Judge(
+    {key: tower}, load, lambda own, features, label_B: affine(own, features[key], label_B), shapes
+  )
 
 
 def embedded(source, t_BL, mesh):
@@ -142,7 +187,9 @@ def embedded(source, t_BL, mesh):
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     run = jax.jit(lambda params, t_BL: model.apply({'params': params}, rows.spread(t_BL)))
     calls = rows.calls(len(t_BL), CHUNK)
-    return np.concatenate([multihost.whole(run(params, t_BL[row_B]))[counts_B] for row_B, counts_B in calls])
+    return np.concatenate(
+      [multihost.whole(run(params, t_BL[row_B]))[counts_B] for row_B, counts_B in calls]
+    )
 
 
 def unit(x):
@@ -164,7 +211,8 @@ def planned(tree, mesh):
 
 
 def affine(own, e_BE, label_B):
-  """r_B = scale * <e, direction[label]> + bias, float32: bfloat16 would not tell a group's images apart.
+  """r_B = scale * <e, direction[label]> + bias, float32: bfloat16 would not tell a group's images
+  apart.
 
   A label that is no class is NaN: clamping would reward some other class.
   """

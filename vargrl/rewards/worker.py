@@ -1,4 +1,6 @@
-"""A process that holds one reward function: what a name means, what an answer may be, how it ends."""
+"""A process that holds one reward function: what a name means, what an answer may be, how it
+ends.
+"""
 
 import contextlib
 import difflib

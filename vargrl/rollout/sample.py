@@ -3,6 +3,7 @@
 The policy of record is the distribution at the sampling temperature, before truncation. Top-k and
 top-p belong to the sampler; their mismatch is measured (`sampler/logp_gap`), never hidden.
 """
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +19,11 @@ def guide(cond, uncond, strength):
 def truncate(logits_LV, *, top_k, top_p):
   """-inf outside the top_k best and then outside the top_p mass; 0 switches either off.
 
-  As FoundationVision/VAR: ties with the k-th stay, the best one always stays, and the mass is that of
-  what top_k left.
-  """
+  As FoundationVision/VAR: ties with the k-th stay, the best one always stays, and the mass is that
+  of what top_k left."""
   V = logits_LV.shape[-1]
-  if not 0 < top_k < V and not 0 < top_p < 1: return logits_LV
+  if not 0 < top_k < V and not 0 < top_p < 1:
+    return logits_LV
   if 0 < top_k < V:
     logits_LV = above(logits_LV, least(logits_LV, jnp.float32(1), top_k))
   if 0 < top_p < 1:
@@ -37,20 +38,22 @@ def above(logits_LV, least_L1):
 def least(x_LV, weight_LV, need):
   """The largest t_L1 with sum(weight[x >= t]) >= need, -inf if there is none; float32.
 
-  Exact, and no sort: the order of floats is that of their bits as integers, so t is found bit by bit. A sort
-  takes five times as long on a CPU, and lax.top_k gathers rows that are spread over a mesh. Where V is spread,
-  each bit costs a sum of [L, 1] over its devices.
-  """
+  Exact, and no sort: the order of floats is that of their bits as integers, so t is found bit by
+  bit. A sort takes five times as long on a CPU, and lax.top_k gathers rows that are spread over a
+  mesh. Where V is spread, each bit costs a sum of [L, 1] over its devices."""
+
   def turn(i):  # its own inverse
-    return i ^ ((i >> 31) & 0x7fffffff)
+    return i ^ ((i >> 31) & 0x7FFFFFFF)
+
   weight_LV = weight_LV.astype(jnp.float32)  # counts beyond 256 have no bfloat16
   rank_LV = turn(jax.lax.bitcast_convert_type(x_LV.astype(jnp.float32), jnp.int32))
 
   def bit(i, t_L1):
     # The first bit is the sign: int32 wraps from its lowest to 0.
     higher_L1 = t_L1 + (jnp.int32(1) << (31 - i).astype(jnp.int32))
-    enough_L1 = jnp.where(rank_LV >= higher_L1, weight_LV, 0.).sum(-1, keepdims=True) >= need
+    enough_L1 = jnp.where(rank_LV >= higher_L1, weight_LV, 0.0).sum(-1, keepdims=True) >= need
     return jnp.where(enough_L1, higher_L1, t_L1)
+
   lowest = turn(np.float32(-np.inf).view(np.int32))
   t_L1 = jax.lax.fori_loop(0, 32, bit, jnp.full_like(rank_LV[..., :1], np.iinfo(np.int32).min))
   return jax.lax.bitcast_convert_type(turn(jnp.maximum(t_L1, lowest)), jnp.float32)
@@ -64,10 +67,12 @@ def draw(key, logits_LV, *, top_k, top_p):
 
 
 def categorical(key, logits_LV):
-  """jax.random.categorical, to the bit, of logits without NaN; int32. Its argmax is one reduction over pairs, which
-  XLA does not vectorise on a CPU; two plain ones take a third of the time."""
+  """jax.random.categorical, to the bit, of logits without NaN; int32. Its argmax is one reduction
+  over pairs, which XLA does not vectorise on a CPU; two plain ones take a third of the time."""
   noisy_LV = logits_LV + jax.random.gumbel(key, logits_LV.shape, logits_LV.dtype)
-  noisy_LV = jax.lax.optimization_barrier(noisy_LV)  # computed twice, it might differ from its own maximum
+  noisy_LV = jax.lax.optimization_barrier(
+    noisy_LV
+  )  # computed twice, it might differ from its own maximum
   V = logits_LV.shape[-1]
   place_LV = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), logits_LV.shape)
   return jnp.where(noisy_LV == noisy_LV.max(-1, keepdims=True), place_LV, V - 1).min(-1)
@@ -96,5 +101,6 @@ def scores(logits_LV, t_L, reference_LV=None):
   """Scores of tokens under the policy's logits, and the reference's if there are any."""
   hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
   out = Scores(select(logits_LV, t_L), entropy(logits_LV), hit_L)
-  if reference_LV is None: return out
+  if reference_LV is None:
+    return out
   return out.replace(kl=divergence(logits_LV, reference_LV), reference=select(reference_LV, t_L))

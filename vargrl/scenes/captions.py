@@ -1,4 +1,7 @@
-"""What a caption means, its text in several phrasings, and the way back: `parse` inverts `text` for all of them."""
+"""What a caption means, its text in several phrasings, and the way back: `parse` inverts `text` for
+all of them.
+"""
+
 import collections
 import dataclasses
 import json
@@ -9,15 +12,27 @@ from vargrl.scenes import world as worlds
 # GenEval's tags (https://arxiv.org/abs/2310.11513), and a seventh for what is written.
 CATEGORIES = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr', 'text')
 NUMBERS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six')
-FRAMES = ('{}', 'a picture of {}', 'there {be} {}', 'draw {}', 'an image that shows {}', '{} on a light background')
+FRAMES = (
+  '{}',
+  'a picture of {}',
+  'there {be} {}',
+  'draw {}',
+  'an image that shows {}',
+  '{} on a light background',
+)
 # Relation: its first phrasing, its second.
-SAYINGS = {'left of': ('to the left of', 'left of'), 'right of': ('to the right of', 'right of'),
-           'above': ('above', 'somewhere above'), 'below': ('below', 'somewhere below')}
+SAYINGS = {
+  'left of': ('to the left of', 'left of'),
+  'right of': ('to the right of', 'right of'),
+  'above': ('above', 'somewhere above'),
+  'below': ('below', 'somewhere below'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
   """Objects of a shape, and of a colour and size if those are said."""
+
   shape: str
   colour: str = ''
   size: str = ''
@@ -26,18 +41,25 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-  """All that a caption asks for. relation: of the first thing to the second; word: what is written."""
+  """All that a caption asks for. relation: of the first thing to the second; word: what is
+  written.
+  """
+
   things: tuple[Thing, ...] = ()
   relation: str = ''
   word: str = ''
 
   @property
   def category(self):
-    if self.word: return 'text'
-    if self.relation: return 'position'
-    if any(t.count > 1 for t in self.things): return 'counting'
+    if self.word:
+      return 'text'
+    if self.relation:
+      return 'position'
+    if any(t.count > 1 for t in self.things):
+      return 'counting'
     coloured = any(t.colour or t.size for t in self.things)
-    if len(self.things) > 1: return 'color_attr' if coloured else 'two_object'
+    if len(self.things) > 1:
+      return 'color_attr' if coloured else 'two_object'
     return 'colors' if coloured else 'single_object'
 
   def json(self):
@@ -76,16 +98,22 @@ def text(meaning, phrasing):
   if meaning.relation:
     body = f'{parts[0]} {SAYINGS[meaning.relation][saying]} {parts[1]}'
   else:
-    if meaning.word: parts.append(f'the {("word", "text")[saying]} "{meaning.word}"')
+    if meaning.word:
+      parts.append(f'the {("word", "text")[saying]} "{meaning.word}"')
     body = ', '.join(parts[:-2] + [' and '.join(parts[-2:])])
   many = meaning.things and meaning.things[0].count > 1 or len(parts) > 1 and not meaning.relation
   return frame.format(body, be='are' if many else 'is')
 
 
-FRAME = re.compile('|'.join(f'(?:{frame.replace("{be}", "(?:is|are)").replace("{}", "(.+)")})'
-                            for frame in reversed(FRAMES)))
-THING = re.compile(f'(an?|{"|".join(NUMBERS[2:])}) (?:({"|".join(worlds.SIZES)}) )?'
-                   f'(?:({"|".join(worlds.COLOURS)}) )?({"|".join([*worlds.SHAPES, *map(plural, worlds.SHAPES)])})')
+FRAME = re.compile(
+  '|'.join(
+    f'(?:{frame.replace("{be}", "(?:is|are)").replace("{}", "(.+)")})' for frame in reversed(FRAMES)
+  )
+)
+THING = re.compile(
+  f'(an?|{"|".join(NUMBERS[2:])}) (?:({"|".join(worlds.SIZES)}) )?'
+  f'(?:({"|".join(worlds.COLOURS)}) )?({"|".join([*worlds.SHAPES, *map(plural, worlds.SHAPES)])})'
+)
 WORD = re.compile('the (?:word|text) "([A-Z]+)"')
 RELATION = re.compile('(.+?) (?:(?:to the )?(left of|right of)|(?:somewhere )?(above|below)) (.+)')
 
@@ -95,52 +123,67 @@ def parse(caption):
   wrong = ValueError(f'caption: {caption!r} found, a sentence of vargrl.scenes.captions expected')
   said = ' '.join(caption.strip().rstrip('.').split())
   frame = FRAME.fullmatch(said)
-  if not frame: raise wrong
+  if not frame:
+    raise wrong
   body, relation, word, things = next(x for x in frame.groups() if x), '', '', []
   if found := RELATION.fullmatch(body):
     relation, parts = found[2] or found[3], [found[1], found[4]]
   else:
     parts = re.split(', | and ', body)
-    if found := WORD.fullmatch(parts[-1]): word, parts = found[1], parts[:-1]
+    if found := WORD.fullmatch(parts[-1]):
+      word, parts = found[1], parts[:-1]
   for part in parts:
     found = THING.fullmatch(part)
-    if not found: raise wrong
+    if not found:
+      raise wrong
     number, size, colour, name = found.groups()
     count = NUMBERS.index(number) if number in NUMBERS else 1
     shape = name if name in worlds.SHAPES else next(s for s in worlds.SHAPES if plural(s) == name)
     things.append(Thing(shape, colour or '', size or '', count))
-    if part != phrase(things[-1]): raise wrong
+    if part != phrase(things[-1]):
+      raise wrong
   return Meaning(tuple(things), relation, word)
 
 
 def describe(scene):
-  """{category: Meaning}: what may be said of the whole scene in the categories that have words for it."""
+  """{category: Meaning}: what may be said of the whole scene in the categories that have words for
+  it.
+  """
   objects = scene.objects
   full = tuple(Thing(o.shape, o.colour) for o in objects)
-  if scene.word: return {'text': Meaning(full, word=scene.word)} if distinct(full) else {}
+  if scene.word:
+    return {'text': Meaning(full, word=scene.word)} if distinct(full) else {}
   found, shapes = {}, collections.Counter(o.shape for o in objects)
   if len(objects) == 1:
     found = {'single_object': Meaning((Thing(objects[0].shape),)), 'colors': Meaning(full)}
   elif len(shapes) <= 2 and len(shapes) < len(objects):
     found = {'counting': Meaning(tuple(Thing(s, count=n) for s, n in shapes.items()))}
-  if 1 < len(objects) <= 3 and distinct(full): found['color_attr'] = Meaning(full)
+  if 1 < len(objects) <= 3 and distinct(full):
+    found['color_attr'] = Meaning(full)
   if len(objects) == 2 and len(shapes) == 2:
     bare = tuple(Thing(o.shape) for o in objects)
     found['two_object'] = Meaning(bare)
-    if relation := worlds.clear(*objects): found['position'] = Meaning(bare, relation)
+    if relation := worlds.clear(*objects):
+      found['position'] = Meaning(bare, relation)
   return found
 
 
 def layout(scene, world):
-  """All that is there, in reading order, with its place: 'a large red circle in 3 5 and the word "CAT" in 2 1'.
+  """All that is there, in reading order, with its place: 'a large red circle in 3 5 and the word
+  "CAT" in 2 1'.
 
-  A place is the number of the column and of the row, of eight each from the top left corner, that the center lies in.
-  """
+  A place is the number of the column and of the row, of eight each from the top left corner, that
+  the center lies in."""
   cell = worlds.UNIT // 8
-  parts = [(o.y // cell, o.x // cell, f'{article(f"{world.size(o.size)} {o.colour} {o.shape}")}') for o in scene.objects]
+  parts = [
+    (o.y // cell, o.x // cell, f'{article(f"{world.size(o.size)} {o.colour} {o.shape}")}')
+    for o in scene.objects
+  ]
   if scene.text:
     left, top, right, bottom = worlds.box(scene.text)
-    parts.append(((top + bottom) // 2 // cell, (left + right) // 2 // cell, f'the word "{scene.word}"'))
+    parts.append(
+      ((top + bottom) // 2 // cell, (left + right) // 2 // cell, f'the word "{scene.word}"')
+    )
   return ' and '.join(f'{what} in {x} {y}' for y, x, what in sorted(parts))
 
 

@@ -1,8 +1,9 @@
 """Questions about a scene, each with the one answer that follows from it.
 
-Nothing is asked that is close: sizes are compared when one is small and one large, places when one relation is clear.
-A pair that another split owns is not mentioned, or training would learn that such a thing is never there.
-"""
+Nothing is asked that is close: sizes are compared when one is small and one large, places when one
+relation is clear. A pair that another split owns is not mentioned, or training would learn that
+such a thing is never there."""
+
 import collections
 import itertools
 from typing import NamedTuple
@@ -27,10 +28,14 @@ def pick(rng, some):
 def names(scene):
   """{object: its names that no other object has}, of objects that have one."""
   objects = scene.objects
-  pairs, shapes = collections.Counter(worlds.pairs(objects)), collections.Counter(o.shape for o in objects)
+  pairs, shapes = (
+    collections.Counter(worlds.pairs(objects)),
+    collections.Counter(o.shape for o in objects),
+  )
   found = {o: [f'{o.colour} {o.shape}'] for o in objects if pairs[o.shape, o.colour] == 1}
   for o in found:
-    if shapes[o.shape] == 1: found[o].append(o.shape)
+    if shapes[o.shape] == 1:
+      found[o].append(o.shape)
   return found
 
 
@@ -38,20 +43,27 @@ def ask(world, scene, split, rng, number):
   """Up to `number` Questions of different kinds, in random order."""
   found = []
   for kind in rng.permutation(KINDS):
-    if len(found) == number: break
+    if len(found) == number:
+      break
     one = ASK[str(kind)](world, scene, split, rng)
-    if one: found.append(Question(str(kind), *one))
+    if one:
+      found.append(Question(str(kind), *one))
   return tuple(found)
 
 
 def existence(world, scene, split, rng):
-  """Half yes; a no is for something near: of one of the colours or shapes that are there, where possible."""
+  """Half yes; a no is for something near: of one of the colours or shapes that are there, where
+  possible.
+  """
   there = sorted(set(worlds.pairs(scene.objects)))
   if rng.randint(2) and there:
     pair = pick(rng, there)
   else:
-    absent = [pair for pair in itertools.product(world.shapes, world.colours)
-              if pair not in there and worlds.pair_split(world, *pair) in ('train', split)]
+    absent = [
+      pair
+      for pair in itertools.product(world.shapes, world.colours)
+      if pair not in there and worlds.pair_split(world, *pair) in ('train', split)
+    ]
     near = [pair for pair in absent if any(pair[0] == s or pair[1] == c for s, c in there)]
     pair = pick(rng, near or absent)
   name = f'{pair[1]} {pair[0]}'
@@ -61,7 +73,8 @@ def existence(world, scene, split, rng):
 def color(world, scene, split, rng):
   by_shape = collections.Counter(o.shape for o in scene.objects)
   some = [o for o in scene.objects if by_shape[o.shape] == 1]
-  if not some: return None
+  if not some:
+    return None
   o = pick(rng, some)
   return f'what color is the {o.shape}?', o.colour
 
@@ -69,7 +82,8 @@ def color(world, scene, split, rng):
 def shape(world, scene, split, rng):
   by_colour = collections.Counter(o.colour for o in scene.objects)
   some = [o for o in scene.objects if by_colour[o.colour] == 1]
-  if not some: return None
+  if not some:
+    return None
   o = pick(rng, some)
   return f'which shape is {o.colour}?', o.shape
 
@@ -90,14 +104,18 @@ def count(world, scene, split, rng):
 def position(world, scene, split, rng):
   called = names(scene)
   some = [(a, b, r) for a, b in itertools.permutations(called, 2) if (r := worlds.clear(a, b))]
-  if not some: return None
+  if not some:
+    return None
   a, b, relation = pick(rng, some)
-  return f'where is the {pick(rng, called[a])} relative to the {pick(rng, called[b])}?', PLACES[relation]
+  return f'where is the {pick(rng, called[a])} relative to the {pick(rng, called[b])}?', PLACES[
+    relation
+  ]
 
 
 def size(world, scene, split, rng):
   called = names(scene)
-  if not called: return None
+  if not called:
+    return None
   o = pick(rng, list(called))
   return f'is the {pick(rng, called[o])} small or large?', world.size(o.size)
 
@@ -105,7 +123,9 @@ def size(world, scene, split, rng):
 def comparison(world, scene, split, rng):
   """Which of two is larger; or whether two are of one color."""
   called = names(scene)
-  unequal = [(a, b) for a, b in itertools.permutations(called, 2) if world.size(a.size) != world.size(b.size)]
+  unequal = [
+    (a, b) for a, b in itertools.permutations(called, 2) if world.size(a.size) != world.size(b.size)
+  ]
   shapes = {o.shape: o.colour for o in called if o.shape in called[o]}
   same = [two for two in itertools.permutations(shapes, 2) if shapes[two[0]] == shapes[two[1]]]
   other = [two for two in itertools.permutations(shapes, 2) if shapes[two[0]] != shapes[two[1]]]
@@ -113,7 +133,8 @@ def comparison(world, scene, split, rng):
   if same or other and not rng.randint(5):
     two = pick(rng, same or other)
     return f'are the {two[0]} and the {two[1]} of the same color?', 'yes' if same else 'no'
-  if not unequal: return None
+  if not unequal:
+    return None
   a, b = pick(rng, unequal)
   larger = max(a, b, key=lambda o: o.size)
   return f'which is larger, the {called[a][0]} or the {called[b][0]}?', f'the {called[larger][0]}'
@@ -121,9 +142,18 @@ def comparison(world, scene, split, rng):
 
 def text(world, scene, split, rng):
   """What is written; or whether anything is, yes as often as no: one scene in seven has a text."""
-  if not scene.word: return ('is anything written?', 'no') if not rng.randint(24) else None
+  if not scene.word:
+    return ('is anything written?', 'no') if not rng.randint(24) else None
   return ('what is written?', scene.word) if rng.randint(4) else ('is anything written?', 'yes')
 
 
-ASK = {'existence': existence, 'color': color, 'shape': shape, 'count': count, 'position': position, 'size': size,
-       'comparison': comparison, 'text': text}
+ASK = {
+  'existence': existence,
+  'color': color,
+  'shape': shape,
+  'count': count,
+  'position': position,
+  'size': size,
+  'comparison': comparison,
+  'text': text,
+}

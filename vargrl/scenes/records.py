@@ -1,4 +1,5 @@
 """Records: everything about one scene, a function of (world, seed, split, index) alone."""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,10 @@ QUESTIONS = 4
 
 
 class Record(NamedTuple):
-  """novel: whether it shows a pair, or in a world without a list of words a word, that training never shows."""
+  """novel: whether it shows a pair, or in a world without a list of words a word, that training
+  never shows.
+  """
+
   scene: worlds.Scene
   meaning: Meaning
   caption: str
@@ -22,28 +26,41 @@ class Record(NamedTuple):
 
 def record(world, seed, split, index):
   """The Record; categories take turns, and half of what is not training is novel."""
-  if split not in worlds.SPLITS: raise ValueError(f'split: {split!r} found, one of {worlds.SPLITS} expected')
+  if split not in worlds.SPLITS:
+    raise ValueError(f'split: {split!r} found, one of {worlds.SPLITS} expected')
   # RandomState: its stream is frozen across numpy versions; Generator's is not.
-  rng = np.random.RandomState([seed, worlds.SPLITS.index(split), index, sorted(worlds.WORLDS).index(world.name)])
+  rng = np.random.RandomState(
+    [seed, worlds.SPLITS.index(split), index, sorted(worlds.WORLDS).index(world.name)]
+  )
   propose = PROPOSE[captions.CATEGORIES[index % len(captions.CATEGORIES)]]
   novel = split != 'train' and bool(rng.randint(2))
   while True:
     meaning, attributes = propose(world, rng)
     pairs = [(shape, colour) for shape, colour, _ in attributes]
-    if bool(worlds.novelties(world, pairs, meaning.word)) != novel: continue
-    if worlds.split_of(world, pairs, meaning.word) != split: continue
+    if bool(worlds.novelties(world, pairs, meaning.word)) != novel:
+      continue
+    if worlds.split_of(world, pairs, meaning.word) != split:
+      continue
     scene = worlds.arrange(world, rng, attributes, meaning.word, meaning.relation)
     edit = edits.edit(world, scene, split, rng)
-    if edit is None: continue  # one in thousands, whose every change belongs to another split
+    if edit is None:
+      continue  # one in thousands, whose every change belongs to another split
     asked = questions.ask(world, scene, split, rng, QUESTIONS)
-    return Record(scene, meaning, captions.text(meaning, rng.randint(world.phrasings)), asked, edit, novel)
+    return Record(
+      scene, meaning, captions.text(meaning, rng.randint(world.phrasings)), asked, edit, novel
+    )
 
 
 def attributes(world, rng, n, **fixed):
-  """n times (shape, colour, size); with what is fixed for all. Few are large where many must fit."""
+  """n times (shape, colour, size); with what is fixed for all. Few are large where many must
+  fit.
+  """
   found = []
   for i in range(n):
-    drawn = {'shape': questions.pick(rng, world.shapes), 'colour': questions.pick(rng, world.colours)} | fixed
+    drawn = {
+      'shape': questions.pick(rng, world.shapes),
+      'colour': questions.pick(rng, world.colours),
+    } | fixed
     large = bool(rng.randint(2)) and (n <= 3 or i < 1)
     found.append((drawn['shape'], drawn['colour'], worlds.SIZES[large]))
   return found
@@ -53,7 +70,8 @@ def differing(world, rng, n, what):
   """`attributes` of which no two agree in `what`, a function of one."""
   while True:
     found = attributes(world, rng, n)
-    if len({what(x) for x in found}) == n: return found
+    if len({what(x) for x in found}) == n:
+      return found
 
 
 def single_object(world, rng):
@@ -84,20 +102,23 @@ def counting(world, rng):
     fixed = {'shape': shape} | ({'colour': questions.pick(rng, world.colours)} if coloured else {})
     parts += attributes(world, rng, count, **fixed)
     things.append(Thing(shape, fixed.get('colour', ''), count=count))
-  if n > 3: parts = [(*x[:2], worlds.SIZES[i == 0 and x[2] == 'large']) for i, x in enumerate(parts)]
+  if n > 3:
+    parts = [(*x[:2], worlds.SIZES[i == 0 and x[2] == 'large']) for i, x in enumerate(parts)]
   return Meaning(tuple(things)), parts
 
 
 def position(world, rng):
   found, named = differing(world, rng, 2, lambda x: x[0]), rng.randint(2)
-  things = tuple(Thing(*x[:1 + named]) for x in found)
+  things = tuple(Thing(*x[: 1 + named]) for x in found)
   return Meaning(things, questions.pick(rng, tuple(worlds.RELATIONS))), found
 
 
 def color_attr(world, rng):
   """Two or, in a large world, three; their sizes are said one time in four."""
   found = differing(world, rng, 2 if world.objects <= 4 else rng.randint(2, 4), lambda x: x[:2])
-  return Meaning(tuple(Thing(*x) for x in found) if not rng.randint(4) else tuple(Thing(*x[:2]) for x in found)), found
+  return Meaning(
+    tuple(Thing(*x) for x in found) if not rng.randint(4) else tuple(Thing(*x[:2]) for x in found)
+  ), found
 
 
 def text(world, rng):
@@ -105,5 +126,12 @@ def text(world, rng):
   return Meaning(tuple(Thing(*x[:2]) for x in found), word=worlds.draw_word(world, rng)), found
 
 
-PROPOSE = {'single_object': single_object, 'two_object': two_object, 'counting': counting, 'colors': colors,
-           'position': position, 'color_attr': color_attr, 'text': text}
+PROPOSE = {
+  'single_object': single_object,
+  'two_object': two_object,
+  'counting': counting,
+  'colors': colors,
+  'position': position,
+  'color_attr': color_attr,
+  'text': text,
+}

@@ -1,8 +1,10 @@
-"""A world with ground truth: what a scene is, what it may contain, which split it belongs to, where things may lie.
+"""A world with ground truth: what a scene is, what it may contain, which split it belongs to, where
+things may lie.
 
-Lengths and places are integers in 1/256 of the side of the canvas, x to the right, y down; the place of an object is
-the centre of its bounding box. A scene has no pixels: the same one is drawn at any size.
-"""
+Lengths and places are integers in 1/256 of the side of the canvas, x to the right, y down; the
+place of an object is the centre of its bounding box. A scene has no pixels: the same one is drawn
+at any size."""
+
 import dataclasses
 import itertools
 import zlib
@@ -17,8 +19,16 @@ SIZES = ('small', 'large')
 # Relation: (axis, sign) of the way from the other object to this one.
 RELATIONS = {'left of': ('x', -1), 'right of': ('x', 1), 'above': ('y', -1), 'below': ('y', 1)}
 SHAPES = ('circle', 'square', 'triangle', 'cross', 'diamond', 'star', 'heart', 'ring')
-COLOURS = {'red': (215, 25, 50), 'yellow': (230, 200, 20), 'green': (40, 160, 60), 'blue': (40, 80, 220),
-           'purple': (140, 50, 180), 'pink': (240, 100, 200), 'orange': (240, 110, 10), 'cyan': (30, 180, 205)}
+COLOURS = {
+  'red': (215, 25, 50),
+  'yellow': (230, 200, 20),
+  'green': (40, 160, 60),
+  'blue': (40, 80, 220),
+  'purple': (140, 50, 180),
+  'pink': (240, 100, 200),
+  'orange': (240, 110, 10),
+  'cyan': (30, 180, 205),
+}
 INK = (25, 25, 30)  # of text, and of nothing else
 TONE = 10  # levels by which the colour of one object may be off, in each channel
 CONSONANTS, VOWELS = 'BCDFGHJKLMNPRSTVWXYZ', 'AEIOU'
@@ -28,8 +38,10 @@ TRIES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Numbers of a world. small, large: ranges of diameters; gap: least distance of two boxes, on one axis;
-  cell: of the font; words: those that are written, () for letters by pattern; pixels: the least that can be read."""
+  """Numbers of a world. small, large: ranges of diameters; gap: least distance of two boxes, on one
+  axis; cell: of the font; words: those that are written, () for letters by pattern; pixels: the
+  least that can be read."""
+
   name: str
   shapes: tuple[str, ...]
   colours: tuple[str, ...]
@@ -46,12 +58,37 @@ class World:
     return SIZES[diameter * 2 > self.small[1] + self.large[0]]
 
 
-WORLDS = {world.name: world for world in (
-    World('small', SHAPES[:4], tuple(COLOURS)[:6], (58, 68), (92, 102), objects=4, gap=24, cell=16,
-          words=('CAT', 'HAT', 'CUP', 'TEA', 'ICE', 'JET', 'PIE', 'LIP', 'AXE', 'FLY', 'TOY', 'HUT'),
-          phrasings=2, pixels=32),
-    World('full', SHAPES, tuple(COLOURS), (38, 46), (66, 78), objects=6, gap=16, cell=8, words=(),
-          phrasings=12, pixels=64))}
+WORLDS = {
+  world.name: world
+  for world in (
+    World(
+      'small',
+      SHAPES[:4],
+      tuple(COLOURS)[:6],
+      (58, 68),
+      (92, 102),
+      objects=4,
+      gap=24,
+      cell=16,
+      words=('CAT', 'HAT', 'CUP', 'TEA', 'ICE', 'JET', 'PIE', 'LIP', 'AXE', 'FLY', 'TOY', 'HUT'),
+      phrasings=2,
+      pixels=32,
+    ),
+    World(
+      'full',
+      SHAPES,
+      tuple(COLOURS),
+      (38, 46),
+      (66, 78),
+      objects=6,
+      gap=16,
+      cell=8,
+      words=(),
+      phrasings=12,
+      pixels=64,
+    ),
+  )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +104,7 @@ class Object:
 @dataclasses.dataclass(frozen=True)
 class Text:
   """x, y: of its top left corner."""
+
   word: str
   cell: int
   x: int
@@ -75,8 +113,9 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """light: the background's red, green and blue at the centre, then what it gains from left to right and from top to
-  bottom, in levels."""
+  """light: the background's red, green and blue at the centre, then what it gains from left to
+  right and from top to bottom, in levels."""
+
   objects: tuple[Object, ...]
   text: Text | None
   light: tuple[int, int, int, int, int]
@@ -88,7 +127,8 @@ class Scene:
 
 def find(name):
   """The World of a name; ValueError if there is none."""
-  if name not in WORLDS: raise ValueError(f'world: {name!r} found, one of {sorted(WORLDS)} expected')
+  if name not in WORLDS:
+    raise ValueError(f'world: {name!r} found, one of {sorted(WORLDS)} expected')
   return WORLDS[name]
 
 
@@ -105,8 +145,11 @@ def scene_of(plain):
 
 # Which split.
 
+
 def pair_split(world, shape, colour):
-  """'train', or the one split that shows this shape in this colour: two pairs of every shape are held out."""
+  """'train', or the one split that shows this shape in this colour: two pairs of every shape are
+  held out.
+  """
   step = (world.colours.index(colour) - world.shapes.index(shape)) % len(world.colours)
   return {0: 'test', len(world.colours) // 2: 'validation'}.get(step, 'train')
 
@@ -119,20 +162,24 @@ def bucket(*what):
 def novelties(world, pairs, word):
   """The splits other than train that own a pair or the word."""
   owners = {pair_split(world, *pair) for pair in pairs}
-  if word and not world.words: owners.add(bucket(word))
+  if word and not world.words:
+    owners.add(bucket(word))
   return owners - {'train'}
 
 
 def split_of(world, pairs, word):
-  """The only split with pictures of these contents, (shape, colour) of every object and the word; '' for none.
+  """The only split with pictures of these contents, (shape, colour) of every object and the word;
+  '' for none.
 
-  What is novel to training decides first, then a hash of the contents: of places, sizes and order they are free.
-  """
+  What is novel to training decides first, then a hash of the contents: of places, sizes and order
+  they are free."""
   new = novelties(world, pairs, word)
-  if new: return new.pop() if len(new) == 1 else ''
+  if new:
+    return new.pop() if len(new) == 1 else ''
   if len(pairs) == 1 and not word:  # too few for a hash to leave some of each kind in every split
     i, j = world.shapes.index(pairs[0][0]), world.colours.index(pairs[0][1])
-    if (j - i) % len(world.colours) != 1: return 'train'
+    if (j - i) % len(world.colours) != 1:
+      return 'train'
     return SPLITS[1 + i % 2]
   return bucket(world.name, sorted(pairs), word)
 
@@ -143,11 +190,15 @@ def pairs(objects):
 
 # Where.
 
+
 def clear(a, b):
-  """The relation of a to b that nobody would doubt: boxes apart along an axis, twice as far as across; '' for none."""
+  """The relation of a to b that nobody would doubt: boxes apart along an axis, twice as far as
+  across; '' for none.
+  """
   for name, (axis, sign) in RELATIONS.items():
     along, across = (a.x - b.x, a.y - b.y) if axis == 'x' else (a.y - b.y, a.x - b.x)
-    if along * sign >= max(2 * abs(across), (a.size + b.size) / 2): return name
+    if along * sign >= max(2 * abs(across), (a.size + b.size) / 2):
+      return name
   return ''
 
 
@@ -157,15 +208,21 @@ def relations(a, b):
   https://github.com/djghosh13/geneval/blob/main/evaluation/evaluate_images.py
   """
   away, least = {'x': a.x - b.x, 'y': a.y - b.y}, 0.1 * (a.size + b.size)
-  norm = max((away['x'] ** 2 + away['y'] ** 2) ** .5, 1e-9)
-  return {name for name, (axis, sign) in RELATIONS.items() if (away[axis] * sign - least) / norm > .5}
+  norm = max((away['x'] ** 2 + away['y'] ** 2) ** 0.5, 1e-9)
+  return {
+    name for name, (axis, sign) in RELATIONS.items() if (away[axis] * sign - least) / norm > 0.5
+  }
 
 
 def box(thing):
   """(left, top, right, bottom) of an object or a text."""
   if isinstance(thing, Text):
-    return (thing.x, thing.y, thing.x + font.word(thing.word).shape[1] * thing.cell,
-            thing.y + font.HEIGHT * thing.cell)
+    return (
+      thing.x,
+      thing.y,
+      thing.x + font.word(thing.word).shape[1] * thing.cell,
+      thing.y + font.HEIGHT * thing.cell,
+    )
   low, high = thing.size // 2, (thing.size + 1) // 2
   return thing.x - low, thing.y - low, thing.x + high, thing.y + high
 
@@ -177,19 +234,27 @@ def apart(a, b, gap):
 
 def legal(world, scene):
   """Whether all lies on the canvas with distances between."""
-  boxes, edge = [box(x) for x in (*scene.objects, *([scene.text] if scene.text else []))], world.gap // 2
+  boxes, edge = (
+    [box(x) for x in (*scene.objects, *([scene.text] if scene.text else []))],
+    world.gap // 2,
+  )
   inside = all(min(b[:2]) >= edge and max(b[2:]) <= UNIT - edge for b in boxes)
   return inside and all(apart(a, b, world.gap) for a, b in itertools.combinations(boxes, 2))
 
 
 def free_object(world, rng, shape, colour, size, taken, within=(0, 0, UNIT, UNIT), like=None):
-  """An Object of a size ('small', 'large') away from the boxes `taken`, its centre `within` a box; None if none.
+  """An Object of a size ('small', 'large') away from the boxes `taken`, its centre `within` a box;
+  None if none.
 
   like: an Object whose diameter and tone it has.
   """
   low, high = getattr(world, size)
-  diameter, tone = int(rng.randint(low, high + 1)), tuple(int(t) for t in rng.randint(-TONE, TONE + 1, 3))
-  if like: diameter, tone = like.size, like.tone
+  diameter, tone = (
+    int(rng.randint(low, high + 1)),
+    tuple(int(t) for t in rng.randint(-TONE, TONE + 1, 3)),
+  )
+  if like:
+    diameter, tone = like.size, like.tone
   edge, low, high = world.gap // 2 + (diameter + 1) // 2, diameter // 2, (diameter + 1) // 2
   x, y = rng.randint(edge, UNIT - edge + 1, (2, 40))
   boxes = np.stack([x - low, y - low, x + high, y + high])
@@ -199,8 +264,11 @@ def free_object(world, rng, shape, colour, size, taken, within=(0, 0, UNIT, UNIT
 
 
 def first_free(boxes, fits, taken, gap):
-  """The index of the first box, of [4, n], that `fits` and is apart from those that are taken; None if none."""
-  for other in taken: fits = fits & apart(boxes, other, gap)
+  """The index of the first box, of [4, n], that `fits` and is apart from those that are taken; None
+  if none.
+  """
+  for other in taken:
+    fits = fits & apart(boxes, other, gap)
   return int(np.argmax(fits)) if fits.any() else None
 
 
@@ -224,16 +292,21 @@ def arrange(world, rng, attributes, word, relation):
     objects, taken = [], [box(text)] if text else []
     for shape, colour, size in attributes:
       found = free_object(world, rng, shape, colour, size, taken)
-      if found is None: break
+      if found is None:
+        break
       objects.append(found)
       taken.append(box(found))
-    if len(objects) < len(attributes) or relation and clear(*objects[:2]) != relation: continue
+    if len(objects) < len(attributes) or relation and clear(*objects[:2]) != relation:
+      continue
     return Scene(tuple(objects), text, light)
   raise AssertionError(f'{world.name}: {attributes}, {word!r} and {relation!r} do not fit')
 
 
 def draw_word(world, rng):
   """A word of the world: of its list, or pronounceable letters."""
-  if world.words: return world.words[rng.randint(len(world.words))]
+  if world.words:
+    return world.words[rng.randint(len(world.words))]
   letters = {'c': CONSONANTS, 'v': VOWELS}
-  return ''.join(letters[kind][rng.randint(len(letters[kind]))] for kind in PATTERNS[rng.randint(len(PATTERNS))])
+  return ''.join(
+    letters[kind][rng.randint(len(letters[kind]))] for kind in PATTERNS[rng.randint(len(PATTERNS))]
+  )

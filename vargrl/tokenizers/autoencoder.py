@@ -1,8 +1,9 @@
-"""The convolutional encoder and decoder of VAR's tokenizer (VQGAN's, attention at the coarsest level), and of
-Infinity's, which has no attention.
+"""The convolutional encoder and decoder of VAR's tokenizer (VQGAN's, attention at the coarsest
+level), and of Infinity's, which has no attention.
 
 Exact structure: FoundationVision/VAR models/basic_vae.py. Images and latents are NHWC.
 """
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,19 +31,21 @@ class Attention(nn.Module):
     B, h, w, C = x_BhwC.shape
     qkv = Conv(3 * C, size=1, pad=(0, 0), name='qkv')(GroupNorm(name='norm')(x_BhwC))
     q_BLC, k_BSC, v_BSC = jnp.split(qkv.reshape(B, h * w, 3 * C), 3, -1)
-    logits_BLS = jnp.einsum('BLC,BSC->BLS', q_BLC * C ** -.5, k_BSC).astype(jnp.float32)
+    logits_BLS = jnp.einsum('BLC,BSC->BLS', q_BLC * C**-0.5, k_BSC).astype(jnp.float32)
     o_BLC = jnp.einsum('BLS,BSC->BLC', jax.nn.softmax(logits_BLS, -1).astype(v_BSC.dtype), v_BSC)
     return x_BhwC + Conv(C, size=1, pad=(0, 0), name='proj_out')(o_BLC.reshape(x_BhwC.shape))
 
 
 def middle(x, features, attention):
   x = ResBlock(features, name='mid_block_1')(x)
-  if attention: x = Attention(name='mid_attn_1')(x)
+  if attention:
+    x = Attention(name='mid_attn_1')(x)
   return ResBlock(features, name='mid_block_2')(x)
 
 
 class Encoder(nn.Module):
   """image_Byxc in [-1, 1] -> [B, y / 2^(levels-1), x / 2^(levels-1), channels]."""
+
   width: int
   mults: tuple[int, ...]
   blocks: int
@@ -56,7 +59,8 @@ class Encoder(nn.Module):
     for level, mult in enumerate(self.mults):
       for i in range(self.blocks):
         x = ResBlock(self.width * mult, name=f'down_{level}_block_{i}')(x)
-        if self.attention and level == last: x = Attention(name=f'down_{level}_attn_{i}')(x)
+        if self.attention and level == last:
+          x = Attention(name=f'down_{level}_attn_{i}')(x)
       if level < last:  # torch pads right and bottom alone before the stride
         x = Conv(x.shape[-1], stride=2, pad=(0, 1), name=f'down_{level}_downsample')(x)
     x = middle(x, self.width * self.mults[-1], self.attention)
@@ -65,6 +69,7 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
   """z_BhwC -> image_Byxc, not clamped. Level 0 is the finest and comes last."""
+
   width: int
   mults: tuple[int, ...]
   blocks: int
@@ -77,7 +82,8 @@ class Decoder(nn.Module):
     for level in range(last, -1, -1):
       for i in range(self.blocks + 1):
         x = ResBlock(self.width * self.mults[level], name=f'up_{level}_block_{i}')(x)
-        if self.attention and level == last: x = Attention(name=f'up_{level}_attn_{i}')(x)
+        if self.attention and level == last:
+          x = Attention(name=f'up_{level}_attn_{i}')(x)
       if level:
         x = x.repeat(2, 1).repeat(2, 2)
         x = Conv(x.shape[-1], name=f'up_{level}_upsample')(x)
@@ -86,14 +92,20 @@ class Decoder(nn.Module):
 
 def torch_conv(ours, theirs):
   """Rows of a Layout's table for a convolution."""
-  return {f'{ours}/w': (f'{theirs}.weight', 'o i y x -> y x i o'), f'{ours}/b': (f'{theirs}.bias', 'o -> o')}
+  return {
+    f'{ours}/w': (f'{theirs}.weight', 'o i y x -> y x i o'),
+    f'{ours}/b': (f'{theirs}.bias', 'o -> o'),
+  }
 
 
 def torch_table(mults, blocks, attend=True, inner=False):
-  """The same for encoder and decoder; inner: convolutions and norms lie in a module of their own, as Infinity's."""
+  """The same for encoder and decoder; inner: convolutions and norms lie in a module of their own,
+  as Infinity's.
+  """
   table = {}
 
-  def conv(ours, theirs): table.update(torch_conv(ours, theirs + '.conv' * inner))
+  def conv(ours, theirs):
+    table.update(torch_conv(ours, theirs + '.conv' * inner))
 
   def norm(ours, theirs):
     theirs += '.norm' * inner
@@ -104,18 +116,23 @@ def torch_table(mults, blocks, attend=True, inner=False):
     for i in (1, 2):
       norm(f'{ours}/norm{i}', f'{theirs}.norm{i}')
       conv(f'{ours}/conv{i}', f'{theirs}.conv{i}')
-    if shortcut: conv(f'{ours}/nin_shortcut', f'{theirs}.nin_shortcut')
+    if shortcut:
+      conv(f'{ours}/nin_shortcut', f'{theirs}.nin_shortcut')
 
   def attention(ours, theirs):
     norm(f'{ours}/norm', f'{theirs}.norm')
-    for name in ('qkv', 'proj_out'): conv(f'{ours}/{name}', f'{theirs}.{name}')
+    for name in ('qkv', 'proj_out'):
+      conv(f'{ours}/{name}', f'{theirs}.{name}')
 
   def side(name, word, blocks, before, sampler):
     """before: channels that enter the first block of each level."""
-    for end in ('conv_in', 'conv_out'): conv(f'{name}/{end}', f'{name}.{end}')
+    for end in ('conv_in', 'conv_out'):
+      conv(f'{name}/{end}', f'{name}.{end}')
     norm(f'{name}/norm_out', f'{name}.norm_out')
-    for i in (1, 2): block(f'{name}/mid_block_{i}', f'{name}.mid.block_{i}')
-    if attend: attention(f'{name}/mid_attn_1', f'{name}.mid.attn_1')
+    for i in (1, 2):
+      block(f'{name}/mid_block_{i}', f'{name}.mid.block_{i}')
+    if attend:
+      attention(f'{name}/mid_attn_1', f'{name}.mid.attn_1')
     last = len(mults) - 1
     for level, mult in enumerate(mults):
       for i in range(blocks):

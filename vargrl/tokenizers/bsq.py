@@ -1,9 +1,9 @@
 """Infinity's bitwise tokenizer (https://arxiv.org/abs/2412.04431): binary spherical codes
 (https://arxiv.org/abs/2406.07548) of a residual, scale by scale.
 
-Tokens of all scales are concatenated coarse to fine, e bits each, int32 t_BLe. A scale's codes, +-1 / sqrt(C) in each
-channel, are brought to the latent grid by bilinear resampling and summed.
-"""
+Tokens of all scales are concatenated coarse to fine, e bits each, int32 t_BLe. A scale's codes, +-1
+/ sqrt(C) in each channel, are brought to the latent grid by bilinear resampling and summed."""
+
 import dataclasses
 import math
 
@@ -28,69 +28,88 @@ class Config:
   width: int = 128
   mults: tuple[int, ...] = (1, 2, 4, 4, 4)
   blocks: int = 2
-  scales: tuple | str = '1M'  # of tokens; or '0.25M 1.333' (height / width), see models/schedules.py
-  patch: int = 1              # a token is so many places of the latent grid, squared
-  commitment: float = 0.25    # weights of the two terms of the loss
+  scales: tuple | str = (
+    '1M'  # of tokens; or '0.25M 1.333' (height / width), see models/schedules.py
+  )
+  patch: int = 1  # a token is so many places of the latent grid, squared
+  commitment: float = 0.25  # weights of the two terms of the loss
   entropy: float = 0.1
-  drop: float = 0.            # share of the scales that an image goes without while training, never the last
+  drop: float = 0.0  # share of the scales that an image goes without while training, never the last
   dtype: str = 'float32'
 
   def __post_init__(self):
     object.__setattr__(self, 'scales', schedules.scales(self.scales))
-    if self.width % 32: raise ValueError(f'tokenizer.width: {self.width}, expected a multiple of 32')
-    if self.dtype not in DTYPES: raise ValueError(f'tokenizer.dtype: {self.dtype!r}, expected one of {DTYPES}')
-    if not 0 <= self.drop < 1: raise ValueError(f'tokenizer.drop: {self.drop}, expected 0 <= drop < 1')
+    if self.width % 32:
+      raise ValueError(f'tokenizer.width: {self.width}, expected a multiple of 32')
+    if self.dtype not in DTYPES:
+      raise ValueError(f'tokenizer.dtype: {self.dtype!r}, expected one of {DTYPES}')
+    if not 0 <= self.drop < 1:
+      raise ValueError(f'tokenizer.drop: {self.drop}, expected 0 <= drop < 1')
 
   @property
-  def bits(self): return self.channels * self.patch ** 2  # of a token
+  def bits(self):
+    return self.channels * self.patch**2  # of a token
+
   @property
-  def grid(self): return self.latent(len(self.scales) - 1)
+  def grid(self):
+    return self.latent(len(self.scales) - 1)
+
   @property
   def image_size(self):
     y, x = (n * 2 ** (len(self.mults) - 1) for n in self.grid)
     return y if y == x else (y, x)
+
   @property
-  def length(self): return self.offsets[-1]
+  def length(self):
+    return self.offsets[-1]
+
   @property
-  def offsets(self): return offsets(self.scales)
+  def offsets(self):
+    return offsets(self.scales)
 
   def latent(self, i):
     """(h, w) of scale i in latents."""
     return tuple(self.patch * n for n in sides(self.scales[i]))
 
 
-# https://github.com/FoundationVision/Infinity. The released ones do not depend on the schedule. The last four are for a
-# laptop: images of 32 and 64 pixels, and of 8 x 8 or 16 x 8.
+# https://github.com/FoundationVision/Infinity. The released ones do not depend on the schedule. The
+# last four are for a laptop: images of 32 and 64 pixels, and of 8 x 8 or 16 x 8.
 SIZES = {
-    'd16': Config(16),
-    'd24': Config(24),
-    'd32': Config(32),
-    'd64': Config(64),
-    'd56': Config(14, mults=(1, 2, 4, 4), patch=2),  # of the 8B model
-    'small': Config(16, 64, (1, 2, 2), 1, (1, 2, 3, 4, 6, 8)),
-    'small-64': Config(16, 64, (1, 2, 2), 1, (1, 2, 4, 6, 8, 12, 16)),
-    'smoke': Config(4, 32, (1, 1), 1, (1, 2, (4, 2))),
-    'smoke-square': Config(4, 32, (1, 1), 1, (1, 2, 4)),
+  'd16': Config(16),
+  'd24': Config(24),
+  'd32': Config(32),
+  'd64': Config(64),
+  'd56': Config(14, mults=(1, 2, 4, 4), patch=2),  # of the 8B model
+  'small': Config(16, 64, (1, 2, 2), 1, (1, 2, 3, 4, 6, 8)),
+  'small-64': Config(16, 64, (1, 2, 2), 1, (1, 2, 4, 6, 8, 12, 16)),
+  'smoke': Config(4, 32, (1, 1), 1, (1, 2, (4, 2))),
+  'smoke-square': Config(4, 32, (1, 1), 1, (1, 2, 4)),
 }
 
 
 def patched(x_BhwC, p):
   """[B, p h, p w, C] -> [B, h w, C p p], the channel slowest, then rows."""
   B, h, w, C = x_BhwC.shape
-  return x_BhwC.reshape(B, h // p, p, w // p, p, C).transpose(0, 1, 3, 5, 2, 4).reshape(B, -1, C * p * p)
+  return (
+    x_BhwC.reshape(B, h // p, p, w // p, p, C).transpose(0, 1, 3, 5, 2, 4).reshape(B, -1, C * p * p)
+  )
 
 
 def unpatched(x_BLe, side, p):
   """The inverse; side: (h, w)."""
   B, _, e = x_BLe.shape
   h, w = side
-  return x_BLe.reshape(B, h, w, e // p ** 2, p, p).transpose(0, 1, 4, 2, 5, 3).reshape(B, p * h, p * w, -1)
+  return (
+    x_BLe.reshape(B, h, w, e // p**2, p, p).transpose(0, 1, 4, 2, 5, 3).reshape(B, p * h, p * w, -1)
+  )
 
 
 def entropies(u_BhwC):
-  """(mean entropy of the bits of a place, summed over them [B]; how often each is 1, [B, C]), soft, in nats.
+  """(mean entropy of the bits of a place, summed over them [B]; how often each is 1, [B, C]), soft,
+  in nats.
 
-  BitVAE's: the logit of a bit is 400 u / sqrt(C), its entropy that the logarithms being of 1e-8 at least."""
+  BitVAE's: the logit of a bit is 400 u / sqrt(C), its entropy that the logarithms being of 1e-8 at
+  least."""
   p_BhwC = jax.nn.sigmoid(400 / math.sqrt(u_BhwC.shape[-1]) * u_BhwC)
   return entropy(p_BhwC).sum(-1).mean((1, 2)), p_BhwC.mean((1, 2))
 
@@ -119,7 +138,8 @@ class Model(nn.Module):
 
   def resized(self, z_BhwC, before, after, how):
     """From one grid (h, w) to another; nothing is done where they are the same."""
-    if before == after: return z_BhwC
+    if before == after:
+      return z_BhwC
     return resize(z_BhwC, *(how(n, m) for n, m in zip(before, after)))
 
   def residual(self, rest_BhwC, i):
@@ -136,8 +156,8 @@ class Model(nn.Module):
     return self.grown(unpatched(codes_BLe, sides(self.c.scales[i]), self.c.patch), i)
 
   def quantize(self, f_BhwC, flips_BLe=None):
-    """f -> (t_BLe, z_BhwC). flips: 1 where a bit is turned before it is added, so that finer scales learn to correct
-    it; the tokens are those before. That is bitwise self-correction."""
+    """f -> (t_BLe, z_BhwC). flips: 1 where a bit is turned before it is added, so that finer scales
+    learn to correct it; the tokens are those before. That is bitwise self-correction."""
     z, tokens = jnp.zeros_like(f_BhwC), []
     for i, (a, b) in enumerate(bounds(self.c.scales)):
       t_BLe = patched((self.residual(f_BhwC - z, i) > 0).astype(jnp.int32), self.c.patch)
@@ -155,8 +175,8 @@ class Model(nn.Module):
     return t_BLe, t_BLe ^ flips_BLe
 
   def embed(self, t_BLe):
-    """Teacher-forcing inputs of tokens 1 .. L-1, [B, L-1, e]: what `step` returns, for all scales. t_BLe may be
-    the tokens of the first few scales alone."""
+    """Teacher-forcing inputs of tokens 1 .. L-1, [B, L-1, e]: what `step` returns, for all scales.
+    t_BLe may be the tokens of the first few scales alone."""
     z, out = self.zeros(len(t_BLe)), [jnp.zeros((len(t_BLe), 0, self.c.bits))]
     for i, (a, b) in enumerate(bounds(leading(self.c.scales, t_BLe.shape[1]))[:-1]):
       z, next_BLe = self.step(z, t_BLe[:, a:b], i)
@@ -167,11 +187,17 @@ class Model(nn.Module):
     return jnp.zeros((batch, *self.c.grid, self.c.channels))
 
   def step(self, z_BhwC, t_BLe, i):
-    """Adds the tokens of scale i; also the decoder's inputs of scale i + 1 (None after the last)."""
+    """Adds the tokens of scale i; also the decoder's inputs of scale i + 1 (None after the
+    last).
+    """
     z_BhwC = z_BhwC + self.contribution(t_BLe, i)
-    if i + 1 == len(self.c.scales): return z_BhwC, None
-    # Bilinear where the residual's is area, and without antialias: what the released models were trained with.
-    return z_BhwC, patched(self.resized(z_BhwC, self.c.grid, self.c.latent(i + 1), bilinear), self.c.patch)
+    if i + 1 == len(self.c.scales):
+      return z_BhwC, None
+    # Bilinear where the residual's is area, and without antialias: what the released models were
+    # trained with.
+    return z_BhwC, patched(
+      self.resized(z_BhwC, self.c.grid, self.c.latent(i + 1), bilinear), self.c.patch
+    )
 
   def decode_latent(self, z_BhwC):
     """z_BhwC -> image_Byxc, not clamped (training needs the gradient beyond [-1, 1])."""
@@ -183,31 +209,35 @@ class Model(nn.Module):
     return jnp.clip(self.decode_latent(z), -1, 1)
 
   def reconstruct(self, image_Byxc, keep_Bs=None):
-    """(image_Byxc not clamped, loss_B of the quantizer, t_BLe), straight-through, each residual with its gradient.
+    """(image_Byxc not clamped, loss_B of the quantizer, t_BLe), straight-through, each residual
+    with its gradient.
 
-    keep_Bs: 1 for the scales that an image has, 0 for others; None: all. The loss is the mean over an image's scales
-    of commitment |u - sg(code)|^2, u the unit residual, plus entropy / 100 times what a place's bits have, minus what
-    those of all images have: bits should be sure, and each be 1 as often as 0.
-    """
+    keep_Bs: 1 for the scales that an image has, 0 for others; None: all. The loss is the mean over
+    an image's scales of commitment |u - sg(code)|^2, u the unit residual, plus entropy / 100 times
+    what a place's bits have, minus what those of all images have: bits should be sure, and each be
+    1 as often as 0."""
     c, rest, stop = self.c, self.features(image_Byxc), jax.lax.stop_gradient
     keep_Bs = jnp.ones((len(rest), len(c.scales))) if keep_Bs is None else keep_Bs
     z, tokens, losses = jnp.zeros_like(rest), [], []
     for i in range(len(c.scales)):
       u = unit(small := self.residual(rest, i))
-      code, keep_B = jnp.where(small > 0, 1., -1.) / math.sqrt(c.channels), keep_Bs[:, i]
+      code, keep_B = jnp.where(small > 0, 1.0, -1.0) / math.sqrt(c.channels), keep_Bs[:, i]
       h = self.grown(u + stop(code - u), i) * keep_B[:, None, None, None]
       z, rest = z + h, rest - h
       tokens.append(patched((small > 0).astype(jnp.int32), c.patch))
       place_B, p_BC = entropies(u)
       p_C = (p_BC * keep_B[:, None]).sum(0) / jnp.maximum(keep_B.sum(), 1)
       commitment_B = ((u - stop(code)) ** 2).mean((1, 2, 3))
-      losses.append(keep_B * (c.commitment * commitment_B + c.entropy / 100 * (place_B - entropy(p_C).sum())))
+      losses.append(
+        keep_B * (c.commitment * commitment_B + c.entropy / 100 * (place_B - entropy(p_C).sum()))
+      )
     return self.decode_latent(z), sum(losses) / keep_Bs.sum(1), jnp.concatenate(tokens, 1)
 
 
 def kept(c, rng, batch):
   """keep_Bs of `reconstruct`, or None where c.drop leaves out nothing."""
-  if not c.drop: return None
+  if not c.drop:
+    return None
   keep_Bs = jax.random.uniform(rng, (batch, len(c.scales))) >= c.drop
   return keep_Bs.at[:, -1].set(True).astype(jnp.float32)
 
@@ -219,17 +249,23 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """The official file, whose weights lie under 'vae', in both spellings that its loader knows; and those within the
-  folder of VARGPT-v1.1. See types.Layout.
+  """The official file, whose weights lie under 'vae', in both spellings that its loader knows; and
+  those within the folder of VARGPT-v1.1. See types.Layout.
 
-  The masks are powers of two that nothing is learned in, and that 64 bits have no room for: whatever they hold is
-  ignored.
-  """
+  The masks are powers of two that nothing is learned in, and that 64 bits have no room for:
+  whatever they hold is ignored."""
   mask = np.left_shift(np.int64(1), np.arange(c.channels - 1, -1, -1, dtype=np.int64))
   constants = {f'{name}.lfq.mask': mask for name in ('quantizer', 'quantize')}
-  tables = {inner: autoencoder.torch_table(c.mults, c.blocks, attend=False, inner=inner) for inner in (True, False)}
-  alone = tuple(Layout(table, constants, ignored=tuple(constants), nests=('vae',), prefixes=WRAPPERS)
-                for table in tables.values())
-  inside = {ours: (f'vae_local.{theirs}', pattern) for ours, (theirs, pattern) in tables[True].items()}
+  tables = {
+    inner: autoencoder.torch_table(c.mults, c.blocks, attend=False, inner=inner)
+    for inner in (True, False)
+  }
+  alone = tuple(
+    Layout(table, constants, ignored=tuple(constants), nests=('vae',), prefixes=WRAPPERS)
+    for table in tables.values()
+  )
+  inside = {
+    ours: (f'vae_local.{theirs}', pattern) for ours, (theirs, pattern) in tables[True].items()
+  }
   masks = {'vae_local.quantizer.lfq.mask': mask}
   return *alone, Layout(inside, masks, ignored=(r'(?!vae_local\.).*', *masks))

@@ -1,12 +1,13 @@
 """Resampling as fixed matrices, equal to torch's F.interpolate (jax.image.resize is not: it uses
 a = -0.5 and renormalises borders for cubic, and has no adaptive-average `area`)."""
+
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-LARGEST = 2 ** 20  # numbers of one matrix for both axes
+LARGEST = 2**20  # numbers of one matrix for both axes
 
 
 @functools.lru_cache(None)
@@ -24,11 +25,13 @@ def bicubic(n, m, a=-0.75):
   """[m, n] float32: align_corners=False, no antialias, taps beyond the border clamped onto it."""
   out = np.zeros((m, n))
   for i in range(m):
-    x = (i + .5) * n / m - .5
+    x = (i + 0.5) * n / m - 0.5
     base = int(np.floor(x))
     for tap in range(base - 1, base + 3):
       s = abs(x - tap)
-      weight = ((a + 2) * s - (a + 3)) * s * s + 1 if s <= 1 else ((a * s - 5 * a) * s + 8 * a) * s - 4 * a
+      weight = (
+        ((a + 2) * s - (a + 3)) * s * s + 1 if s <= 1 else ((a * s - 5 * a) * s + 8 * a) * s - 4 * a
+      )
       out[i, min(max(tap, 0), n - 1)] += weight
   return out.astype(np.float32)
 
@@ -36,7 +39,7 @@ def bicubic(n, m, a=-0.75):
 @functools.lru_cache(None)
 def bilinear(n, m):
   """[m, n] float32: align_corners=False, no antialias, also when it shrinks."""
-  x = np.maximum((np.arange(m) + .5) * n / m - .5, 0)
+  x = np.maximum((np.arange(m) + 0.5) * n / m - 0.5, 0)
   low = np.floor(x).astype(int)
   high, share = np.minimum(low + 1, n - 1), x - low
   out = np.zeros((m, n))
@@ -46,12 +49,11 @@ def bilinear(n, m):
 
 
 def resize(x_BhwC, rows, columns=None):
-  """h by the [m, h] matrix `rows`, w by the [n, w] matrix `columns`, which is `rows` if None; float32 products in
-  full precision.
+  """h by the [m, h] matrix `rows`, w by the [n, w] matrix `columns`, which is `rows` if None;
+  float32 products in full precision.
 
-  One product over all places of the grid: two, each over one axis, take a TPU's compiler twice as long. Where its
-  matrix would be large, two.
-  """
+  One product over all places of the grid: two, each over one axis, take a TPU's compiler twice as
+  long. Where its matrix would be large, two."""
   columns = rows if columns is None else columns
   (B, h, w, C), m, n = x_BhwC.shape, len(rows), len(columns)
   x_BhwC, exact = x_BhwC.astype(jnp.float32), jax.lax.Precision.HIGHEST

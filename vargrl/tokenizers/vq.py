@@ -1,8 +1,9 @@
 """VAR's multi-scale residual VQ tokenizer (https://arxiv.org/abs/2404.02905, section 3.2).
 
-Tokens of all scales are concatenated coarse to fine, t_BL. A scale's codes are brought to the latent
-grid by bicubic resampling, smoothed by one of a few shared residual convolutions (phi), and summed.
-"""
+Tokens of all scales are concatenated coarse to fine, t_BL. A scale's codes are brought to the
+latent grid by bicubic resampling, smoothed by one of a few shared residual convolutions (phi), and
+summed."""
+
 import dataclasses
 import re
 
@@ -28,40 +29,53 @@ class Config:
   mults: tuple[int, ...] = (1, 1, 2, 2, 4)
   blocks: int = 2
   scales: tuple[int, ...] = SCALES_256
-  phis: int = 4            # partially shared: the scales are dealt to this many convolutions
-  residual: float = 0.5    # phi(h) = (1 - residual) h + residual conv(h)
+  phis: int = 4  # partially shared: the scales are dealt to this many convolutions
+  residual: float = 0.5  # phi(h) = (1 - residual) h + residual conv(h)
   commitment: float = 0.25
-  spread: float = 0.       # std of the codebook at init; 0: uniform in +-1 / vocab, as VQGAN
+  spread: float = 0.0  # std of the codebook at init; 0: uniform in +-1 / vocab, as VQGAN
   dtype: str = 'float32'
 
   def __post_init__(self):
-    if self.width % 32: raise ValueError(f'tokenizer.width: {self.width}, expected a multiple of 32')
+    if self.width % 32:
+      raise ValueError(f'tokenizer.width: {self.width}, expected a multiple of 32')
     if self.dtype not in DTYPES:
       raise ValueError(f'tokenizer.dtype: {self.dtype!r}, expected one of {DTYPES}')
 
   @property
-  def grid(self): return self.scales[-1]
+  def grid(self):
+    return self.scales[-1]
+
   @property
-  def image_size(self): return self.grid * 2 ** (len(self.mults) - 1)
+  def image_size(self):
+    return self.grid * 2 ** (len(self.mults) - 1)
+
   @property
-  def length(self): return sum(s * s for s in self.scales)
+  def length(self):
+    return sum(s * s for s in self.scales)
+
   @property
-  def offsets(self): return offsets(self.scales)
+  def offsets(self):
+    return offsets(self.scales)
 
 
-# https://github.com/FoundationVision/VAR: one tokenizer, two schedules. The others are for a laptop.
+# https://github.com/FoundationVision/VAR: one tokenizer, two schedules. The others are for a
+# laptop.
 SIZES = {
-    'var': Config(),
-    'var-512': Config(scales=SCALES_512),
-    'small': Config(width=32),
-    'digits': Config(vocab=128, channels=8, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 3, 4),
-                     spread=.1),
-    'smoke': Config(vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 4), spread=.1),
+  'var': Config(),
+  'var-512': Config(scales=SCALES_512),
+  'small': Config(width=32),
+  'digits': Config(
+    vocab=128, channels=8, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 3, 4), spread=0.1
+  ),
+  'smoke': Config(
+    vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(1, 2, 4), spread=0.1
+  ),
 }
 
 
 def phi_of_scale(count, phis):
-  """Which of the shared convolutions each scale uses: the nearest of `phis` ticks to i / (count - 1).
+  """Which of the shared convolutions each scale uses: the nearest of `phis` ticks to i / (count -
+  1).
 
   Some scales are ties in real arithmetic (2 and 7 of 10); float64 decides them, as in the original.
   """
@@ -79,8 +93,13 @@ class Model(nn.Module):
     self.decoder = autoencoder.Decoder(c.width, c.mults, c.blocks)
     self.quant_conv, self.post_quant_conv = Conv(c.channels), Conv(c.channels)
     self.phi = [Conv(c.channels) for _ in range(c.phis)]
-    init = nn.initializers.normal(c.spread) if c.spread else (
-        lambda key, shape: jax.random.uniform(key, shape, minval=-1 / c.vocab, maxval=1 / c.vocab))
+    init = (
+      nn.initializers.normal(c.spread)
+      if c.spread
+      else (
+        lambda key, shape: jax.random.uniform(key, shape, minval=-1 / c.vocab, maxval=1 / c.vocab)
+      )
+    )
     self.codebook = self.param('codebook', letters(init, 'VC'), (c.vocab, c.channels))
 
   def __call__(self, image_Byxc):
@@ -91,17 +110,18 @@ class Model(nn.Module):
     return self.quant_conv(self.encoder(image_Byxc.astype(self.c.dtype))).astype(jnp.float32)
 
   def nearest(self, z_BLC):
-    """Index of the nearest code, the lowest on a tie. Full precision: a flipped index moves all later
-    residuals."""
+    """Index of the nearest code, the lowest on a tie. Full precision: a flipped index moves all
+    later residuals."""
     dots = jnp.einsum('BLC,VC->BLV', z_BLC, self.codebook, precision=jax.lax.Precision.HIGHEST)
-    distance = (z_BLC ** 2).sum(-1, keepdims=True) + (self.codebook ** 2).sum(-1)[None, None] - 2 * dots
+    distance = (z_BLC**2).sum(-1, keepdims=True) + (self.codebook**2).sum(-1)[None, None] - 2 * dots
     return jnp.argmin(distance, -1).astype(jnp.int32)
 
   def contribution(self, t_BL, i):
     """What the tokens of scale i add to the latent, z_BhwC."""
     s, grid = self.c.scales[i], self.c.grid
     h = self.codebook[t_BL].reshape(-1, s, s, self.c.channels)
-    if s != grid: h = resize(h, bicubic(s, grid))
+    if s != grid:
+      h = resize(h, bicubic(s, grid))
     r = self.c.residual
     return h * (1 - r) + self.phi[phi_of_scale(len(self.c.scales), self.c.phis)[i]](h) * r
 
@@ -126,8 +146,8 @@ class Model(nn.Module):
     return jnp.split(t_BL, self.c.offsets[1:-1], 1)
 
   def embed(self, t_BL):
-    """Teacher-forcing inputs of tokens 1 .. L-1, [B, L-1, C]: what `step` returns, for all scales. t_BL may be
-    the tokens of the first few scales alone."""
+    """Teacher-forcing inputs of tokens 1 .. L-1, [B, L-1, C]: what `step` returns, for all scales.
+    t_BL may be the tokens of the first few scales alone."""
     z, out = self.zeros(len(t_BL)), [jnp.zeros((len(t_BL), 0, self.c.channels))]
     for i, (a, b) in enumerate(bounds(leading(self.c.scales, t_BL.shape[1]))[:-1]):
       z, next_BLC = self.step(z, t_BL[:, a:b], i)
@@ -138,9 +158,12 @@ class Model(nn.Module):
     return jnp.zeros((batch, self.c.grid, self.c.grid, self.c.channels))
 
   def step(self, z_BhwC, t_BL, i):
-    """Adds the tokens of scale i; also the decoder's inputs of scale i + 1 (None after the last)."""
+    """Adds the tokens of scale i; also the decoder's inputs of scale i + 1 (None after the
+    last).
+    """
     z_BhwC = z_BhwC + self.contribution(t_BL, i)
-    if i + 1 == len(self.c.scales): return z_BhwC, None
+    if i + 1 == len(self.c.scales):
+      return z_BhwC, None
     small = resize(z_BhwC, area(self.c.grid, self.c.scales[i + 1]))
     return z_BhwC, small.reshape(len(small), -1, self.c.channels)
 
@@ -152,14 +175,15 @@ class Model(nn.Module):
   def decode(self, t_BL):
     """t_BL -> image_Byxc in [-1, 1]."""
     z = self.zeros(len(t_BL))
-    for i, t in enumerate(self.split(t_BL)): z = z + self.contribution(t, i)
+    for i, t in enumerate(self.split(t_BL)):
+      z = z + self.contribution(t, i)
     return jnp.clip(self.decode_latent(z), -1, 1)
 
   def reconstruct(self, image_Byxc):
     """(image_Byxc not clamped, loss_B of the quantizer, t_BL), straight-through.
 
-    loss = mean over scales of commitment |sg(z_i) - f|^2 + |z_i - sg(f)|^2, z_i the cumulative latent.
-    """
+    loss = mean over scales of commitment |sg(z_i) - f|^2 + |z_i - sg(f)|^2, z_i the cumulative
+    latent."""
     f, sg = self.features(image_Byxc), jax.lax.stop_gradient
     t_BL, steps = self.quantize(f)
     mse = lambda a, b: jnp.mean((a - b) ** 2, (1, 2, 3))
@@ -176,20 +200,33 @@ def init(model, key):
 def torch_layouts(c):
   """The official state dict, alone or in a checkpoint of the official trainer; see types.Layout.
 
-  The record of code usage is not learned, and its shape tells of another schedule where the weights are the
-  same: whatever it holds is ignored. So are convolutions that a short schedule leaves without a scale.
-  """
+  The record of code usage is not learned, and its shape tells of another schedule where the weights
+  are the same: whatever it holds is ignored. So are convolutions that a short schedule leaves
+  without a scale."""
   constants = {'quantize.ema_vocab_hit_SV': np.zeros((len(c.scales), c.vocab), np.float32)}
   for i in sorted(set(range(c.phis)) - set(phi_of_scale(len(c.scales), c.phis))):
     theirs, shape = f'quantize.quant_resi.qresi_ls.{i}', (c.channels, c.channels, 3, 3)
-    constants |= {f'{theirs}.weight': np.zeros(shape, np.float32), f'{theirs}.bias': np.zeros(shape[0], np.float32)}
-  return Layout(torch_table(c), constants, ignored=tuple(map(re.escape, constants)),
-                nests=('trainer/vae_local',), prefixes=WRAPPERS),
+    constants |= {
+      f'{theirs}.weight': np.zeros(shape, np.float32),
+      f'{theirs}.bias': np.zeros(shape[0], np.float32),
+    }
+  return (
+    Layout(
+      torch_table(c),
+      constants,
+      ignored=tuple(map(re.escape, constants)),
+      nests=('trainer/vae_local',),
+      prefixes=WRAPPERS,
+    ),
+  )
 
 
 def torch_table(c):
-  table = {'codebook': ('quantize.embedding.weight', 'V C -> V C')} | autoencoder.torch_table(c.mults, c.blocks)
-  for name in ('quant_conv', 'post_quant_conv'): table |= autoencoder.torch_conv(name, name)
+  table = {'codebook': ('quantize.embedding.weight', 'V C -> V C')} | autoencoder.torch_table(
+    c.mults, c.blocks
+  )
+  for name in ('quant_conv', 'post_quant_conv'):
+    table |= autoencoder.torch_conv(name, name)
   # A short schedule leaves some of the shared convolutions without a scale, and without weights.
   for i in sorted(set(phi_of_scale(len(c.scales), c.phis))):
     table |= autoencoder.torch_conv(f'phi_{i}', f'quantize.quant_resi.qresi_ls.{i}')
