@@ -88,7 +88,7 @@ def get_config(arg=''):
   c.minibatches, c.accum, c.epochs = 1, 8, 1
 
   c.data = dict(
-    name='data.dialogue_prompts',
+    name='data.dialogue.prompts',
     dataset='data/prompts.txt',
     split='',
     dir='',

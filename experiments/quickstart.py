@@ -57,7 +57,7 @@ def get_config(arg=''):
   r = c.classifier
   r.description = 'A small convolutional classifier of real digits: the reward of the last run.'
   r.steps, r.save_every = 400, 200
-  r.policy = dict(name='models.classifier', size='digits')
+  r.policy = dict(name='models.judges.classifier', size='digits')
   r.objective = dict(name='objectives.classify', collect=dict(noise=0.1), loss=dict(smoothing=0.05))
   r.data = dict(name='data.source', batch=64, **digits)
   r.optim.update(peak=2e-3, warmup=20, schedule='cosine', end=0.05)
@@ -97,7 +97,7 @@ def get_config(arg=''):
   )
   r.steps, r.save_every, r.show_every = 60, 20, 20
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
-  r.classifier = dict(name='models.classifier', size='digits')
+  r.classifier = dict(name='models.judges.classifier', size='digits')
   r.reference = True
   r.init = dict(policy='pretrain', tokenizer='tokenizer', classifier='classifier')
   r.objective = dict(name='objectives.grpo')

@@ -82,7 +82,7 @@ def get_config(arg=''):
     ).items()
   }
   rows = dict(
-    name='data.dialogues',
+    name='data.dialogue.train',
     batch=16,
     records=3,
     length=240,
@@ -184,7 +184,7 @@ def get_config(arg=''):
       pool=dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=64),
     )
     r.data = dict(
-      name='data.dialogue_prompts',
+      name='data.dialogue.prompts',
       dataset='scenes/small/32/generation',
       split='train',
       dir='',

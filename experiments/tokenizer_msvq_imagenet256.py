@@ -5,7 +5,7 @@ r"""Training VAR's multi-scale tokenizer (ch160, 4096 codes of 32) on ImageNet a
 VAR ships no tokenizer training; the terms are the paper's, the numbers follow the same author's
 single-scale trainer where it says them. The perceptual term is off: it needs a trained network, a
 section c.perceptual = dict(name=..., size=...) of a module whose model has `features`
-(models.classifier is one) and its checkpoint in c.init.perceptual. The adversarial term is best
+(models.judges.classifier is one) and its checkpoint in c.init.perceptual. The adversarial term is best
 switched on for a second run that starts from the first: --config.init.policy=...
 --config.objective.loss.adversarial=0.4 (and init.critic for a third).
 
@@ -25,7 +25,7 @@ def get_config(arg=''):
   c.replicated_at_most = 0.02
 
   c.policy = dict(name='tokenizers.vq', size='var')
-  c.critic = dict(name='models.critics', size='patch')
+  c.critic = dict(name='models.judges.critics', size='patch')
   c.reference, c.init = False, dict(policy='', critic='')
   c.objective = dict(name='objectives.tokenizer', collect={})
   c.objective.loss = dict(l1=0.2, l2=1.0, quantizer=1.0, perceptual=0.0, adversarial=0.0)
@@ -75,7 +75,7 @@ def get_config(arg=''):
   if arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))
     c.policy.size = c.critic.size = 'smoke'
-    c.perceptual = dict(name='models.classifier', size='smoke')
+    c.perceptual = dict(name='models.judges.classifier', size='smoke')
     c.objective.loss.perceptual, c.objective.loss.adversarial = 1.0, 0.4
     c.data.update(dataset='digits', batch=16, size=8, threads=1, workers=0)
     c.evals.test.update(dataset='digits', split='test', size=8, limit=64)

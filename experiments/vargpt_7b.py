@@ -7,7 +7,7 @@ v5p:4x4x4. The stages are those of the paper's Table 1 (https://arxiv.org/abs/25
 learning rates, batches (of DPO counted in pictures) and steps; the tower's merger stays as it is,
 as in the released code. Needs in weights/ below the current folder Qwen2-VL-7B-Instruct, a folder
 of Hugging Face, infinity_2b_reg.pth and infinity_vae_d32reg.pth; in data/ the JSON files named
-below, in the released schemas: see vargrl/data/sharegpt.py.
+below, in the released schemas: see vargrl/data/dialogue/files.py.
 
 What differs from the released code, which has its faults (see README): M-RoPE positions everywhere,
 losses of the assistant's words alone, bits weighed by scale, prompts dropped for guidance, for both
@@ -157,7 +157,7 @@ def stage(r, name, pixels, shared):
     loss=dict(bits=3.0, alpha=0.5),
   )
   r.data = dict(
-    name='data.dialogues',
+    name='data.dialogue.train',
     batch=batch,
     records=records,
     length=length,
@@ -186,7 +186,7 @@ def preferences(r, name, shared):
     loss=dict(kind='sigmoid', beta=0.1, smoothing=0.0, alpha=0.5),
   )
   r.data = dict(
-    name='data.dialogue_pairs',
+    name='data.dialogue.pairs',
     dataset=f'data/{name}.json',
     split='',
     dir='',

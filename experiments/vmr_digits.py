@@ -57,7 +57,7 @@ def get_config(arg=''):
 
   c.policy = dict(name='models.var', size='digits', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
-  c.classifier = dict(name='models.classifier', size='digits')
+  c.classifier = dict(name='models.judges.classifier', size='digits')
   c.rollout = dict(
     name='rollout.next_scale',
     guidance=0.0,

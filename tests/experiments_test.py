@@ -8,9 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from vargrl import chain, experiment, main, metrics, sample, work
-from vargrl.models import lora
-from vargrl.run import Run
+from vargrl import main
+from vargrl.commands import experiment, sample
+from vargrl.models.layers import lora
+from vargrl.reporting import writer as writing
+from vargrl.training import chain, flops
+from vargrl.training.run import Run
 
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
 # What these run, others run too.
@@ -89,14 +92,14 @@ def test_full_size_fits_together(path, tmp_path):
       'logprobs',
       'update',
     ):  # as `compile` asks of every program of every run
-      assert work.flops(run, program) >= 0 and work.traffic(run, program) >= 0
+      assert flops.flops(run, program) >= 0 and flops.traffic(run, program) >= 0
 
 
 @pytest.mark.slow
 def test_grpo_in_the_place_of_dpo_runs_two_steps_too(tmp_path, capsys):
   argv = ['--config', 'experiments/scenes.py:smoke-grpo', '--workdir', str(tmp_path)]
   assert main.main(['vargrl', 'train', *argv]) == 0, capsys.readouterr().err
-  last = [row for row in metrics.load(tmp_path / 'grpo') if 'reward' in row][-1]
+  last = [row for row in writing.load(tmp_path / 'grpo') if 'reward' in row][-1]
   assert last['drawn'] == 1 and last['sampler/trainer_gap'] < 1e-5 and np.isfinite(last['loss'])
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 import striped
 
-from vargrl import sample
+from vargrl.commands import sample
 
 ABOUT = {'step': 3, 'sampler': ''}
 

@@ -6,61 +6,30 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-ANY = None
-BASE = {'parallel', 'types'}
-# Everything may import its own folder, except an objective, which knows no other but those that it
-# varies.
-SHARED = tuple(
-  f'vargrl.objectives.{name}' for name in ('reduce', 'group', 'sft', 'sft_bits', 'dpo')
+# From the ground up. A part imports only what stands on a lower floor, and its own folder.
+FLOORS = (
+  {'types', 'contracts', 'metrics', 'parallel', 'data', 'scenes'},
+  {'models', 'checkpoint', 'objectives', 'reporting'},
+  {'tokenizers', 'rewards'},
+  {'rollout'},
+  {'eval'},
+  {'training'},
+  {'commands'},
+  {'main', 'notebook'},
 )
-MAY = {
-  'parallel': set(),
+# Within the ground floor, and what a part must not see although it stands above it.
+GROUND = {
   'types': set(),
+  'contracts': set(),
   'metrics': set(),
-  'optim': set(),
-  'experiment': set(),
-  'pictures': set(),
-  'models': BASE,
-  'tokenizers': BASE | {'models'},
-  'checkpoint': BASE,
-  'rollout': BASE | {'models', 'tokenizers'},
-  'rewards': BASE | {'checkpoint', 'data', 'models', 'scenes'},
-  'objectives': BASE | {'metrics'},
-  'data': {'scenes'},  # its builder, which `source` knows by name
-  'scenes': {'data'},
-  'eval': BASE
-  | {
-    'checkpoint',
-    'rollout',
-    'rewards',
-    'tokenizers',
-    'models',
-    'data',
-    'metrics',
-    'pictures',
-    'scenes',
-  },
-  'report': {'pictures'},
-  **dict.fromkeys(
-    (
-      'build',
-      'update',
-      'run',
-      'train',
-      'chain',
-      'main',
-      'sample',
-      'export',
-      'pairs',
-      'bench',
-      'compile',
-      'work',
-      'speed',
-      'notebook',
-      'talk',
-    ),
-    ANY,
-  ),
+  'scenes': set(),
+  'data': {'scenes'},
+  'parallel': {'types'},
+}
+BLIND = {
+  'objectives': {'data', 'scenes'},
+  'models': {'data', 'scenes', 'metrics'},
+  'reporting': {'data', 'scenes'},
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
 NEVER = {'data': ('jax', 'flax'), 'scenes': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}
@@ -88,21 +57,85 @@ def within(name, modules):
   return any(f'{name}.'.startswith(f'{module}.') for module in modules)
 
 
-def test_every_part_of_the_library_has_its_place():
-  files = {p.stem if p.suffix else p.name for p in (ROOT / 'vargrl').glob('[a-z]*')}
-  assert files == set(MAY)
+def floor(part):
+  return next(i for i, parts in enumerate(FLOORS) if part in parts)
 
 
-def test_a_part_imports_only_what_lies_below_it():
+def edges():
+  """{module of vargrl: the modules of vargrl that it imports}."""
+  root = ROOT / 'vargrl'
+  modules = {
+    '.'.join(p.relative_to(ROOT).with_suffix('').parts): p
+    for p in root.rglob('*.py')
+    if p.stem != '__init__'
+  }
+
+  def target(name):
+    while name and name not in modules:
+      name = name.rpartition('.')[0]
+    return name
+
+  return {
+    module: {target(name) for name in imports(path)} - {'', module}
+    for module, path in modules.items()
+  }
+
+
+def circle(graph):
+  """A list of nodes that lead back to the first one, or None."""
+  done, path = set(), []
+
+  def visit(node):
+    if node in path:
+      return path[path.index(node) :]
+    if node in done:
+      return None
+    path.append(node)
+    found = next((c for other in sorted(graph.get(node, ())) if (c := visit(other))), None)
+    path.pop()
+    done.add(node)
+    return found
+
+  return next((c for node in sorted(graph) if (c := visit(node))), None)
+
+
+def test_the_house_has_eight_floors_and_five_files_at_its_root():
+  files = {p.stem for p in (ROOT / 'vargrl').glob('[a-z]*.py')}
+  folders = {p.name for p in (ROOT / 'vargrl').glob('[a-z]*') if p.is_dir()}
+  assert files | folders == set().union(*FLOORS)
+  assert len(FLOORS) <= 8 and len(files) <= 5
+
+
+def test_a_part_imports_only_what_stands_below_it():
   wrong = []
   for path, part, name in sources():
-    if name.split('.')[0] != 'vargrl' or MAY[part] is ANY:
+    if name.split('.')[0] != 'vargrl':
       continue
     other = name.split('.')[1]
-    own = other == part and (part != 'objectives' or name in SHARED)
-    if not own and other not in MAY[part]:
+    below = other in GROUND[part] if part in GROUND else floor(other) < floor(part)
+    if other != part and (not below or other in BLIND.get(part, ())):
       wrong.append(f'{path} imports {name}')
   assert not wrong, wrong
+
+
+def test_no_circle_of_files_and_no_two_folders_that_import_each_other():
+  graph = edges()
+  assert not circle(graph), circle(graph)
+  folder = lambda module: module.rpartition('.')[0]
+  folders = {}
+  for module, others in graph.items():
+    folders.setdefault(folder(module), set()).update(map(folder, others))
+  folders.pop('vargrl')  # its files are parts of their own, each on its floor
+  mutual = {
+    (a, b) for a, others in folders.items() for b in others if a < b and a in folders.get(b, ())
+  }
+  assert not mutual, mutual
+
+
+def test_a_kind_and_an_objective_know_no_model():
+  for module, others in edges().items():
+    if module.startswith('vargrl.objectives.'):
+      assert not any(within(other, ('vargrl.models', 'vargrl.rollout')) for other in others), module
 
 
 def test_heavy_libraries_stay_where_they_belong():

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 
-from vargrl import experiment
+from vargrl.commands import experiment
 
 MODES = {
   'train': 'train, or continue, every run of the experiment in --workdir',
@@ -50,13 +50,14 @@ def main(argv=None):
   try:
     flags = parse([argv[0], *argv[2:]], mode)
     start(mode, flags)
-    from vargrl import bench, chain, export, pairs, talk
-    from vargrl import compile as compiling
+    from vargrl.commands import bench, chat, export, pairs
+    from vargrl.commands import compile as compiling
+    from vargrl.training import chain
 
     run = {
       'train': chain.train,
       'eval': chain.evaluate,
-      'sample': talk.main,
+      'sample': chat.main,
       'export': export.main,
       'pairs': pairs.main,
       'bench': bench.main,

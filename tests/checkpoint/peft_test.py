@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from vargrl.checkpoint import peft, torch
-from vargrl.models import lora, var
+from vargrl.models import var
+from vargrl.models.layers import lora
 
 ALPHA, RANK = 12.0, 3
 MODULES = {'attn.mat_qkv': 3 * RANK, 'attn.proj': RANK, 'ffn.fc1': RANK, 'ffn.fc2': RANK}

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from vargrl import pictures
 from vargrl.data import image
+from vargrl.reporting import images
 
 RGB = np.random.RandomState(0).randint(0, 256, (6, 9, 3)).astype(np.uint8)
 
@@ -208,5 +208,5 @@ def test_floats_and_back_is_the_identity_on_all_bytes():
   y = image.to_float(x)
   assert y.dtype == np.float32 and y[0] == -1 and y[255] == 1
   np.testing.assert_allclose(y, 2 * x.astype(np.float64) / 255 - 1, atol=2e-7)
-  np.testing.assert_array_equal(pictures.pixels(y), x)
-  np.testing.assert_array_equal(pictures.pixels([-7.0, -1.0, 0.0, 1.0, 7.0]), [0, 0, 128, 255, 255])
+  np.testing.assert_array_equal(images.pixels(y), x)
+  np.testing.assert_array_equal(images.pixels([-7.0, -1.0, 0.0, 1.0, 7.0]), [0, 0, 128, 255, 255])

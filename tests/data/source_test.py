@@ -9,8 +9,8 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from vargrl import pictures
 from vargrl.data import digits, image, source
+from vargrl.reporting import images
 
 BAD = {3: b'', 11: b'\0', 17: b'a page of text', 29: 'cut PNG', 30: 'cut JPEG'}
 
@@ -159,7 +159,7 @@ def test_unchanged_digits_are_the_arrays(make):
   stream = make(dataset='digits', split='test', batch=360, crop='none', flip=False, shuffle=False)
   batch = next(stream)
   pixels, label = digits.arrays('test')
-  np.testing.assert_array_equal(pictures.pixels(batch['image']), pixels)
+  np.testing.assert_array_equal(images.pixels(batch['image']), pixels)
   np.testing.assert_array_equal(batch['label'], label)
   assert stream.classes == 10 and stream.class_names == tuple('0123456789')
 
@@ -352,7 +352,7 @@ def test_a_build_by_several_at_once_is_whole(tmp_path):
   with futures.ThreadPoolExecutor(2) as pool:
     found = list(pool.map(read, range(2)))
   for x in found:
-    np.testing.assert_array_equal(pictures.pixels(x['image']), digits.arrays('test')[0])
+    np.testing.assert_array_equal(images.pixels(x['image']), digits.arrays('test')[0])
   assert [x.name for x in (tmp_path / 'digits').iterdir()] == ['1.0.0']
 
 

@@ -8,8 +8,9 @@ import jax
 from ml_collections import ConfigDict
 import pytest
 
-from vargrl import build, experiment
+from vargrl.commands import experiment
 from vargrl.eval import run
+from vargrl.training import assemble
 
 CONFIG = experiment.load('experiments/quickstart.py:smoke')
 
@@ -17,7 +18,7 @@ CONFIG = experiment.load('experiments/quickstart.py:smoke')
 @pytest.fixture(scope='module')
 def models():
   """{run: its Models}, of a tokenizer, of a classifier and of a policy."""
-  return {k: build.build(CONFIG[k]).models for k in ('tokenizer', 'classifier', 'pretrain')}
+  return {k: assemble.build(CONFIG[k]).models for k in ('tokenizer', 'classifier', 'pretrain')}
 
 
 @pytest.fixture(scope='module')

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl import build, experiment
+from vargrl.commands import experiment
 from vargrl.data import digits, image
 from vargrl.eval import held_out
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import rows
+from vargrl.training import assemble
 from vargrl.types import Experience, Models, bounds
 
 N = 70  # one whole call of 64, and six rows of the next
@@ -45,7 +46,7 @@ def close(found, expected):
 
 
 def run(name):
-  return build.build(experiment.load('experiments/quickstart.py:smoke')[name])
+  return assemble.build(experiment.load('experiments/quickstart.py:smoke')[name])
 
 
 def test_tokenizer(smoke, folder):

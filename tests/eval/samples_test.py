@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl import build, experiment
+from vargrl.commands import experiment
 from vargrl.eval import samples
 from vargrl.models import var
 from vargrl.parallel import mesh as meshes
 from vargrl.rollout import next_scale
 from vargrl.tokenizers import vq
+from vargrl.training import assemble
 from vargrl.types import Models, Rollout
 
 CLASSES = (3, 8, 3)
@@ -25,7 +26,7 @@ def policy(small):
   config, seen = experiment.load('experiments/quickstart.py:smoke').pretrain, []
   for section in (config.policy, config.tokenizer):
     section.update(scales=(1, 2))
-  models = build.build(config).models
+  models = assemble.build(config).models
   two = partial(dataclasses.replace, scales=(1, 2))
   weights = small(two(var.SIZES['smoke']), two(vq.SIZES['smoke']))
 

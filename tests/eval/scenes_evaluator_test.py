@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl.data import dialogue_prompts, sequences, text
+from vargrl.data import text
+from vargrl.data.dialogue import encode, prompts
 from vargrl.eval import scenes
 from vargrl.types import Models, Rollout
 
@@ -33,7 +34,7 @@ WORDS = 6
 
 def known(task):
   """The Dialogues that the evaluator asks for."""
-  return dialogue_prompts.table(
+  return prompts.table(
     dataset=f'scenes/small/32/{task}',
     split='test',
     dir='',
@@ -51,7 +52,7 @@ def policy(task, shift, draws=(True,) * 21):
   number.
   """
   said = known(task)
-  words = sequences.form(crop='cover', **SEEN).words
+  words = encode.form(crop='cover', **SEEN).words
   ids = [
     text.encode(words, dialogue.messages[-1][1].replace('<image_gen>', '')) for dialogue in said
   ]

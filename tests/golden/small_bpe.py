@@ -5,7 +5,7 @@ are hard to cut.
 import gzip
 import json
 
-from vargrl.data import tokens
+from vargrl.data import clip_bpe
 
 WORDS = (
   'photo',
@@ -68,7 +68,7 @@ def write(folder):
   lines = ['#version: 0.2', *(' '.join(pair) for pair in merges())]
   with gzip.open(folder / 'bpe_simple_vocab_16e6.txt.gz', 'wb') as file:
     file.write('\n'.join(lines).encode())
-  symbols = [*tokens.bytes_as_text().values()]
+  symbols = [*clip_bpe.bytes_as_text().values()]
   words = [
     *symbols,
     *(s + '</w>' for s in symbols),

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl import build, experiment
 from vargrl.checkpoint import store
+from vargrl.commands import experiment
+from vargrl.training import assemble
 from vargrl.types import State
 
 SCENES = 'experiments/scenes.py:smoke'
@@ -41,7 +42,7 @@ def spoken(tmp_path_factory):
 
   root, whole = tmp_path_factory.mktemp('chain'), experiment.load(SCENES)
   config = whole.dpo
-  built = build.build(config)
+  built = assemble.build(config)
   shapes = lambda init: nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   policy = random_weights(shapes(built.trained['policy']), 1)
   for bridge in ('into', 'out'):

@@ -6,7 +6,7 @@ import json
 
 import small_bpe
 
-from vargrl.data import text, tokens
+from vargrl.data import clip_bpe, text
 
 WORDS = (
   'Ġthe',
@@ -94,7 +94,7 @@ def merges():
 def write(folder, template=None):
   """vocab.json, merges.txt, tokenizer_config.json. -> {special token: its number}"""
   folder.mkdir(parents=True, exist_ok=True)
-  words = [*tokens.bytes_as_text().values(), *dict.fromkeys(a + b for a, b in merges())]
+  words = [*clip_bpe.bytes_as_text().values(), *dict.fromkeys(a + b for a, b in merges())]
   numbers = {token: len(words) + i for i, token in enumerate(SPECIAL)}
   (folder / 'vocab.json').write_text(json.dumps({word: i for i, word in enumerate(words)}))
   (folder / 'merges.txt').write_text(

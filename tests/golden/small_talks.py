@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import small_qwen
 
-from vargrl.data import image, sequences, text
+from vargrl.data import image, text
+from vargrl.data.dialogue import encode
 
 LOOK = dict(patch=2, merge=2, frames=1, least=16, most=64)
 SAID = [  # messages, pictures
@@ -37,7 +38,7 @@ def record(said, pictures, **more):
 @pytest.fixture(scope='session')
 def talks(tmp_path_factory):
   """words: a tokenizer's folder. pictures: a folder with 0.png (12 x 8) to 3.png. path: a .json of
-  SAID, with pictures below the folder. form(**changes) -> sequences.Form."""
+  SAID, with pictures below the folder. form(**changes) -> encode.Form."""
   folder = tmp_path_factory.mktemp('talks')
   small_qwen.write(folder / 'words')
   words = text.with_drawing(text.read(folder / 'words'))
@@ -49,7 +50,7 @@ def talks(tmp_path_factory):
   (folder / 'talks.json').write_text(json.dumps([record(*x) for x in SAID]))
 
   def form(**changes):
-    return sequences.form(
+    return encode.form(
       **dict(tokenizer=str(folder / 'words'), look=LOOK, size=(8, 8), crop='cover') | changes
     )
 
@@ -65,13 +66,11 @@ def talks(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tell(talks):
-  """(messages, names of pictures, **options) -> sequences.Told."""
+  """(messages, names of pictures, **options) -> encode.Told."""
 
   def call(said, pictures=(), form=None, seed=0, **changes):
-    dialogue = sequences.Dialogue(
-      tuple(said), tuple(str(talks.pictures / name) for name in pictures)
-    )
+    dialogue = encode.Dialogue(tuple(said), tuple(str(talks.pictures / name) for name in pictures))
     options = dict(drawn=5, wanted='assistant', positions='mrope', prompt_drop=0.0) | changes
-    return sequences.whole(form or talks.form(), dialogue, np.random.default_rng(seed), **options)
+    return encode.whole(form or talks.form(), dialogue, np.random.default_rng(seed), **options)
 
   return call

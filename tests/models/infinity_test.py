@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from vargrl.models import infinity, layers
+from vargrl.models import infinity
+from vargrl.models.layers import masks
 from vargrl.parallel import mesh, rules
 from vargrl.types import bounds
 
@@ -70,10 +71,10 @@ def test_logits_of_a_scale_have_zero_gradient_of_later_scales_and_some_of_all_ot
   def gradients(x_BLC):
     _, pull = jax.vjp(lambda x: bits.model.apply({'params': bits.params}, prompt_B, x), x_BLC)
     w = jax.random.normal(jax.random.key(1), full.shape)
-    level_L = layers.level(bits.c.scales)
+    level_L = masks.level(bits.c.scales)
     return [pull(w * (level_L == i)[None, :, None, None])[0] for i in range(3)]
 
-  level_L = layers.level(bits.c.scales)[1:]
+  level_L = masks.level(bits.c.scales)[1:]
   for i, g_BLC in enumerate(gradients(x_BLC)):
     size_BL = abs(g_BLC).max(-1)
     assert (size_BL[:, level_L > i] == 0).all() and (size_BL[:, level_L <= i] > 1e-6).all()

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from vargrl.checkpoint import peft
-from vargrl.models import cache as caches
-from vargrl.models import layers, lora, qwen2, qwen2_vl
+from vargrl.models import qwen2, qwen2_vl
+from vargrl.models.layers import cache as caches
+from vargrl.models.layers import lora, masks, rope
 
 C = qwen2.SIZES['smoke']
 
@@ -109,7 +110,7 @@ def test_a_token_sees_itself_and_what_is_before_it():
 
 
 def test_a_packed_token_sees_its_own_sequence_alone():
-  mask = layers.Packed(np.tri(6, dtype=bool), jnp.array([[4, 4, 2, 2, 2, 0]])).mask_BLS[0]
+  mask = masks.Packed(np.tri(6, dtype=bool), jnp.array([[4, 4, 2, 2, 2, 0]])).mask_BLS[0]
   assert ['.'.join('x' if seen else ' ' for seen in row) for row in np.asarray(mask)] == [
     'x. . . . . ',
     'x.x. . . . ',
@@ -249,9 +250,9 @@ def test_a_tower_of_another_width_is_refused():
 
 def test_rotating_is_multiplying_by_a_complex_number():
   x = jax.random.normal(jax.random.key(0), (1, 1, 3, 8))
-  position, frequency = np.array([[[0, 1, 30]]]), layers.frequencies(4, 100.0)
+  position, frequency = np.array([[[0, 1, 30]]]), rope.frequencies(4, 100.0)
   np.testing.assert_allclose(frequency, [1, 100**-0.25, 0.1, 100**-0.75], rtol=1e-6)
-  y = layers.rotate(x, layers.rotary(jnp.asarray(position), np.zeros(4, int), frequency))
+  y = rope.rotate(x, rope.rotary(jnp.asarray(position), np.zeros(4, int), frequency))
   z = np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])
   z *= np.exp(1j * position[0, 0][:, None] * frequency[None])[None, None]
   np.testing.assert_allclose(y, np.concatenate([z.real, z.imag], -1), atol=1e-5)

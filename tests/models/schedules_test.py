@@ -2,8 +2,8 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from vargrl import build
 from vargrl.models import infinity, schedules
+from vargrl.training import assemble
 from vargrl.types import bounds, leading, offsets, sides
 
 # Tokens of 0.06M, 0.25M, 0.60M and 1M, and the image's sides at 1M, of the published table.
@@ -80,7 +80,7 @@ def test_a_schedule_cut_short_keeps_the_grid_of_its_finest_scale():
 )
 def test_a_policy_of_other_scales_has_their_positions(name, size):
   for scales, over in (('0.25M 1.333', (72, 54)), ('0.25M', (64, 64)), ('1x1 2x2 4x4', (4, 4))):
-    c = build.module(ConfigDict(dict(name=name, size=size, scales=scales)), 'policy')[1].c
+    c = assemble.module(ConfigDict(dict(name=name, size=size, scales=scales)), 'policy')[1].c
     c = getattr(c, 'draw', c)
     assert c.over == over
     row_and_column = infinity.angles(c)[-1, [0, c.head_dim // 2]]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl.models import layers, var
+from vargrl.models import var
+from vargrl.models.layers import attention, masks
 from vargrl.types import bounds
 
 # Counted on the official models: all parameters, and those of AdaLN.
@@ -36,10 +37,10 @@ def test_released_sizes_have_the_official_number_of_parameters(name):
 
 def test_a_token_sees_its_own_scale_and_all_coarser_ones():
   rows = ['#....', '#####', '#####', '#####', '#####']
-  assert layers.causal_by_scale((1, 2)).tolist() == [[c == '#' for c in row] for row in rows]
+  assert masks.causal_by_scale((1, 2)).tolist() == [[c == '#' for c in row] for row in rows]
   rows = ['#.............', *4 * ['#####.........'], *9 * ['##############']]
-  assert layers.causal_by_scale((1, 2, 3)).tolist() == [[c == '#' for c in row] for row in rows]
-  assert layers.level((1, 2, 3)).tolist() == [0, 1, 1, 1, 1] + 9 * [2]
+  assert masks.causal_by_scale((1, 2, 3)).tolist() == [[c == '#' for c in row] for row in rows]
+  assert masks.level((1, 2, 3)).tolist() == [0, 1, 1, 1, 1] + 9 * [2]
 
 
 def logits(m, params=None, label=None, inputs=None, keep=None, **changes):
@@ -54,10 +55,10 @@ def test_logits_of_a_scale_have_zero_gradient_of_later_scales_and_some_of_all_ot
   @jax.jit
   def gradients(x_BLC):
     _, pull = jax.vjp(lambda x: logits(smoke, label=label_B, inputs=x), x_BLC)
-    level_L = layers.level(smoke.c.scales)
+    level_L = masks.level(smoke.c.scales)
     return [pull(w_BLV * (level_L == i)[None, :, None])[0] for i in range(len(smoke.c.scales))]
 
-  level_L = layers.level(smoke.c.scales)[1:]  # of the inputs: token 0 has none but the label
+  level_L = masks.level(smoke.c.scales)[1:]  # of the inputs: token 0 has none but the label
   for i, g_BLC in enumerate(gradients(x_BLC)):
     size_BL = abs(g_BLC).max(-1)
     assert (size_BL[:, level_L > i] == 0).all()
@@ -96,21 +97,21 @@ def test_fewer_scales_are_the_beginning_of_all(smoke, inputs):
 
 def test_attention_over_segments_is_attention_over_their_concatenation():
   q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 6, 8))
-  mask = layers.causal_by_scale((1, 2))[-3:]
+  mask = masks.causal_by_scale((1, 2))[-3:]
   q = q[:, :, :3]
   parts = [(k[:, :, :1], v[:, :, :1], None), (k[:, :, 1:], v[:, :, 1:], jnp.array(mask))]
   whole = jnp.einsum('BNLH,BNSH->BNLS', q, k) * 0.3
   whole = jnp.where(jnp.concatenate([jnp.ones((3, 1), bool), mask], 1), whole, -jnp.inf)
   expected = jnp.einsum('BNLS,BNSH->BNLH', jax.nn.softmax(whole), v)
-  np.testing.assert_allclose(layers.attend(q, parts, scale=0.3), expected, atol=1e-5)
+  np.testing.assert_allclose(attention.attend(q, parts, scale=0.3), expected, atol=1e-5)
 
 
 def test_grouped_queries_are_repeated_keys():
   keys = jax.random.split(jax.random.key(0), 3)
   q = jax.random.normal(keys[0], (1, 4, 5, 8))
   k, v = (jax.random.normal(key, (1, 2, 6, 8)) for key in keys[1:])
-  repeated = layers.attend(q, [(k.repeat(2, 1), v.repeat(2, 1), None)], scale=1.0)
-  np.testing.assert_allclose(layers.attend(q, [(k, v, None)], scale=1.0), repeated, atol=1e-5)
+  repeated = attention.attend(q, [(k.repeat(2, 1), v.repeat(2, 1), None)], scale=1.0)
+  np.testing.assert_allclose(attention.attend(q, [(k, v, None)], scale=1.0), repeated, atol=1e-5)
 
 
 def test_recomputing_blocks_changes_the_program_and_no_number(smoke, inputs):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toys
 
-from vargrl.models import critics
+from vargrl.models.judges import critics
 from vargrl.objectives import tokenizer
 from vargrl.types import Experience, Models
 

@@ -106,7 +106,7 @@ def test_what_means_nothing_is_refused(change):
 
 
 def test_rows_of_bits_and_prompts_are_cut_together():
-  from vargrl import update
+  from vargrl.training import update
 
   batch = Experience(
     label={'text': jnp.arange(4.0)[:, None]},

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl import update
 from vargrl.objectives import sft_unified
+from vargrl.training import update
 from vargrl.types import Experience, Models, Scores
 
 SCALES, BITS = (1, 2), 2

@@ -7,8 +7,8 @@ import optax
 import pytest
 import toys
 
-from vargrl import update
 from vargrl.objectives import reduce, vmr
+from vargrl.training import update
 from vargrl.types import Models, State
 
 COLLECT = dict(rollouts=4, split=1, continuations=3, eta=0.5, prefix_steps=3, suffix_steps=1)

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 import small_bpe
 
 from vargrl.checkpoint import torch
-from vargrl.data import tokens
-from vargrl.models import clip
+from vargrl.data import clip_bpe
+from vargrl.models.judges import clip
 from vargrl.parallel import mesh as meshes
 from vargrl.rewards import aesthetic, hps, mix, pickscore, preprocess, towers
 from vargrl.rewards import clip as clip_reward
@@ -65,7 +65,7 @@ def expected(checkpoint):
     return clip.Model(c).apply({'params': params}, x, ids)[:2]
 
   def embedded(texts):
-    found = [run(params, images(6), tokens.tokens(folder, [text] * 6)) for text in texts]
+    found = [run(params, images(6), clip_bpe.tokens(folder, [text] * 6)) for text in texts]
     return unit(found[0][0]), unit([t[0] for _, t in found])
 
   return embedded

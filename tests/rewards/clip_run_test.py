@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl import build, experiment, train
-from vargrl.run import Run
+from vargrl.commands import experiment
+from vargrl.training import assemble, loop
+from vargrl.training.run import Run
 
 EXPERIMENT = pathlib.Path(__file__).parent.parent.parent / 'experiments' / 'grpo_var_d16_jpeg.py'
 
@@ -43,7 +44,7 @@ def test_a_run_loads_the_weights_of_its_rewards_and_scores_with_them(tmp_path):
       frozen, jnp.zeros((8, 8, 8, 3)).at[1:, 2].set(1.0), np.arange(8)
     )
     assert run.fingerprints(frozen) == {'rewards': 'random'}
-    lean = build.scored(run.config, run.built, lean=True).reward_weights(run.mesh)
+    lean = assemble.scored(run.config, run.built, lean=True).reward_weights(run.mesh)
   about = lambda x: x.shape  # random weights are not cast to what weights of a file are held in
   assert jax.tree.map(about, lean) == jax.tree.map(about, frozen['rewards'])
   assert len(frozen['rewards']['towers']) == 1 and set(each) == {'clip', 'aesthetic'}
@@ -57,9 +58,9 @@ def test_a_run_loads_the_weights_of_its_rewards_and_scores_with_them(tmp_path):
 def test_grpo_runs_on_rewards_with_weights_and_resumes(tmp_path, capsys):
   one = config()
   one.steps = 1
-  train.train(one, tmp_path)
+  loop.train(one, tmp_path)
   assert 'reward tower smoke image: no file, random weights' in capsys.readouterr().out
-  train.train(config(), tmp_path, say=lambda _: None)
+  loop.train(config(), tmp_path, say=lambda _: None)
   rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   rows = [row for row in rows if row.get('rewards/clip') is not None]
   assert len(rows) == 2
@@ -95,7 +96,7 @@ def test_rewards_are_traced_without_their_files(tmp_path):
   )
   collect.rewards.jpeg = dict(name='rewards.jpeg', weight=1.0, quality=90, sign=1)
   run = Run(c, tmp_path, lean=True)
-  models = build.scored(c, run.built, lean=True)
+  models = assemble.scored(c, run.built, lean=True)
   frozen = {'rewards': models.reward_weights(run.mesh)}
   assert len(frozen['rewards']['towers']) == 2  # clip and aesthetic share theirs
   image = jax.ShapeDtypeStruct((16, 256, 256, 3), np.float32)

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip('vargrl.data.names')
 pytest.importorskip('vargrl.rewards.preprocess')
 
-from vargrl.models import blip  # noqa: E402
+from vargrl.models.judges import blip
 from vargrl.parallel import mesh as meshes  # noqa: E402
 from vargrl.rewards import image_reward, preprocess  # noqa: E402
 

@@ -134,7 +134,7 @@ def test_a_row_depends_on_its_own_prompt_and_key_alone_and_not_on_its_padding(dr
 
 
 def sequence(prompt, words, bits):
-  """A row of the rollout as a dialogue of data/packing.py: {'tokens', 'position', 'place',
+  """A row of the rollout as a dialogue of data/dialogue/pack.py: {'tokens', 'position', 'place',
   'wanted', 'slot', 'memory'}, its bits [I, L, e], and where its words and pictures are in the
   rollout's logp."""
   n = int(prompt['length'])

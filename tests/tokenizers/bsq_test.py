@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl.models import layers
+from vargrl.models.layers import norms
 from vargrl.tokenizers import bsq
 from vargrl.tokenizers.resize import area, bilinear, resize
 from vargrl.types import bounds, sides
@@ -146,7 +146,7 @@ def test_reconstruction_is_straight_through_and_its_loss_is_the_formula(bits):
 
   def aux(r_BhwC):
     """Of one scale: commitment_B, entropies of places [B], frequency of ones [B, C]."""
-    u = np.asarray(layers.unit(r_BhwC))
+    u = np.asarray(norms.unit(r_BhwC))
     p = 1 / (1 + np.exp(-400 / np.sqrt(c.channels) * u.astype(np.float64)))
     H = lambda p: -p * np.log(p + 1e-8) - (1 - p) * np.log(1 - p + 1e-8)
     commitment = ((u - np.where(u > 0, 1, -1) / np.sqrt(c.channels)) ** 2).mean((1, 2, 3))

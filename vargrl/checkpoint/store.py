@@ -46,7 +46,7 @@ class Store:
       self._folder, options=options, item_names=('state', 'data', 'meta')
     )
     # Orbax would ask jax whether a notice has come, with the number of the step: where hosts stop
-    # is agreed on by comparing the numbers of those who ask, and vargrl.parallel.notice counts in
+    # is agreed on by comparing the numbers of those who ask, and vargrl.parallel.preemption counts in
     # its own way.
     self._manager.reached_preemption = lambda step: False
 

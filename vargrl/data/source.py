@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from vargrl.data import digits, image
-from vargrl.scenes import builder as scenes
+from vargrl.data import scenes_builder as scenes
 
 TRIES = 100  # Random records tried in place of an unreadable one before giving up.
 OURS = {'digits': digits.Digits, 'digit_pairs': digits.DigitPairs, 'scenes': scenes.Scenes}

@@ -11,7 +11,7 @@ import shutil
 
 import numpy as np
 
-from vargrl.data import tokens
+from vargrl.data import clip_bpe
 
 # Words with the sign before them, single digits, runs of other signs, white space.
 # https://github.com/QwenLM/Qwen/blob/main/tokenization_note.md
@@ -161,7 +161,7 @@ def byte_pairs(folder):
 
   vocab = json.loads((folder / 'vocab.json').read_text(encoding='utf-8'))
   lines = (folder / 'merges.txt').read_text(encoding='utf-8').split('\n')
-  tokenizer = Tokenizer(models.BPE(vocab, tokens.merges(lines)))
+  tokenizer = Tokenizer(models.BPE(vocab, clip_bpe.merges(lines)))
   tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.ByteLevel()
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vargrl.checkpoint import torch
-from vargrl.models import inception
+from vargrl.models.judges import inception
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, rows
 

@@ -4,8 +4,8 @@ split.
 
 import numpy as np
 
-from vargrl import pictures
 from vargrl.eval import real, samples
+from vargrl.reporting import images
 
 
 def make(models, *, dataset, size, dir, samples_each, seed):
@@ -53,7 +53,7 @@ def make(models, *, dataset, size, dir, samples_each, seed):
     yield 'real_variance', real_variance
     shown = np.concatenate([np.flatnonzero(label_B == k)[:10] for k in range(models.classes)])
     captions = ['' if said_B[i] == label_B[i] else f'seen as {said_B[i]}' for i in shown]
-    yield 'grid', pictures.grid(image_Byxc[shown], captions, columns=10, cell=56)
+    yield 'grid', images.grid(image_Byxc[shown], captions, columns=10, cell=56)
 
   return evaluate
 

@@ -5,10 +5,10 @@ eval/samples.py's.
 import jax
 import numpy as np
 
-from vargrl import pictures
 from vargrl.data import features
 from vargrl.eval import samples
 from vargrl.parallel import multihost, rows
+from vargrl.reporting import images as pictures
 
 
 def make(models, *, path, prompts, each, seed, preset):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl import pictures
 from vargrl.parallel import multihost, rows
+from vargrl.reporting import images as pictures
 
 
 def make(models, *, classes, each, seed, preset):

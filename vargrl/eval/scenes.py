@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl import pictures
-from vargrl.data import dialogue_prompts, sequences, text
+from vargrl.data import text
+from vargrl.data.dialogue import encode
+from vargrl.data.dialogue import prompts as dialogue_prompts
 from vargrl.parallel import multihost, rows
+from vargrl.reporting import images
 from vargrl.scenes import score
 from vargrl.scenes import world as worlds
 
@@ -44,7 +46,7 @@ def make(
   many of an answer, or before a picture; 0: the words before a picture are given. greedy: the
   likeliest words and bits, not drawn ones. guidance: of pictures, whatever that of the run's
   rollouts is, which may learn without. length, patches, size, tokenizer, look: as in
-  data.dialogue_prompts. batch: rows on a device at once. strict: a picture that shows more than its
+  data.dialogue.prompts. batch: rows on a device at once. strict: a picture that shows more than its
   caption says is wrong."""
   if task not in TASKS:
     raise ValueError(f'task: {task!r} found, one of {TASKS} expected')
@@ -66,7 +68,7 @@ def make(
     tokenizer=tokenizer,
     look=look,
   )
-  form = sequences.form(tokenizer=tokenizer, look=look, size=size, crop='cover')
+  form = encode.form(tokenizer=tokenizer, look=look, size=size, crop='cover')
   likeliest = dict(top_k=1, bit_top_p=1e-6) if greedy else {}
   some = sampler(models, (words, 0) if draws else (words,), likeliest | dict(guidance=guidance))
 
@@ -131,11 +133,11 @@ def shown(drawn, said, task):
   shape = next((x.shape for x in drawn if x is not None), (1, 1, 3))
   image_Byxc = np.stack([np.full(shape, 255, np.uint8) if x is None else x for x in drawn])
   if task == 'generation':
-    return pictures.grid(image_Byxc, [dialogue.text for dialogue in said], columns=8, cell=96)
-  before = np.stack([sequences.pictured(dialogue.pictures[0]) for dialogue in said])
+    return images.grid(image_Byxc, [dialogue.text for dialogue in said], columns=8, cell=96)
+  before = np.stack([encode.pictured(dialogue.pictures[0]) for dialogue in said])
   if before.shape != image_Byxc.shape:
-    return pictures.grid(image_Byxc, [x.text for x in said], columns=8, cell=96)
+    return images.grid(image_Byxc, [x.text for x in said], columns=8, cell=96)
   both = np.stack([before, image_Byxc], 1).reshape(-1, *image_Byxc.shape[1:])
-  return pictures.grid(
+  return images.grid(
     both, [x for dialogue in said for x in (dialogue.text, '')], columns=8, cell=96
   )

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import layers, lora
-from vargrl.models.layers import Einsum, letters
+from vargrl.models.layers import attention, lora, masks, norms, stack
+from vargrl.models.layers.einsum import Einsum, letters, normal, whole
 from vargrl.parallel.rules import shard
 
 
@@ -16,7 +16,7 @@ def check(c):
   """ValueError for a Config that no decoder can be made of."""
   if c.width % c.heads:
     raise ValueError(f'policy: width {c.width}, expected a multiple of {c.heads} heads')
-  layers.check_knobs(c)
+  stack.check_knobs(c)
 
 
 class AdaLN(nn.Module):
@@ -45,7 +45,7 @@ class Block(nn.Module):
     c, std = self.c, 1 / math.sqrt(3 * self.c.width)
     F, shape, last = c.mlp, (c.width, c.heads, c.head_dim), std / math.sqrt(2 * c.depth)
     einsum = lambda eqn, shape, std, bias='': Einsum(
-      eqn, shape, bias=bias, init=layers.normal(std), **c.lora
+      eqn, shape, bias=bias, init=normal(std), **c.lora
     )
     factors = (c.gamma,) * 2 + (c.ada_std,) * 4
 
@@ -92,20 +92,20 @@ class Block(nn.Module):
     """The first branch added, and its own (k, v). ada: gate, scale and shift. past: pairs of keys
     and values. turn: what positions do to float32 queries and keys."""
     gate, scale, shift = ada
-    y_BLD = (layers.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
+    y_BLD = (norms.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
     q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD, turn)
     segments = [(k, v, None) for k, v in past]
     L = x_BLD.shape[1]
     segments.append(
-      (k_BNSH, v_BNSH, layers.causal_by_scale(self.c.scales)[:L, :L] if masked else None)
+      (k_BNSH, v_BNSH, masks.causal_by_scale(self.c.scales)[:L, :L] if masked else None)
     )
-    o_BNLH = layers.attend(q_BNLH, segments, scale=scale, kernel=self.c.attention)
+    o_BNLH = attention.attend(q_BNLH, segments, scale=scale, kernel=self.c.attention)
     return x_BLD + self.branch(self.o(o_BNLH), gate, keep_B2, 0), (k_BNSH, v_BNSH)
 
   def mlp(self, x_BLD, ada, keep_B2):
     """The second branch added."""
     gate, scale, shift = ada
-    y_BLD = (layers.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
+    y_BLD = (norms.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
     y_BLD = self.fc2(jax.nn.gelu(self.fc1(y_BLD), approximate=True))
     return x_BLD + self.branch(y_BLD, gate, keep_B2, 1)
 
@@ -117,8 +117,8 @@ class Block(nn.Module):
     q, k, v = self.q(y_BLD), self.k(y_BLD), self.v(y_BLD)
     if not self.c.l2_norm:
       return q, k, v, 0.25 / math.sqrt(self.c.head_dim)
-    temperature_1N11 = jnp.exp(jnp.minimum(self.temperature, layers.LN_100))[None, :, None, None]
-    q, k = layers.unit(q) * temperature_1N11, layers.unit(k)
+    temperature_1N11 = jnp.exp(jnp.minimum(self.temperature, attention.LN_100))[None, :, None, None]
+    q, k = norms.unit(q) * temperature_1N11, norms.unit(k)
     if turn:
       q, k = turn(q), turn(k)
     return q.astype(y_BLD.dtype), k.astype(y_BLD.dtype), v, 1.0
@@ -140,7 +140,7 @@ def streams(layer, x, cond, prefix, keep, masked, keep_cache):
 
 def scanned(block, c):
   """c.depth layers of `block`, whose call has the arguments of `streams`."""
-  return layers.scanned(
+  return stack.scanned(
     block, c, c.depth, (nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), static=(5, 6)
   )
 
@@ -179,14 +179,14 @@ def drawn(model, key, prompt_B, inputs_BLC):
 def headed(head, x_BLD, head_B2D, dtype):
   """head(the last normalisation of x), head_B2D being its scale and shift."""
   scale, shift = jnp.split(head_B2D, 2, 1)
-  y_BLD = layers.layer_norm(x_BLD) * (1 + scale) + shift
+  y_BLD = norms.layer_norm(x_BLD) * (1 + scale) + shift
   return head(y_BLD.astype(dtype))
 
 
 def with_head(c, params):
   """params for several calls of `logits`."""
   head = params['head']
-  return params | {'head': head | {'w': layers.whole(head['w'], 'DV', c.dtype)}}
+  return params | {'head': head | {'w': whole(head['w'], 'DV', c.dtype)}}
 
 
 def torch_block(ours, theirs, attention):

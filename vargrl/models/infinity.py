@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models import cache as caches
-from vargrl.models import decoder, layers, schedules
-from vargrl.models.layers import Einsum, letters
+from vargrl.models import decoder, schedules
+from vargrl.models.layers import attention, einsum, masks, norms
+from vargrl.models.layers import cache as caches
+from vargrl.models.layers.einsum import Einsum, letters
 from vargrl.models.var import WRAPPERS
 from vargrl.parallel.rules import gather, shard
 from vargrl.types import Layout, bounds, offsets
@@ -44,12 +45,10 @@ class Config:
   gamma: float = 5e-6  # scale of the residual gates at init
   chunks: int = 8  # that the blocks of an exported file lie in
   dtype: str = 'float32'
-  attention: str = (
-    'dense'  # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
-  )
-  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
+  attention: str = 'dense'  # or 'splash', on a TPU: see layers/splash.py
+  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see stack.REMAT
   lora_rank: int = (
-    0  # > 0: adapters beside q k v o fc1 fc2 and those of cross-attention; see layers.Einsum
+    0  # > 0: adapters beside q k v o fc1 fc2 and those of cross-attention; see Einsum
   )
   lora_alpha: float = 0.0  # they count alpha / rank
 
@@ -164,7 +163,7 @@ class Cross(nn.Module):
     c, std = self.c, 1 / math.sqrt(3 * self.c.width)
     shape = c.width, c.heads, c.head_dim
     einsum = lambda eqn, shape, std, bias='': Einsum(
-      eqn, shape, bias=bias, init=layers.normal(std), **c.lora
+      eqn, shape, bias=bias, init=einsum.normal(std), **c.lora
     )
     self.scale = self.param('scale', letters(nn.initializers.ones, 'D'), (c.width,))
     self.bias = self.param('bias', letters(nn.initializers.zeros, 'D'), (c.width,))
@@ -179,9 +178,9 @@ class Cross(nn.Module):
   def __call__(self, x_BLD, keys, masks):
     """keys, masks: of the parts of a memory."""
     scale, bias = (gather(w, 'd', 'D')[None, None] for w in (self.scale, self.bias))
-    y_BLD = (layers.layer_norm(x_BLD) * scale + bias).astype(x_BLD.dtype)
+    y_BLD = (norms.layer_norm(x_BLD) * scale + bias).astype(x_BLD.dtype)
     parts = [(*pair, mask_BS[:, None]) for pair, mask_BS in zip(keys, masks, strict=True)]
-    return x_BLD + self.o(layers.attend(self.q(y_BLD), parts, scale=self.c.head_dim**-0.5))
+    return x_BLD + self.o(attention.attend(self.q(y_BLD), parts, scale=self.c.head_dim**-0.5))
 
 
 class Block(nn.Module):
@@ -218,9 +217,9 @@ class Model(nn.Module):
 
   def setup(self):
     c, std = self.c, 1 / math.sqrt(3 * self.c.width)
-    init, heads = layers.normal(std), (c.text, c.pool_heads, c.width // c.pool_heads)
+    init, heads = einsum.normal(std), (c.text, c.pool_heads, c.width // c.pool_heads)
     self.blocks = decoder.scanned(Block, c)
-    uncond = layers.normal(1.2 / math.sqrt(c.text))
+    uncond = einsum.normal(1.2 / math.sqrt(c.text))
     self.uncond = self.param('uncond', letters(uncond, 'sD'), (c.text_length, c.text))
     self.text_norm = self.param('text_norm', letters(nn.initializers.ones, 'D'), (c.text,))
     self.pool_q = self.param('pool_q', letters(init, 'NH'), heads[1:])
@@ -238,7 +237,7 @@ class Model(nn.Module):
       'BLD,DV->BLV',
       (c.width, 2 * c.bits),
       bias='V',
-      init=layers.normal(0.02 * std),
+      init=einsum.normal(0.02 * std),
       out=jnp.float32,
     )
 
@@ -280,7 +279,7 @@ class Model(nn.Module):
     y_BSD = self.normal(text_BSD)
     q_BN1H = self.pool_q.astype(y_BSD.dtype)[None, :, None].repeat(len(y_BSD), 0)
     segment = self.pool_k(y_BSD), self.pool_v(y_BSD), mask_BS[:, None]
-    return self.pool_o(layers.attend(q_BN1H, [segment], scale=q_BN1H.shape[-1] ** -0.5))[:, 0]
+    return self.pool_o(attention.attend(q_BN1H, [segment], scale=q_BN1H.shape[-1] ** -0.5))[:, 0]
 
   def memory(self, text_BSD):
     """memory_BSD of text features."""
@@ -298,7 +297,7 @@ class Model(nn.Module):
 
   def placed(self, x_BLD, start):
     """The embedding of their scales added to tokens start, start + 1, ..."""
-    level_L = layers.level(self.c.scales)[start : start + x_BLD.shape[1]]
+    level_L = masks.level(self.c.scales)[start : start + x_BLD.shape[1]]
     return x_BLD + self.levels[level_L].astype(x_BLD.dtype)[None]
 
   def decode(self, x_BLD, cond_BD, memory, masks, keep_BX2=None, still=0):

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models import cache as caches
-from vargrl.models import layers, lora
-from vargrl.models.layers import Einsum, letters
+from vargrl.models.layers import attention, lora, masks, norms, rope, stack
+from vargrl.models.layers import cache as caches
+from vargrl.models.layers.einsum import Einsum, letters, normal, whole
 from vargrl.parallel.rules import gather, shard
 from vargrl.types import Layout
 
@@ -33,11 +33,9 @@ class Config:
   ] = ()  # M-RoPE: pairs of a head that turn by time, by row, by column; (): by time alone
   eps: float = 1e-6
   dtype: str = 'float32'
-  attention: str = (
-    'dense'  # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
-  )
-  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
-  lora_rank: int = 0  # > 0: adapters beside q k v o gate up down of every block; see layers.Einsum
+  attention: str = 'dense'  # or 'splash', on a TPU: see layers/splash.py
+  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see stack.REMAT
+  lora_rank: int = 0  # > 0: adapters beside q k v o gate up down of every block; see Einsum
   lora_alpha: float = 0.0  # they count alpha / rank
 
   def __post_init__(self):
@@ -51,7 +49,7 @@ class Config:
       raise ValueError(
         f'policy.sections: {self.sections}, expected three numbers of sum {self.head_dim // 2}'
       )
-    layers.check_knobs(self)
+    stack.check_knobs(self)
 
   @property
   def head_dim(self):
@@ -88,29 +86,29 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BLD, layer, pairs, room, seen, turn, segment_BL, keep_cache):
     """One layer: (x_BLD, its keys and values or None). pairs, room, seen: of the tokens before, see
-    `stack`. turn: of layers.rotary. segment_BL: None, or the sequence that each of the L tokens is
+    `stack`. turn: of rope.rotary. segment_BL: None, or the sequence that each of the L tokens is
     of."""
     c, L = self.c, x_BLD.shape[1]
     N, K, H, D, F = c.heads, c.kv_heads, c.head_dim, c.width, c.mlp
     einsum = lambda name, eqn, *shape, bias='': Einsum(
-      eqn, shape, bias=bias, init=layers.normal(0.02), name=name, **c.lora
+      eqn, shape, bias=bias, init=normal(0.02), name=name, **c.lora
     )
-    y_BLD = layers.RMSNorm(c.eps, name='norm1')(x_BLD)
-    q_BNLH = layers.rotate(einsum('q', 'BLD,DNH->BNLH', D, N, H, bias='NH')(y_BLD), turn)
-    k_BKLH = layers.rotate(einsum('k', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD), turn)
+    y_BLD = norms.RMSNorm(c.eps, name='norm1')(x_BLD)
+    q_BNLH = rope.rotate(einsum('q', 'BLD,DNH->BNLH', D, N, H, bias='NH')(y_BLD), turn)
+    k_BKLH = rope.rotate(einsum('k', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD), turn)
     v_BKLH = einsum('v', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD)
     mask = np.tri(L, dtype=bool) if L > 1 else None
     if segment_BL is not None:
-      mask = layers.Packed(np.tri(L, dtype=bool), segment_BL)
+      mask = masks.Packed(np.tri(L, dtype=bool), segment_BL)
     if room is not None:
       pairs = *pairs, tuple(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in room)
     segments = [(*pair, mask_BLS) for pair, mask_BLS in zip(pairs, seen, strict=True)] + [
       (k_BKLH, v_BKLH, mask)
     ]
-    o_BNLH = layers.attend(q_BNLH, segments, scale=1 / math.sqrt(H), kernel=c.attention)
+    o_BNLH = attention.attend(q_BNLH, segments, scale=1 / math.sqrt(H), kernel=c.attention)
     x_BLD += einsum('o', 'BNLH,NHD->BLD', N, H, D)(o_BNLH)
 
-    y_BLD = layers.RMSNorm(c.eps, name='norm2')(x_BLD)
+    y_BLD = norms.RMSNorm(c.eps, name='norm2')(x_BLD)
     gate_BLF, up_BLF = (
       einsum('gate', 'BLD,DF->BLF', D, F)(y_BLD),
       einsum('up', 'BLD,DF->BLF', D, F)(y_BLD),
@@ -129,15 +127,13 @@ class Model(nn.Module):
 
   def setup(self):
     c, skip = self.c, nn.broadcast
-    self.blocks = layers.scanned(
+    self.blocks = stack.scanned(
       Block, c, c.depth, (0, 0, skip, skip, skip, skip, skip), static=(8,)
     )
-    self.tokens = self.param('tokens', letters(layers.normal(0.02), 'VD'), (c.vocab, c.width))
-    self.norm = layers.RMSNorm(c.eps)
+    self.tokens = self.param('tokens', letters(normal(0.02), 'VD'), (c.vocab, c.width))
+    self.norm = norms.RMSNorm(c.eps)
     if not c.tied:
-      self.head = Einsum(
-        'BLD,DV->BLV', (c.width, c.vocab), init=layers.normal(0.02), out=jnp.float32
-      )
+      self.head = Einsum('BLD,DV->BLV', (c.width, c.vocab), init=normal(0.02), out=jnp.float32)
 
   def __call__(self, t_BL, position=None, segment_BL=None):
     """float32 logits_BLV of plain text; position: 0, 1, 2 ... if not given."""
@@ -166,8 +162,8 @@ class Model(nn.Module):
       if c.sections and position.ndim == 3
       else np.zeros(size, int)
     )
-    turn = layers.rotary(
-      position if position.ndim == 3 else position[None], axis_h, layers.frequencies(size, c.theta)
+    turn = rope.rotary(
+      position if position.ndim == 3 else position[None], axis_h, rope.frequencies(size, c.theta)
     )
     x_BLD, kept = self.blocks(
       shard(x_BLD.astype(c.dtype), 'BLD'),
@@ -219,10 +215,8 @@ def init(model, key):
 
 def with_head(c, params):
   """params for several calls of `logits` and `embed`."""
-  params = params | {'tokens': layers.whole(params['tokens'], 'VD', c.dtype)}
-  return (
-    params if c.tied else params | {'head': {'w': layers.whole(params['head']['w'], 'DV', c.dtype)}}
-  )
+  params = params | {'tokens': whole(params['tokens'], 'VD', c.dtype)}
+  return params if c.tied else params | {'head': {'w': whole(params['head']['w'], 'DV', c.dtype)}}
 
 
 def with_images(x_BLD, place_BL, image_BTD):

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import layers, qwen2, vit
+from vargrl.models import qwen2, vit
+from vargrl.models.layers import stack
 from vargrl.types import Layout
 
 
@@ -30,7 +31,7 @@ class Config:
         f'policy: the tower gives embeddings of width {self.image.out}, the language model has '
         f'{self.text.width}'
       )
-    layers.check_knobs(self)
+    stack.check_knobs(self)
 
   @property
   def lm(self):

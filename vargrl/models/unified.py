@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import infinity, layers, qwen2, qwen2_vl, vit
-from vargrl.models.layers import Einsum, letters, torch_dense
+from vargrl.models import infinity, qwen2, qwen2_vl, vit
+from vargrl.models.layers import norms, stack
+from vargrl.models.layers.einsum import Einsum, letters, normal, torch_dense
 from vargrl.parallel.rules import gather
 from vargrl.types import Layout
 
@@ -51,7 +52,7 @@ class Config:
       )
     if self.padded < 1:
       raise ValueError(f'policy.padded: {self.padded}, expected at least 1')
-    layers.check_knobs(self)
+    stack.check_knobs(self)
 
   @property
   def lm(self):
@@ -126,7 +127,7 @@ class Bridge(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD):
-    init = layers.normal(0.02)
+    init = normal(0.02)
     self.param('scale', letters(nn.initializers.ones, 'D'), (self.ins,))
     self.param('bias', letters(nn.initializers.zeros, 'D'), (self.ins,))
     x_BLF = Einsum('BLD,DF->BLF', (self.ins, self.ins), bias='F', init=init, name='fc1')(
@@ -140,7 +141,7 @@ class Model(nn.Module):
   """A part alone: qwen2.Model(c.lm).apply({'params': params['lm']}, ...), and so
   vit.Model(c.vision) with 'vision' and infinity.Model(c.draw) with 'drawer'.
 
-  A row holds sequences of words and pictures, see data/packing.py: {'tokens' [B, S], 'position' [B,
+  A row holds sequences of words and pictures, see data/dialogue/pack.py: {'tokens' [B, S], 'position' [B,
   3, S], 'segment' [B, S]; 'patches' [B, T, p], 'patch_position' [B, 2, T], 'patch_segment' [B, T],
   'place' [B, S]; 'slot' [B, I], 'memory' [B, I, M]}, I pictures to draw, each of which begins at
   the place `slot`, -1 if there is none."""
@@ -158,7 +159,7 @@ class Model(nn.Module):
       Bridge(*sizes, c.dtype)
       for sizes in ((c.drawer.width, c.text.width), (c.text.width, c.drawer.width))
     )
-    self.start = self.param('start', letters(layers.normal(0.02), 'D'), (c.drawer.text,))
+    self.start = self.param('start', letters(normal(0.02), 'D'), (c.drawer.text,))
 
   def __call__(self, row, inputs_BILC):
     """(float32 logits_BSV of words, [B I, L, e, 2] of bits), to make all parameters."""
@@ -243,7 +244,7 @@ def init(model, key):
   c, keys = model.c, jax.random.split(key, 6)
   x_BLD = lambda width: jnp.zeros((1, 1, width))
   bridge = lambda key, *sizes: Bridge(*sizes, c.dtype).init(key, x_BLD(sizes[0]))['params']
-  start = letters(layers.normal(0.02), 'D')(keys[5], (c.drawer.text,), jnp.float32)
+  start = letters(normal(0.02), 'D')(keys[5], (c.drawer.text,), jnp.float32)
   return {
     'lm': qwen2.init(qwen2.Model(c.lm), keys[0]),
     'vision': vit.init(vit.Model(c.vision), keys[1]),
@@ -272,7 +273,7 @@ def torch_layouts(c):
   drawers = infinity.torch_layouts(c.draw)
   table = qwen2.torch_table(c.lm, 'lm/') | vit.torch_table('vision/')
   for ours, theirs in (('into', 'image_gen_projector'), ('out', 'image_gen_projector_out')):
-    table |= layers.torch_norm(ours, f'{theirs}.ln_q')
+    table |= norms.torch_norm(ours, f'{theirs}.ln_q')
     table |= torch_dense(f'{ours}/fc1', f'{theirs}.mlp.0', 'F D -> D F')
     table |= torch_dense(f'{ours}/fc2', f'{theirs}.mlp.2', 'D F -> F D')
   table |= {'start': ('sos_embedding.weight', '1 D -> D')}

@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models import cache as caches
-from vargrl.models import decoder, layers
-from vargrl.models.layers import Einsum, letters
+from vargrl.models import decoder
+from vargrl.models.layers import cache as caches
+from vargrl.models.layers import masks
+from vargrl.models.layers.einsum import Einsum, letters, normal
 from vargrl.parallel.rules import gather
 from vargrl.types import Layout, bounds, offsets
 
@@ -35,11 +36,9 @@ class Config:
   l2_norm: bool = True  # unit queries and keys with a learned temperature per head
   gamma: float = 1e-3  # scale of the residual gates at init
   dtype: str = 'float32'
-  attention: str = (
-    'dense'  # 'splash': teacher forcing without L x L numbers, on a TPU; see models/splash.py
-  )
-  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see layers.REMAT
-  lora_rank: int = 0  # > 0: adapters beside q k v o fc1 fc2 of every block; see layers.Einsum
+  attention: str = 'dense'  # or 'splash', on a TPU: see layers/splash.py
+  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see stack.REMAT
+  lora_rank: int = 0  # > 0: adapters beside q k v o fc1 fc2 of every block; see Einsum
   lora_alpha: float = 0.0  # they count alpha / rank
 
   def __post_init__(self):
@@ -97,7 +96,7 @@ class Model(nn.Module):
 
   def setup(self):
     c = self.c
-    init = layers.normal(1 / math.sqrt(3 * c.width))
+    init = normal(1 / math.sqrt(3 * c.width))
     self.blocks = decoder.scanned(decoder.Block, c)
     table = lambda name, *shape: self.param(
       name, letters(init, 'VD' if len(shape) > 1 else 'D'), shape
@@ -114,7 +113,7 @@ class Model(nn.Module):
       'BLD,DV->BLV',
       (c.width, c.vocab),
       bias='V',
-      init=layers.normal(0.02 / math.sqrt(3 * c.width)),
+      init=normal(0.02 / math.sqrt(3 * c.width)),
       out=jnp.float32,
     )
 
@@ -140,7 +139,7 @@ class Model(nn.Module):
     return self.words(inputs_BLC.astype(self.c.dtype)) + self.place(start, stop)
 
   def place(self, start, stop):
-    level_L = layers.level(self.c.scales)[start:stop]
+    level_L = masks.level(self.c.scales)[start:stop]
     return (self.levels[level_L] + self.positions[start:stop]).astype(self.c.dtype)[None]
 
   def forward(self, label_B, inputs_BLC, keep_BX2=None, still=0):
@@ -207,8 +206,8 @@ def torch_table(c):
 
 def torch_constants(c):
   """Buffers of the official state dict, which only the config decides."""
-  level_L = layers.level(c.scales)
-  bias = np.where(layers.causal_by_scale(c.scales), 0.0, -np.inf).astype(np.float32)
+  level_L = masks.level(c.scales)
+  bias = np.where(masks.causal_by_scale(c.scales), 0.0, -np.inf).astype(np.float32)
   return {'lvl_1L': level_L[None].astype(np.int64), 'attn_bias_for_masking': bias[None, None]} | {
     f'blocks.{i}.attn.zero_k_bias': np.zeros(c.width, np.float32) for i in range(c.depth)
   }

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models import layers
-from vargrl.models.layers import Einsum, Norm, torch_dense, torch_mlp, torch_norm
+from vargrl.models.layers import attention, rope, stack
+from vargrl.models.layers.einsum import Einsum, torch_dense, torch_mlp
+from vargrl.models.layers.norms import Norm, torch_norm
 from vargrl.parallel.rules import shard
 from vargrl.types import Layout
 
@@ -27,14 +28,14 @@ class Config:
   frames: int = 2  # in a patch; an image is repeated
   merge: int = 2  # patches a side that become one embedding
   dtype: str = 'float32'  # of the products in the blocks; sums and norms are float32
-  remat: str = 'none'  # see layers.REMAT
+  remat: str = 'none'  # see stack.REMAT
 
   def __post_init__(self):
     if self.width % (4 * self.heads):
       raise ValueError(
         f'vision: width {self.width}, {self.heads} heads; expected a multiple of 4 for each head'
       )
-    layers.check_knobs(self)
+    stack.check_knobs(self)
 
   @property
   def head_dim(self):
@@ -62,8 +63,8 @@ class Block(nn.Module):
     c, D, N, H = self.c, self.c.width, self.c.heads, self.c.head_dim
     project = lambda name: Einsum('BLD,DNH->BNLH', (D, N, H), bias='NH', name=name)
     y_BLD = Norm(1e-6, name='norm1')(x_BLD).astype(c.dtype)
-    q_BNLH, k_BNSH = (layers.rotate(project(name)(y_BLD), turn) for name in 'qk')
-    o_BNLH = layers.attend(
+    q_BNLH, k_BNSH = (rope.rotate(project(name)(y_BLD), turn) for name in 'qk')
+    o_BNLH = attention.attend(
       q_BNLH, [(k_BNSH, project('v')(y_BLD), mask_BLS)], scale=1 / math.sqrt(H)
     )
     x_BLD += Einsum('BNLH,NHD->BLD', (N, H, D), bias='D', out=jnp.float32, name='o')(o_BNLH)
@@ -104,10 +105,10 @@ class Model(nn.Module):
     c, (B, L, _), quarter = self.c, patch_BLp.shape, self.c.head_dim // 4
     x_BLctyx = patch_BLp.astype(c.dtype).reshape(B, L, 3, c.frames, c.patch, c.patch)
     x_BLD = Einsum('BLctyx,ctyxD->BLD', (*x_BLctyx.shape[2:], c.width), name='patches')(x_BLctyx)
-    turn = layers.rotary(
-      position_aBL, np.repeat([0, 1], quarter), np.tile(layers.frequencies(quarter, 1e4), 2)
+    turn = rope.rotary(
+      position_aBL, np.repeat([0, 1], quarter), np.tile(rope.frequencies(quarter, 1e4), 2)
     )
-    blocks = layers.scanned(Block, c, c.depth, nn.broadcast, name='blocks')
+    blocks = stack.scanned(Block, c, c.depth, nn.broadcast, name='blocks')
     mask_BLS = None if seen_BL is None else seen_BL[:, None]
     if seen_BL is not None and seen_BL.dtype == jnp.int32:
       mask_BLS = mask_BLS == seen_BL[:, :, None]

@@ -1,6 +1,6 @@
 """DPO (https://arxiv.org/abs/2305.18290) on pairs of images: R = 2 rows of a prompt, chosen first.
 
-A data set has them as pictures or, where a policy drew them (vargrl/pairs.py), as tokens.
+A data set has them as pictures or, where a policy drew them (vargrl/commands/pairs.py), as tokens.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Cross-entropy of a unified policy on packed dialogues (data/dialogues.py): of words, and of the
+"""Cross-entropy of a unified policy on packed dialogues (data/dialogue/train.py): of words, and of the
 bits of pictures with bitwise self-correction (https://arxiv.org/abs/2504.02949)."""
 
 import jax

@@ -32,7 +32,7 @@ BYTES = {
   'c64': 8,
   'c128': 16,
 }
-# begins the name of a call of models/splash.py, whose arithmetic is not in the program's text
+# begins the name of a call of models/layers/splash.py, whose arithmetic is not in the program's text
 KERNEL = '%splash_'
 HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{\s*$')
 OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')

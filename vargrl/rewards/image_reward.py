@@ -12,7 +12,7 @@ import numpy as np
 
 from vargrl.checkpoint import torch
 from vargrl.data import names as class_names
-from vargrl.models import blip
+from vargrl.models.judges import blip
 from vargrl.parallel import place
 from vargrl.rewards import preprocess
 from vargrl.types import Judge, Tower

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.checkpoint import torch
+from vargrl.data import clip_bpe
 from vargrl.data import names as class_names
-from vargrl.data import tokens
-from vargrl.models import clip, layers
+from vargrl.models.judges import clip
+from vargrl.models.layers import norms
 from vargrl.parallel import multihost, place, rows
 from vargrl.rewards import preprocess
 from vargrl.types import Judge, Tower
@@ -108,7 +109,7 @@ def image_tower(source, how):
     with jax.default_matmul_precision(
       'highest'
     ):  # what is float32 is so on every device; bfloat16 stays fast
-      return layers.unit(model.apply({'params': params}, x_Byxc))
+      return norms.unit(model.apply({'params': params}, x_Byxc))
 
   key = f'{source.path or "random"} {source.size} {c.dtype} {how}'
   return key, Tower(
@@ -144,7 +145,7 @@ def tokenized(source, tokenizer, texts):
     folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
     where = pathlib.Path(tokenizer or folder).expanduser()
     try:
-      t_BL = tokens.tokens(where, texts, length=c.context)
+      t_BL = clip_bpe.tokens(where, texts, length=c.context)
     except FileNotFoundError as e:
       raise FileNotFoundError(
         f'tokenizer: {e}; {command(HUB["l14"] + " tokenizer.json", where)}'

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import qwen2
-from vargrl.rollout import bits, groups, sample
+from vargrl.rollout import bits, groups, sampling
 from vargrl.rollout.parts import last, parted, read, remembered
 from vargrl.types import bounds
 
@@ -120,14 +120,14 @@ def score(
 
   def of_words(x, t_L):
     logits = [parts.words('logits', x)[0] / c.temperature for x, (parts, *_) in zip(x, pair)]
-    return sample.scores(logits[0], t_L, *map(stop, logits[1:]))
+    return sampling.scores(logits[0], t_L, *map(stop, logits[1:]))
 
   def of_bits(x, t_Le, temperature_L):
     logits = [
       parts.bits('logits', x, head)[0] / temperature_L[:, None, None]
       for x, (parts, _, head) in zip(x, pair)
     ]
-    out = sample.scores(logits[0], t_Le, *map(stop, logits[1:]))
+    out = sampling.scores(logits[0], t_Le, *map(stop, logits[1:]))
     return jax.tree.map(lambda x: x.sum(-1), out).replace(hit=out.hit.mean(-1))
 
   found = {}

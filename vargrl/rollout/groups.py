@@ -8,7 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import layers
+from vargrl.models.layers.einsum import used
 from vargrl.parallel import rules
 
 CHUNK = (
@@ -81,5 +81,5 @@ def laid(c, model, params, dtype=None):
     return params
   # The barrier: or a compiler may gather first and cast then, twice the bytes.
   if dtype is not None:
-    params = jax.lax.optimization_barrier(layers.used(params, dtype))
+    params = jax.lax.optimization_barrier(used(params, dtype))
   return rules.decoding(params, boxed(model))

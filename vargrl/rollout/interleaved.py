@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import cache as caches
-from vargrl.models import layers
+from vargrl.models.layers import cache as caches
+from vargrl.models.layers import einsum
+from vargrl.models.layers.einsum import used
 from vargrl.parallel import rows
 from vargrl.parallel.rules import shard
-from vargrl.rollout import bits, groups, next_scale, next_token, sample
+from vargrl.rollout import bits, groups, next_scale, next_token
+from vargrl.rollout import sampling as sample
 from vargrl.rollout.forced import plan as plan
 from vargrl.rollout.forced import score
 from vargrl.rollout.groups import keys as keys  # build.py looks for it in a rollout
@@ -288,9 +290,7 @@ def check_room(c, model, length):
 def generate(model, tokenizer, c, params, vq_params, prompt_P, keys_PR):
   """Rollout of P prompts x R keys, its tokens {'words' [P, R, W], 'bits' [P, R, I L, e]}. Equal
   rows whatever the mesh."""
-  params = jax.lax.optimization_barrier(
-    layers.used(params, model.c.dtype, (*layers.USED, 'tokens'))
-  )
+  params = jax.lax.optimization_barrier(used(params, model.c.dtype, (*einsum.USED, 'tokens')))
   params, vq_params = groups.laid(c, model, params), groups.laid(c, tokenizer, vq_params)
   check_room(c, model.c, prompt_P['tokens'].shape[-1])
   p, r, _ = groups.spread(*keys_PR.shape)

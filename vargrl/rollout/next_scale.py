@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models import cache as caches
 from vargrl.models import decoder
+from vargrl.models.layers import cache as caches
 from vargrl.parallel import rows
 from vargrl.parallel.rules import shard
-from vargrl.rollout import groups, sample
+from vargrl.rollout import groups
+from vargrl.rollout import sampling as sample
 from vargrl.rollout.groups import in_chunks, spread
 from vargrl.rollout.groups import keys as keys  # build.py looks for it in a rollout
 from vargrl.types import Rollout, leading, sizes

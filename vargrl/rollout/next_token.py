@@ -10,11 +10,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import cache as caches
-from vargrl.models import layers, qwen2
+from vargrl.models import qwen2
+from vargrl.models.layers import cache as caches
+from vargrl.models.layers import einsum
+from vargrl.models.layers.einsum import used
 from vargrl.models.qwen2 import Model
 from vargrl.parallel.rules import shard
-from vargrl.rollout import groups, sample
+from vargrl.rollout import groups
+from vargrl.rollout import sampling as sample
 from vargrl.rollout.groups import keys as keys  # build.py looks for it in a rollout
 from vargrl.types import Prompt, Rollout
 
@@ -164,9 +167,7 @@ def score(model: Model, c: Config, params, prompt: Prompt, tokens_L, reference=N
 def generate(model, c, params, prompt_P, keys_PR):
   """Rollout of P prompts x R keys, each field [P, R, length]. Equal rows whatever the mesh."""
   # Cast once, not at every token; the barrier, or a compiler may think otherwise.
-  params = jax.lax.optimization_barrier(
-    layers.used(params, model.c.dtype, (*layers.USED, 'tokens'))
-  )
+  params = jax.lax.optimization_barrier(used(params, model.c.dtype, (*einsum.USED, 'tokens')))
   params = groups.laid(c, model, params)
   p, r, _ = groups.spread(*keys_PR.shape)
   one = partial(rollout, model, c, params, axes=AXES)

@@ -1,4 +1,4 @@
-"""Log-probabilities of rows that hold several dialogues (data/dialogues.py), under a unified
+"""Log-probabilities of rows that hold several dialogues (data/dialogue/train.py), under a unified
 policy: what supervised tuning learns from. Rollouts of one dialogue are
 rollout/interleaved.py's."""
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vargrl.models import infinity, qwen2
-from vargrl.rollout import groups, sample
+from vargrl.rollout import groups, sampling
 from vargrl.rollout.bits import Config
 
 
@@ -43,7 +43,7 @@ def score(model, tokenizer, params, vq_params, row, bits_ILe, shown_ILe, dropped
     )
   h_BSD = call(row, inputs_ILC[None], dropped_BI, method='forward')
   words = groups.in_chunks(
-    lambda x, t_L: sample.scores(lm(x[None])[0], t_L), jnp.roll(h_BSD[0], 1, 0), row['tokens'][0]
+    lambda x, t_L: sampling.scores(lm(x[None])[0], t_L), jnp.roll(h_BSD[0], 1, 0), row['tokens'][0]
   )
   if not I:
     return words, None
@@ -51,7 +51,7 @@ def score(model, tokenizer, params, vq_params, row, bits_ILe, shown_ILe, dropped
 
   def of_bits(x_LD, head_2D, t_Le):
     def one(x, t_Le):
-      out = sample.scores(drawer(x[None], head_2D[None])[0], t_Le)
+      out = sampling.scores(drawer(x[None], head_2D[None])[0], t_Le)
       return jax.tree.map(lambda x: x.sum(-1), out).replace(hit=out.hit.mean(-1))
 
     return groups.in_chunks(one, x_LD, t_Le, wide=Config.wide)

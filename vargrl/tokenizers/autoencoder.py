@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vargrl.models.layers import Conv, GroupNorm
+from vargrl.models.layers.einsum import Conv
+from vargrl.models.layers.norms import GroupNorm
 
 
 class ResBlock(nn.Module):

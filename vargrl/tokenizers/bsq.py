@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import schedules
-from vargrl.models.layers import DTYPES, unit
+from vargrl.models.layers.norms import unit
+from vargrl.models.layers.stack import DTYPES
 from vargrl.models.var import WRAPPERS
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bilinear, resize

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models.layers import DTYPES, Conv, letters
+from vargrl.models.layers.einsum import Conv, letters
+from vargrl.models.layers.stack import DTYPES
 from vargrl.models.var import SCALES_256, SCALES_512, WRAPPERS
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bicubic, resize

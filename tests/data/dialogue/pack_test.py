@@ -1,0 +1,155 @@
+"""Packed = unpacked: in a row, each dialogue is what it is alone; what does not fit is left out or
+told.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+from vargrl.data.dialogue import encode, pack
+
+TALK = [('user', '<image>hello'), ('assistant', 'a cat')]
+DRAW = [('user', 'hello'), ('assistant', 'the dog.<image_gen>')]
+EDIT = [('user', 'make <image> and <image> a cat'), ('assistant', 'it is: <image_gen>')]
+TWO = [
+  ('user', 'hello'),
+  ('assistant', 'a<image_gen>'),
+  ('user', 'a dog'),
+  ('assistant', 'the<image_gen> world'),
+]
+
+
+@pytest.fixture(scope='module')
+def some(tell):
+  return [
+    tell(TALK, ['0.png']),
+    tell(EDIT, ['2.png', '0.png', '1.png']),
+    tell(TWO, ['0.png', '1.png']),
+    tell(DRAW, ['1.png']),
+  ]
+
+
+def alone(row, segment, form):
+  """What a model gets of one of a row's sequences, and of its pictures."""
+  at = np.flatnonzero(row['segment'] == segment)
+  first, size = at[0], form.merge**2
+  assert at.tolist() == [*range(first, first + len(at))]
+  used = row['place'][at]
+  patch = (used[used >= 0][:, None] * size + np.arange(size)).reshape(-1)
+  drawn = [g for g, slot in enumerate(row['slot']) if slot in at]
+  memory = [[row['tokens'][i] for i in row['memory'][g] if i >= 0] for g in drawn]
+  pictures = row['patch_segment'][patch]
+  return {
+    'tokens': row['tokens'][at],
+    'position': row['position'][:, at],
+    'wanted': row['wanted'][at],
+    'embedded': used >= 0,
+    'patches': row['patches'][patch],
+    'where': row['patch_position'][:, patch],
+    'pictures': pictures - pictures.min(initial=99),
+    'image': row['image'][drawn],
+    'slot': row['slot'][drawn] - first,
+    'memory': np.array(sum(memory, [])),
+  }
+
+
+def test_packed_is_unpacked(talks, some):
+  form, room = talks.form(), pack.Room(length=220, patches=64, pictures=4, memory=64)
+  row, left = pack.pack(some, form, room)
+  assert left == 0 and row['segment'].max() == 4
+  assert row['patch_segment'].tolist() == np.repeat([1, 2, 3, 0], [8, 16, 16, 24]).tolist()
+  for i, told in enumerate(some):
+    single, _ = pack.pack([told], form, room)
+    for (name, x), y in zip(
+      alone(row, i + 1, form).items(), alone(single, 1, form).values(), strict=True
+    ):
+      np.testing.assert_array_equal(x, y, err_msg=name)
+  assert row['slot'].min() > 0 and (row['memory'].max(1) < row['slot'] - 1).all()
+
+
+def test_padding_is_no_sequence_and_counts_for_nothing(talks, some):
+  row, _ = pack.pack(
+    some[:2], talks.form(), pack.Room(length=150, patches=64, pictures=3, memory=64)
+  )
+  used = len(some[0].tokens) + len(some[1].tokens)
+  assert (
+    not row['segment'][used:].any()
+    and not row['wanted'][used:].any()
+    and (row['place'][used:] == -1).all()
+  )
+  assert (
+    row['slot'].tolist()[1:] == [-1, -1]
+    and not row['image'][1:].any()
+    and (row['memory'][1:] == -1).all()
+  )
+  assert not row['patch_segment'][40:].any() and not row['patches'][40:].any()
+
+
+@pytest.mark.parametrize(
+  'short, fits',
+  [
+    (dict(), [1, 2, 3, 4]),
+    (dict(length=100), [1, 2]),
+    (dict(patches=32), [1, 3, 4]),
+    (dict(pictures=1), [1, 2]),
+    (dict(pictures=0), [1]),
+  ],
+)
+def test_what_no_longer_fits_is_left_out_and_what_comes_after_may_fit(talks, some, short, fits):
+  room = pack.Room(**dict(length=220, patches=64, pictures=4, memory=64) | short)
+  row, left = pack.pack(some, talks.form(), room)
+  assert left == 4 - len(fits) and row['segment'].max() == len(fits)
+  found = [row['tokens'][row['segment'] == i + 1].tolist() for i in range(len(fits))]
+  assert found == [some[i - 1].tokens.tolist() for i in fits]
+
+
+@pytest.mark.parametrize(
+  'short, which, error, message',
+  [
+    (dict(length=20), 0, encode.Unfit, r'\d+ tokens found, at most 20 expected'),
+    (dict(patches=16), 1, encode.Unfit, '32 patches of pictures found, at most 16 expected'),
+    (dict(pictures=1), 2, encode.Unfit, '2 drawn pictures found, at most 1 expected'),
+    (
+      dict(memory=9),
+      3,
+      encode.Unfit,
+      r'\d+ tokens before a drawn picture found, at most 9, its memory, expected',
+    ),
+  ],
+)
+def test_what_could_never_fit_is_told(some, short, which, error, message):
+  room = pack.Room(**dict(length=220, patches=64, pictures=4, memory=64) | short)
+  with pytest.raises(ValueError, match=message) as found:
+    pack.check_fits(some[which], room)
+  assert found.type is error
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (
+      dict(patches=30),
+      'data.patches: 30 found, a multiple of 4, the patches of an embedding, expected',
+    ),
+    (
+      dict(length=1),
+      'length 1, patches 16, pictures 1, memory 8 found, at least 2, 0, 0, 1 expected',
+    ),
+  ],
+)
+def test_rows_that_could_hold_nothing_are_refused(talks, change, message):
+  room = pack.Room(**dict(length=20, patches=16, pictures=1, memory=8) | change)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    pack.check_room(room, talks.form())
+
+
+def test_the_prompt_that_says_nothing_is_what_a_dropped_prompt_leaves(talks, tell):
+  nothing = encode.opening(talks.form(), encode.Dialogue(encode.NULL, ()), draw=True)
+  null = pack.prompt(nothing, talks.form(), length=64, patches=0)
+  told = tell(DRAW, ['1.png'], prompt_drop=1.0)
+  assert null['length'] == told.slot[0] and set(null) == set(pack.PROMPT)
+  np.testing.assert_array_equal(null['tokens'][: null['length']], told.tokens[: null['length']])
+  np.testing.assert_array_equal(
+    null['position'][:, : null['length']], told.position[:, : null['length']]
+  )

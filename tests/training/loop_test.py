@@ -1,0 +1,336 @@
+"""The update and the loop, on a toy and on the real policy at its smallest."""
+
+from functools import partial
+import os
+import pathlib
+import subprocess
+import sys
+
+import flax
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+import pytest
+
+HERE = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(HERE / 'objectives'), str(HERE.parent)]
+
+import toys  # noqa: E402
+
+from experiments import quickstart  # noqa: E402
+from vargrl.checkpoint import store as stores  # noqa: E402
+from vargrl.objectives import grpo, sft  # noqa: E402
+from vargrl.parallel import mesh as meshes  # noqa: E402
+from vargrl.parallel import (
+  place,
+  rules,  # noqa: E402
+)
+from vargrl.reporting import writer as writing
+from vargrl.training import assemble, optim
+from vargrl.training import loop as train
+from vargrl.training import update as updates
+from vargrl.training.run import Run
+from vargrl.types import Experience, State  # noqa: E402
+
+TX = optax.sgd(1.0, momentum=0.9)
+GRPO = dict(level='token', clip=0.2, clip_high=0.3, kl=0.1, estimator='exact', alpha=0.7, first=0)
+LOSSES = {
+  'sft': partial(sft.loss, toys.MODELS, alpha=0.7),
+  'grpo': partial(grpo.loss, toys.MODELS, **GRPO, last=1),
+}
+
+
+def toy_state():
+  params = toys.params()
+  return State(params, TX.init(params))
+
+
+def update(loss, batch, accum=1, state=None):
+  frozen = {'reference': toys.params(1)['policy']}
+  return jax.jit(updates.make_update(loss, TX, accum))(state or toy_state(), frozen, batch)
+
+
+@pytest.mark.parametrize(
+  'loss, P, R, masked',
+  [('sft', 8, 1, 0), ('grpo', 4, 4, 0), ('grpo', 4, 4, 5), ('grpo', 1, 8, 3), ('grpo', 2, 4, 3)],
+)
+def test_accumulating_four_parts_is_one_update(loss, P, R, masked):
+  """Rows without a verdict make the parts weigh unequally: with 1 x 8 and 2 x 4, the first part of
+  two rows has none at all; groups are cut."""
+  batch = toys.experience(P, R, masked=masked)
+  mask = np.random.default_rng(1).integers(0, 2, (P, R, toys.L)).astype(np.float32)
+  batch = (
+    batch.replace(mask=jnp.asarray(mask))
+    if loss == 'grpo'
+    else Experience(batch.label, batch.tokens)
+  )
+  (one, facts), (four, merged) = (update(LOSSES[loss], batch, accum) for accum in (1, 4))
+  moved = one.params['policy']['table'] - toy_state().params['policy']['table']
+  assert float(abs(moved).max()) > 0.01
+  equal = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+  jax.tree.map(equal, one, four)
+  assert facts.keys() == merged.keys()
+  for name in facts:
+    equal(toys.mean(facts[name]), toys.mean(merged[name]), err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'P, R, n', [(8, 1, 4), (4, 4, 2), (4, 4, 4), (2, 4, 4), (1, 8, 4), (6, 2, 3)]
+)
+def test_parts_hold_every_row_once_with_its_own_label(P, R, n):
+  row = np.arange(P * R).reshape(P, R)
+  tokens = jnp.asarray(np.repeat(row[..., None], 3, -1))
+  keep = jnp.zeros((P, R, 2, 2)) + tokens[..., :1, None]
+  batch = Experience(
+    label=jnp.arange(P), tokens=tokens, weight=jnp.asarray(row), mask=2 * tokens, keep=keep
+  )
+  updates.check_split(P, R, n)
+  parts = updates.split(batch, n)
+  assert parts.tokens.shape[0] == n and parts.old is None
+  p, r = parts.tokens.shape[1:3]
+  assert p * r * n == P * R and parts.label.shape == (n, p) and parts.keep.shape == (n, p, r, 2, 2)
+  np.testing.assert_array_equal(np.sort(parts.tokens[..., 0].reshape(-1)), np.arange(P * R))
+  np.testing.assert_array_equal(parts.tokens[..., 0], parts.weight)
+  np.testing.assert_array_equal(2 * parts.tokens, parts.mask)
+  np.testing.assert_array_equal(parts.tokens[..., 0], parts.keep[..., 0, 0])
+  np.testing.assert_array_equal(parts.tokens[..., 0] // R, np.repeat(parts.label[..., None], r, 2))
+
+
+def test_images_are_split_with_their_labels():
+  image = jnp.zeros((8, 2, 2, 3)) + jnp.arange(8)[:, None, None, None]
+  parts = updates.split(Experience(label=jnp.arange(8), image=image), 4)
+  np.testing.assert_array_equal(parts.image[..., 0, 0, 0], parts.label)
+  np.testing.assert_array_equal(np.sort(parts.label.reshape(-1)), np.arange(8))
+
+
+@pytest.mark.parametrize('P, R, n', [(3, 4, 2), (2, 3, 4), (4, 1, 8)])
+def test_parts_of_unequal_size_are_refused(P, R, n):
+  with pytest.raises(ValueError, match='divisor'):
+    updates.check_split(P, R, n)
+
+
+def batches_without_a_gradient():
+  batch = toys.experience(4, 4)
+  yield 'nan', batch.replace(advantage=batch.advantage.at[2, 1].set(jnp.nan))
+  yield 'inf', batch.replace(advantage=batch.advantage.at[2, 1].set(jnp.inf))
+  yield 'no verdict', batch.replace(weight=jnp.zeros((4, 4)), advantage=jnp.zeros((4, 4)))
+
+
+@pytest.mark.parametrize('accum', [1, 4])
+def test_a_gradient_that_is_none_leaves_the_state_as_it_is(accum):
+  start, facts = update(LOSSES['grpo'], toys.experience(4, 4), accum)  # with moments
+  assert toys.mean(facts['skipped']) == 0
+  for name, batch in batches_without_a_gradient():
+    state, facts = update(LOSSES['grpo'], batch, accum, start)
+    jax.tree.map(partial(np.testing.assert_array_equal, err_msg=name), state, start)
+    assert toys.mean(facts['skipped']) == 1, name
+
+
+@pytest.mark.parametrize('accum', [1, 4])
+def test_what_is_frozen_stays_and_what_is_trained_does_not_notice(accum):
+  """Against gradients of everything, zeroed where frozen before the norm is taken."""
+  batch, rng = toys.experience(4, 4), np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {
+    'policy': {'w': toys.params()['policy']['table'], 'a': draw(4, 5, 2), 'b': 0.1 * draw(2, 4)}
+  }
+  trained = {'policy': {'w': False, 'a': True, 'b': True}}
+
+  def loss(params, frozen, batch):
+    p = params['policy']
+    return LOSSES['grpo']({'policy': {'table': p['w'] + p['a'] @ p['b']}}, frozen, batch)
+
+  tx = optax.chain(optax.clip_by_global_norm(0.01), optax.adamw(0.1))
+  all_of = lambda tree, which: jax.tree.map(lambda t: t == which, tree)
+  old = optax.chain(
+    optax.masked(optax.set_to_zero(), all_of(trained, False)),
+    optax.clip_by_global_norm(0.01),
+    optax.masked(optax.adamw(0.1), trained),
+  )
+  frozen = {'reference': toys.params(1)['policy']}
+  few = State(params, tx.init(optim.part(params, trained)[0]))
+  every = State(params, old.init(params))
+  step = jax.jit(updates.make_update(loss, tx, accum, trained))
+  other = jax.jit(updates.make_update(loss, old, accum))
+  for _ in range(3):
+    (few, facts), (every, whole) = step(few, frozen, batch), other(every, frozen, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), few.params, every.params)
+    assert 0 < toys.mean(facts['grad_norm']) < toys.mean(whole['grad_norm'])
+  np.testing.assert_array_equal(few.params['policy']['w'], params['policy']['w'])
+  assert float(abs(few.params['policy']['a'] - params['policy']['a']).max()) > 0.1
+
+
+# The real policy, with weights from numpy: XLA takes longer to compile an initializer than a step.
+
+
+def shaped(shapes, seed):
+  """Weights like `shapes`: normal with variance 1 / fan-in, biases 0, scales 1."""
+  rng = np.random.default_rng(seed)
+
+  def one(path, x):
+    name = path[-1].key
+    if name in ('b', 'bias', 'temperature'):
+      return np.zeros(x.shape, np.float32)
+    if name == 'scale':
+      return np.ones(x.shape, np.float32)
+    fan = np.prod(x.shape[:-1]) if len(x.shape) == 4 else x.shape[-1]
+    return (rng.normal(size=x.shape) / np.sqrt(fan)).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def config(objective, loss, steps, **changes):
+  """The quickstart's smallest run, changed."""
+  c = quickstart.get_config('smoke').grpo
+  del c.classifier
+  c.steps, c.save_every, c.init, c.evals, c.reference = steps, 10**6, {}, {}, False
+  c.mesh = (('data', 1), ('fsdp', 1), ('tensor', 1))
+  c.optim.update(peak=2e-2, warmup=1, clip=1.0)
+  c.objective.name = objective
+  c.objective.loss = dict(loss)
+  c.update(changes)
+  return c
+
+
+@pytest.fixture(scope='module')
+def one_device():
+  """A run is made for all devices of the machine; most of these tests need one."""
+  before = meshes.make
+  meshes.make = lambda axes, devices=None: before(axes, devices or jax.devices()[:1])
+  yield
+  meshes.make = before
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory, one_device):
+  """{name: folder} of a random tokenizer and policy, as other runs would have left them."""
+  folder = tmp_path_factory.mktemp('weights')
+  c, found = config('objectives.grpo', GRPO | dict(last=2), 1), {}
+  for seed, name in enumerate(('policy', 'tokenizer')):
+    python, model = assemble.module(c[name], name)
+    shapes = flax.linen.unbox(jax.eval_shape(partial(python.init, model), jax.random.key(0)))
+    found[name] = str(folder / name / 'checkpoints')
+    params = {'policy': jax.tree.map(jnp.asarray, shaped(shapes, seed))}
+    store = stores.Store(pathlib.Path(found[name]), every=1, keep=1)
+    store.save(0, State(params, {}), {}, {'config': '{}'}, force=True)
+    store.close()
+  return found
+
+
+def test_grpo_starts_at_the_old_policy_and_raises_the_reward(tmp_path, checkpoints):
+  """Two prompts, 64 rows a step; the first update sees the policy that sampled, to the bit."""
+  c = config('objectives.grpo', GRPO | dict(kl=0.0, alpha=0.0, last=2), 60, init=dict(checkpoints))
+  c.reference, c.optim.peak = True, 1e-2
+  c.data.update(classes=2, prompts=2)
+  c.objective.collect.rollouts = 32
+  c.objective.collect.rewards = ConfigDict(dict(light=dict(name='rewards.brightness', weight=1.0)))
+  train.train(c, tmp_path, say=lambda _: None)
+  rows = [row for row in writing.load(tmp_path) if 'reward' in row]
+  first = {k: v for k, v in rows[0].items() if k.startswith(('ratio', 'kl', 'clip_ratio'))}
+  assert len(first) > 10 and first.pop('ratio') == 1
+  assert set(first.values()) == {0}
+  reward = np.array([row['reward'] for row in rows])
+  noise = rows[0]['reward_std'] / 64**0.5  # of the mean of 64 rewards
+  assert len(rows) == 60 and not any(row['skipped'] for row in rows)
+  assert reward[-5:].mean() > reward[:3].mean() + 12 * noise, (reward, noise)
+
+
+def test_dpo_learns_to_prefer_the_chosen(tmp_path, checkpoints):
+  loss = dict(kind='sigmoid', beta=0.1, smoothing=0.0, alpha=0.0)
+  c = config('objectives.dpo', loss, 25, init=dict(checkpoints), reference=True)
+  c.objective.collect = {}
+  c.data = dict(quickstart.get_config('smoke').pretrain.data)
+  c.data.update(dataset='digit_pairs', split='train[:8]', batch=8, dir=str(tmp_path / 'tfds'))
+  train.train(c, tmp_path / 'run', say=lambda _: None)
+  rows = [row for row in writing.load(tmp_path / 'run') if 'loss' in row]
+  assert rows[0]['loss'] == pytest.approx(np.log(2), abs=1e-5)
+  assert rows[0]['rewards/margins'] == pytest.approx(0, abs=1e-5)
+  assert np.mean([row['rewards/accuracies'] for row in rows[-5:]]) > 0.9
+  assert rows[-1]['loss'] < 0.5
+
+
+def test_a_run_without_a_good_update_ends_and_keeps_what_it_had(tmp_path, one_device):
+  c = quickstart.get_config('smoke').classifier
+  c.steps, c.evals = 100, {}
+  state = train.train(
+    ConfigDict(c.to_dict() | dict(steps=2)), tmp_path / 'good', say=lambda _: None
+  )
+  bad = State(jax.tree.map(lambda x: x * jnp.nan, state.params), {})
+  store = stores.Store(tmp_path / 'nan' / 'checkpoints', every=1, keep=1)
+  store.save(0, bad, {}, {}, force=True)
+  store.close()
+  c.init = dict(policy=str(tmp_path / 'nan' / 'checkpoints'))
+  with pytest.raises(FloatingPointError, match=f'no update of the {train.SKIPS} steps up to 9'):
+    train.train(c, tmp_path / 'run', say=lambda _: None)
+  rows = [row for row in writing.load(tmp_path / 'run') if 'skipped' in row]
+  assert [row['skipped'] for row in rows] == [1] * (train.SKIPS + 1)
+  assert not any('loss' in row or 'grad_norm' in row for row in rows)
+
+
+# One device and eight, in a process that has eight.
+
+MESHES = {'data 8': (8, 1, 1), 'fsdp 8': (1, 8, 1), '2 x 2 x 2': (2, 2, 2), '1 x 2 x 4': (1, 2, 4)}
+
+
+def step_on(sizes, P=8, R=2):
+  """The policy's weights before and after one GRPO step on a mesh of these sizes."""
+  axes = tuple(zip(meshes.AXES, sizes))
+  loss = GRPO | dict(last=1)
+  c = config('objectives.grpo', loss, 2, mesh=axes, reference=True, replicated_at_most=1.0)
+  c.policy.update(width=64, heads=4, scales=(1, 2))
+  c.tokenizer.update(scales=(1, 2))
+  c.data.prompts, c.objective.collect.rollouts = P, R
+  c.objective.collect.rewards = ConfigDict(dict(light=dict(name='rewards.brightness', weight=1.0)))
+  c.optim.update(peak=1e-2, warmup=0, eps=1e-3, clip=1.0)  # eps: else rounding decides signs
+  make = meshes.make
+  meshes.make = lambda axes, devices=None: make(axes, jax.devices()[: int(np.prod(sizes))])
+  try:
+    run = Run(c, '', lean=True)
+  finally:
+    meshes.make = make
+  put = lambda x, like: jax.device_put(x, like.sharding)
+  with jax.set_mesh(run.mesh):
+    policy = shaped(run.shapes.params['policy'], 0)
+    params = {'policy': jax.tree.map(put, policy, run.shapes.params['policy'])}
+    opt = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), run.shapes.opt)
+    other = jax.tree.map(lambda x: 0.9 * x, policy)
+    frozen = {'reference': jax.tree.map(put, other, run.shapes.params['policy'])}
+    shapes = place.abstract(run.built.frozen['tokenizer'], run.mesh)
+    frozen['tokenizer'] = jax.tree.map(put, shaped(shapes, 1), shapes)
+    rng, length = np.random.default_rng(0), run.models.config.length
+    batch = Experience(
+      label=rng.integers(0, 10, P),
+      tokens=rng.integers(0, 32, (P, R, length)),
+      old=rng.normal(size=(P, R, length)).astype(np.float32) * 0.1 - np.log(32).astype(np.float32),
+      advantage=rng.normal(size=(P, R)).astype(np.float32),
+      weight=(np.arange(P * R) > 2).reshape(P, R).astype(np.float32),
+    )
+    spec = jax.sharding.PartitionSpec(*rules.rows(run.mesh, P, R))
+    one = jax.sharding.PartitionSpec(spec[0])
+    where = lambda x: jax.sharding.NamedSharding(run.mesh, one if x.ndim == 1 else spec)
+    batch = jax.tree.map(lambda x: jax.device_put(x, where(x)), batch)
+    state, facts = run.pieces()[1](State(params, opt), frozen, batch)
+  assert toys.mean(facts['skipped']) == 0
+  return policy, jax.device_get(state.params['policy'])
+
+
+def meshes_agree():
+  before, one = step_on((1, 1, 1))
+  moved = jax.tree.map(lambda a, b: abs(a - b).max(), before, one)
+  assert max(jax.tree.leaves(moved)) > 1e-3
+  for name, sizes in MESHES.items():
+    _, eight = step_on(sizes)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5, err_msg=name), one, eight)
+
+
+def test_one_device_is_eight_whatever_the_mesh():
+  if len(jax.devices()) >= 8:
+    return meshes_agree()
+  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  code = 'import train_test; train_test.meshes_agree()'
+  env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+  command = [sys.executable, '-c', code]
+  run = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr[-3000:]

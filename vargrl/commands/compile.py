@@ -1,0 +1,262 @@
+"""Compiles every program of an experiment for a TPU topology, without a TPU: what fits, what it
+costs, what travels.
+
+The programs are those of the run itself, by the objective's own `programs` and the update, on
+abstract arrays."""
+
+from functools import partial
+import math
+import os
+import re
+import time
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from vargrl.parallel import hlo, place, rules, topology
+from vargrl.training import assemble, chain, flops
+from vargrl.training.run import Run
+from vargrl.types import offsets, sides
+
+ADVICE = {
+  'rollout': "fewer data.prompts or objective.collect.rollouts, rollout.weights='sharded', or more "
+  'devices on the '
+  "mesh's axes fsdp and tensor",
+  'update': "a larger accum, policy.remat='blocks', or more devices on the mesh's axes fsdp and "
+  'tensor',
+  '': 'fewer data.prompts and objective.collect.rollouts (or data.batch), or more devices on the '
+  "mesh's axes fsdp and "
+  'tensor',
+}
+
+
+def main(flags):
+  """Prints some lines for each program of each run. Returns the exit code, 1 if one does not fit;
+  ValueError for what cannot be compiled. The process is left as it was: in a notebook, a TPU may be
+  used after it."""
+  found = chain.runs(flags.config) if not flags.run else [chain.chosen(flags.config, flags.run)]
+  where = {name: flags.topology or config.get('pod', '') for name, config in found}
+  if not all(where.values()):
+    raise ValueError('compile: neither --topology nor a pod in the config found, one expected')
+  fits, before = (
+    True,
+    (jax.config.jax_enable_compilation_cache, jax.config.jax_platforms, dict(os.environ)),
+  )
+  jax.config.update('jax_platforms', 'cpu')  # no TPU is asked for, there may be none
+  caching(False)
+  try:
+    for name, config in found:
+      fits &= compiled(name, config, where[name], flags.effort)
+  finally:
+    caching(before[0])
+    jax.config.update('jax_platforms', before[1])
+    for name in os.environ.keys() - before[2].keys():
+      del os.environ[name]
+    os.environ.update(before[2])
+  return 0 if fits else 1
+
+
+def caching(on):
+  """Of compiled programs on disk: where there is no TPU, those for one are written but cannot be
+  read back.
+  """
+  jax.config.update('jax_enable_compilation_cache', on)
+  compilation_cache.reset_cache()  # or what was decided at the first compilation stays
+
+
+def compiled(name, config, where, effort):
+  """Compiles all programs of one run; True if each fits."""
+  devices = topology.devices(where)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.init = {}  # weights are not needed, and need not be there
+  run = Run(config, '.', lean=True, devices=devices)
+  run.models = assemble.scored(config, run.built, lean=True)
+  shape = 'x'.join(str(n) for n in run.mesh.shape.values())
+  print(
+    f'{name or config.policy.name}: {len(devices)} devices of {where}, mesh {shape}, '
+    f'{topology.memory(where) / 2**30:.4g} GiB each' + f', effort {effort:g}' * bool(effort)
+  )
+  with jax.set_mesh(run.mesh):
+    frozen = {k: place.abstract(init, run.mesh) for k, init in run.built.frozen.items()}
+    if run.models.reward_weights:
+      frozen['rewards'] = run.models.reward_weights(run.mesh)
+    call = Compiler(
+      run,
+      frozen,
+      topology.memory(where),
+      {'exec_time_optimization_effort': effort} if effort else {},
+    )
+    print(
+      f'{"weights, moments":18} {gib(sum(call.held.values()))}   '
+      + '  '.join(f'{k} {v / 2**30:.2f}' for k, v in call.held.items())
+    )
+    collect, update = run.pieces()
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for plan, batch in collect.programs(call, run.shapes.params, frozen, call.batch(), key):
+      part = jax.tree.map(partial(cut, n=config.minibatches), batch)
+      call(f'update ({plan})' if plan else 'update', update, run.shapes, frozen, part)
+  return call.fits
+
+
+def cut(x, n):
+  """One of n minibatches of what leads with the rows."""
+  return (
+    x
+    if n == 1
+    else jax.ShapeDtypeStruct((x.shape[0] // n, *x.shape[1:]), x.dtype, sharding=x.sharding)
+  )
+
+
+def gib(size):
+  return f'{size / 2**30:6.2f} GiB'
+
+
+def size(x):
+  """Bytes of an abstract array on each device."""
+  shape = x.sharding.shard_shape(x.shape) if getattr(x, 'sharding', None) else x.shape
+  return math.prod(shape) * getattr(x.dtype, 'itemsize', 8)
+
+
+class Compiler:
+  """call(name, function, *args) of types.Collect: compiles and tells; what it returns has shapes
+  and shardings.
+
+  held: {what: bytes} on each device, of all that is there whatever program runs.
+  """
+
+  def __init__(self, run, frozen, capacity, options):
+    self.run, self.capacity, self.options, self.fits = run, capacity, options, True
+    trees = run.shapes.params | {'moments': run.shapes.opt} | frozen
+    self.held = {name: sum(map(size, jax.tree.leaves(tree))) for name, tree in trees.items()}
+    self.known = {id(x) for x in jax.tree.leaves(trees)}
+
+  def __call__(self, name, function, *args):
+    began, lowered = time.perf_counter(), function.lower(*args)
+    # What one program leaves for the next is there too; the state and the frozen weights always
+    # are.
+    more = sum(size(x) for x in jax.tree.leaves(args) if id(x) not in self.known)
+    try:
+      program = lowered.compile(compiler_options=self.options)
+    except jax.errors.JaxRuntimeError as e:
+      if 'RESOURCE_EXHAUSTED' not in str(e):
+        raise
+      print(f'{name:18} {too_large(str(e))}')
+      self.unfit(
+        name,
+        hlo.parse(lowered.as_text('hlo', debug_info=True)),
+        ', on all devices together',
+        hlo.KEPT,
+      )
+      return self.whole(lowered.out_info)
+    if name:
+      self.tell(name, program, more, time.perf_counter() - began)
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      lowered.out_info,
+      program.output_shardings,
+    )
+
+  def tell(self, name, program, more, seconds):
+    memory, source = program.memory_analysis(), program.as_text()
+    text = hlo.parse(source)
+    own = (
+      memory.temp_size_in_bytes
+      + memory.generated_code_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+    )  # the state is donated: the new one takes its place
+    need = sum(self.held.values()) + more + own
+    counted = hlo.flops(text, lambda scope: 'again' if 'rematted_computation' in scope else 'once')
+    total, wanted = sum(counted.values()), flops.flops(self.run, name) / self.run.mesh.size
+    ratio = f'{total / wanted:.2f} of analytic' if wanted else ''
+    again = (
+      f' ({counted["again"] / (wanted or total):.2f} made again)' if counted.get('again') else ''
+    )
+    if hlo.KERNEL in source:
+      again += ', without those of the splash kernel'
+    print(
+      f'{name:18} {gib(need)} ({need / self.capacity:4.0%}), its own {own / 2**30:.2f}   '
+      f'{total / 1e12:.3f} TFLOP '
+      f'{ratio}{again}   compiled in {seconds:.1f} s',
+      flush=True,
+    )
+    sent = hlo.collectives(text)
+    for kind, (count, travels) in sent.items():
+      print(f'{"":18} {kind:20} {count:6} x, {travels / 2**20:10.1f} MiB sent by a device')
+    least, travels = (
+      flops.traffic(self.run, name.partition(' (')[0]),
+      sum(t for _, t in sent.values()),
+    )
+    if least:
+      print(
+        f'{"":18} {travels / least:.2f} of the {least / 2**20:.1f} MiB of all weights, gathered '
+        'once in each pass'
+      )
+    if need > self.capacity:
+      self.unfit(name, text)
+
+  def unfit(self, name, program, where='', kinds=None):
+    """Names the largest buffers, and what would help."""
+    self.fits = False
+    for what, held in sorted(self.held.items(), key=lambda kv: -kv[1])[:4]:
+      print(f'{"":18} {gib(held)}  {what}')
+    for made, what in hlo.largest(program, 6, kinds):
+      print(f'{"":18} {gib(made)}  {what}{where}')
+    advice = ADVICE.get(name.partition(' (')[0], ADVICE[''])
+    print(
+      f'{name:18} does not fit into {self.capacity / 2**30:.4g} GiB: it needs {advice}', flush=True
+    )
+
+  def rows(self, shape, dtype):
+    axes = rules.rows(self.run.mesh, *shape[:2]) if len(shape) > 1 else (self.spread(shape[0]),)
+    return jax.ShapeDtypeStruct(
+      shape, dtype, sharding=NamedSharding(self.run.mesh, PartitionSpec(*axes))
+    )
+
+  def spread(self, size):
+    mesh = self.run.mesh
+    return rules.ROWS if size % (mesh.shape['data'] * mesh.shape['fsdp']) == 0 else ()
+
+  def whole(self, tree):
+    here = NamedSharding(self.run.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+
+  def batch(self):
+    """What the data set gives a step: labels, and pictures or tokens."""
+    data, models = self.run.config.data, self.run.models
+    rows, known = data.prompts if 'prompts' in data else data.batch, {}
+    if hasattr(self.run.data_module, 'shapes'):
+      known = self.run.data_module.shapes(data)
+
+    def one(feature):
+      if feature == 'label':
+        return (rows,), np.int32
+      if feature in known or feature in models.given:
+        shape, dtype = (known or models.given)[feature]
+        return (rows, *shape), np.dtype(dtype)
+      if 'size' in data:
+        return (rows, *sides(data.size), 3), np.float32
+      return (rows, offsets(models.scales)[-1]), np.int32
+
+    here = NamedSharding(self.run.mesh, PartitionSpec(self.spread(rows)))
+    return {f: jax.ShapeDtypeStruct(*one(f), sharding=here) for f in self.run.features()}
+
+
+def too_large(message):
+  """The compiler's words about what it could not place: how much, and the largest buffers."""
+  lines = [line.strip() for line in message.splitlines() if line.strip()]
+  used = next((line for line in lines if 'Exceeded' in line or 'exceeds' in line), lines[0])
+  used = re.sub(r'^.*?(?=Used |Ran out)', '', used)
+  found, buffers = re.compile(r'(?:\d+\. )?Size: (.*)'), []
+  for i, line in enumerate(lines):
+    if not (size := found.fullmatch(line)):
+      continue
+    about = dict(x.partition(': ')[::2] for x in lines[i + 1 : i + 6] if ': ' in x)
+    name = re.search(r'op_name="([^"]*)"', about.get('Operator', ''))
+    buffers.append(
+      f'{size[1]:>8}  {about.get("Shape", "").split("{")[0]}  {name[1] if name else ""}'
+    )
+  return used + ''.join(f'\n{"":18} {line}' for line in buffers[:6])

@@ -1,0 +1,82 @@
+"""Checkpoint -> the layout of the reference implementation, which loads it strictly: one file, or a
+folder.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+
+from vargrl.checkpoint import files, peft, store, torch
+from vargrl.data import text
+from vargrl.data.dialogue import encode
+from vargrl.models.layers import lora
+from vargrl.training import assemble, chain
+from vargrl.training import loop as training
+
+
+def main(flags):
+  """Writes --out from the last good checkpoint of a run: its policy, or what was the policy of that
+  run.
+
+  A policy that is published as a folder takes a path without an ending: its tokenizer's weights,
+  its config and the files of its words lie there too. The adapters of a LoRA run are merged into a
+  file; a path without an ending gets them alone, as PEFT's folder."""
+  (name, config), root = chain.chosen(flags.config, flags.run), pathlib.Path(flags.workdir)
+  python, model = assemble.module(config.policy, 'policy')
+  adapted, along = bool(getattr(model.c, 'lora_rank', 0)), getattr(python, 'ALONG', {})
+  folder = not pathlib.Path(flags.out).suffix
+  try:
+    if not folder or not (adapted or along):
+      files.check_ending(flags.out)
+  except ValueError as e:
+    more = ', or a folder for the adapters alone' if adapted else ', or a folder' if along else ''
+    raise ValueError(f'--out: {e}{more}') from e
+  if not hasattr(python, 'torch_layouts'):
+    raise ValueError(
+      f'--run: {name or root.name} trains {config.policy.name}, which has no reference layout'
+    )
+  words = (
+    encode.worded(config.data.tokenizer)
+    if folder and along and 'tokenizer' in config.data
+    else None
+  )
+  run = chain.lean(config, root, tuple(along))
+  step, params, meta = store.load(
+    root / name / 'checkpoints', run.shapes.params['policy'], item='params/policy'
+  )
+  layout = python.torch_layouts(model.c)[0]
+  if adapted and folder:
+    peft.write(flags.out, layout.table, params, alpha=model.c.lora_alpha)
+    params = lora.split(params)[1]
+  else:
+    if adapted:
+      params = lora.merge(params, alpha=model.c.lora_alpha)
+    frozen = run.frozen(only=tuple(along)) if along else {}
+    training.check_frozen(meta, run.fingerprints(frozen), root / name)
+    torch.save(flags.out, *together(config, layout, params, frozen, along))
+    if words:
+      text.copy(words, flags.out)
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+  print(
+    f'step {step}: {count:,} parameters of {config.policy.name} {config.policy.size} in {flags.out}'
+    + (f', with its {" and ".join(along)}' if along and not (adapted and folder) else '')
+  )
+
+
+def together(config, layout, params, frozen, along):
+  """(Layout, weights) of a policy with what lies along, each section's under its prefix."""
+  if not along:
+    return layout, params
+  under = lambda name, table: {f'{name}/{ours}': row for ours, row in table.items()}
+  table, constants = under('policy', layout.table), dict(layout.constants)
+  for name, prefix in along.items():
+    own = next(
+      x
+      for x in assemble.layouts(config, name)
+      if all(key.startswith(prefix) for key, _ in x.table.values())
+    )
+    table |= under(name, own.table)
+    constants |= own.constants
+  return dataclasses.replace(layout, table=table, constants=constants), {'policy': params, **frozen}

@@ -1,0 +1,193 @@
+"""Preference pairs for DPO from groups that a policy draws itself: the best of each against the
+worst.
+
+A data set of tokens, not of pictures: encoding a decoded picture again would not give its tokens
+back."""
+
+import os
+import pathlib
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from vargrl.objectives import group
+from vargrl.reporting import images as pictures
+from vargrl.training import assemble, chain
+from vargrl.training.run import Run
+
+NAME = 'best_of_group'  # of the data set, in the folder --out
+
+
+def main(flags):
+  """Draws and scores --groups groups with the weights that the GRPO run --config would begin with,
+  and writes the data set; interrupted, the same command goes on."""
+  out = pathlib.Path(flags.out)
+  _, config = chain.chosen(flags.config, flags.run)
+  if config.objective.name not in ('objectives.grpo', 'objectives.vmr'):
+    raise ValueError(
+      f'pairs: {config.objective.name} found, a run of objectives.grpo expected: it says what to '
+      'draw and how to score it'
+    )
+  if config.policy.name != 'models.var':
+    raise ValueError(f'pairs: {config.policy.name} found, models.var expected')
+  if flags.groups < 1:
+    raise ValueError(f'--groups: {flags.groups}, expected at least 1')
+  if [*out.glob(f'{NAME}/*/dataset_info.json')]:
+    raise ValueError(f'--out: {out / NAME} exists already; choose another folder')
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.evals = {}  # nothing is evaluated: their files are not needed
+  run, began = Run(config, out), time.time()
+  try:
+    with jax.set_mesh(run.mesh):
+      found = draw(run, out / 'parts', flags.groups, flags.seed)
+  finally:
+    run.close()
+  if not len(found['label']):
+    raise ValueError(
+      f'pairs: none of {flags.groups} groups has two different rewards, at least 1 expected'
+    )
+  tfds.disable_progress_bar()
+  shutil.rmtree(out / NAME, ignore_errors=True)  # what a command that was cut left of it
+  builder(out, found, run.models.classes).download_and_prepare(
+    file_format='array_record', download_dir=str(out / 'parts' / 'downloads')
+  )
+  shutil.rmtree(out / 'parts')
+  gap = found['reward_chosen'] - found['reward_rejected']
+  print(
+    f'{len(gap)} pairs of {flags.groups} groups in {out / NAME}, mean reward '
+    f'{found["reward_chosen"].mean():.4g} '
+    f'against {found["reward_rejected"].mean():.4g}; looks in {out / "pairs.png"}; '
+    f'{time.time() - began:.0f} s'
+  )
+
+
+def draw(run, folder, groups, seed):
+  """{feature: array [pairs, ...]}; each batch is kept in a file of its own, and not drawn again."""
+  models, config = run.models, run.config
+  collect = config.objective.collect
+  P, R = config.data.prompts, collect.rollouts
+  folder.mkdir(parents=True, exist_ok=True)
+  check_same(folder, f'{config.to_json_best_effort()} seed {seed}')
+  params, _ = assemble.weights(config, 'policy', run.built.trained['policy'], run.mesh, run.root)
+  frozen = run.frozen(only={*run.built.frozen, 'rewards'} - {'reference'})
+  generate = jax.jit(models.generate)
+  decode = jax.jit(lambda frozen, t_PRL: models.decode(frozen, t_PRL.reshape(-1, t_PRL.shape[-1])))
+  parts = []
+  for i in tqdm(range(-(-groups // P)), unit='batch', desc='pairs', dynamic_ncols=True):
+    labels, path = next(run.data)['label'], folder / f'{i:06d}.npz'
+    if not path.exists():
+      keys_PR = models.keys(jax.random.fold_in(jax.random.key(seed), i), P, R)
+      tokens_PRL = generate(params, frozen, jnp.asarray(labels), keys_PR).tokens
+      image_Byxc = decode(frozen, tokens_PRL)
+      r_B, each, _ = models.score(frozen, image_Byxc, np.repeat(labels, R))
+      # As the run's own groups are judged, several rewards normalised or not.
+      r_PRK = group.combined(r_B, each, (P, R, 1), collect.combine, collect.rewards, collect.eps)
+      part, rows = choose(labels, np.asarray(tokens_PRL), np.asarray(r_PRK)[..., 0])
+      if i == 0:
+        look(folder.parent / 'pairs.png', part, np.asarray(image_Byxc), rows)
+      keep(path, part)
+    with np.load(path) as part:
+      parts.append({k: part[k] for k in part.files})
+  used = np.concatenate(
+    [np.arange(i * P, (i + 1) * P)[part['group']] < groups for i, part in enumerate(parts)]
+  )
+  return {k: np.concatenate([part[k] for part in parts])[used] for k in parts[0] if k != 'group'}
+
+
+def choose(label_P, tokens_PRL, r_PR):
+  """({feature: array}, (best, worst) row of each pair). Groups with fewer than two different
+  rewards have no pair.
+  """
+  known = np.isfinite(r_PR)
+  best_P = np.where(known, r_PR, -np.inf).argmax(1)
+  worst_P = np.where(known, r_PR, np.inf).argmin(1)
+  chosen = np.flatnonzero(
+    known.any(1) & (r_PR[np.arange(len(r_PR)), best_P] > r_PR[np.arange(len(r_PR)), worst_P])
+  )
+  best, worst = best_P[chosen], worst_P[chosen]
+  part = {
+    'label': label_P[chosen],
+    'chosen': tokens_PRL[chosen, best],
+    'rejected': tokens_PRL[chosen, worst],
+    'reward_chosen': r_PR[chosen, best],
+    'reward_rejected': r_PR[chosen, worst],
+    'group': chosen,
+  }
+  R = r_PR.shape[1]
+  return part, (chosen * R + best, chosen * R + worst)
+
+
+def keep(path, part):
+  """A whole file or none."""
+  some = path.with_suffix('.tmp')
+  with open(some, 'wb') as file:
+    np.savez(file, **part)
+  os.replace(some, path)
+
+
+def check_same(folder, text):
+  """Parts of other weights, prompts or rewards must not end up in one data set."""
+  path = folder / 'config.txt'
+  if path.exists() and path.read_text() != text:
+    raise ValueError(
+      f'--out: {folder} holds pairs of another config or seed; choose another folder'
+    )
+  path.write_text(text)
+
+
+def look(path, part, image_Byxc, rows):
+  """The first pairs as a picture: chosen beside rejected."""
+  n = min(8, len(part['label']))
+  if not n:
+    return
+  both = np.stack([rows[0][:n], rows[1][:n]], 1).reshape(-1)
+  captions = [
+    f'class {part["label"][i]}\n{part[f"reward_{kind}"][i]:.3g}'
+    for i in range(n)
+    for kind in ('chosen', 'rejected')
+  ]
+  pictures.save_png(path, pictures.grid(image_Byxc[both].astype(np.float32), captions, columns=4))
+
+
+def builder(out, found, classes):
+  """The TFDS builder of the pairs: label, tokens of chosen and rejected, and both rewards."""
+  L = found['chosen'].shape[1]
+
+  class BestOfGroup(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Preferences between images that a policy drew of the same prompt, as tokens."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    name, url_infos = NAME, None
+
+    def _info(self):
+      tokens = lambda doc: tfds.features.Tensor(shape=(L,), dtype=np.int32, doc=doc)
+      number = tfds.features.Scalar(np.float32)
+      return tfds.core.DatasetInfo(
+        builder=self,
+        description=self.__doc__,
+        homepage='https://arxiv.org/abs/2305.18290',
+        features=tfds.features.FeaturesDict(
+          {
+            'label': tfds.features.ClassLabel(num_classes=classes),
+            'chosen': tokens('best of its group'),
+            'rejected': tokens('worst of its group'),
+            'reward_chosen': number,
+            'reward_rejected': number,
+          }
+        ),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(len(found['label'])):
+        yield i, {k: x[i] for k, x in found.items()}
+
+  return BestOfGroup(data_dir=str(out))

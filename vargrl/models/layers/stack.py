@@ -1,0 +1,51 @@
+"""Layers in a scan, and the options that all of them share."""
+
+import math
+
+import flax.linen as nn
+import jax
+
+from vargrl.models.layers.attention import KERNELS
+
+
+def check_knobs(c):
+  """ValueError unless the knobs that many models share, and this one has, mean something."""
+  for name, known in (('dtype', DTYPES), ('attention', KERNELS), ('remat', tuple(sorted(REMAT)))):
+    if hasattr(c, name) and getattr(c, name) not in known:
+      raise ValueError(f'policy.{name}: {getattr(c, name)!r}, expected one of {known}')
+  if not hasattr(c, 'lora_rank'):
+    return
+  if c.lora_rank < 0:
+    raise ValueError(f'policy.lora_rank: {c.lora_rank}, expected at least 0')
+  if c.lora_rank and not 0 < c.lora_alpha < math.inf:
+    raise ValueError(
+      f'policy.lora_alpha: {c.lora_alpha} with rank {c.lora_rank}, expected a positive number'
+    )
+
+
+def scanned(block, c, length, in_axes, static=(), name=None):
+  """A scan of block(c) over `length` layers, letter X of its weights. in_axes: of the arguments
+  after the carry. static: numbers of arguments, from 1, that are Python values."""
+  if c.remat != 'none':
+    block = nn.remat(block, prevent_cse=False, static_argnums=static, policy=REMAT[c.remat])
+  return nn.scan(
+    block,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    length=length,
+    in_axes=in_axes,
+    out_axes=0,
+    metadata_params={nn.PARTITION_NAME: 'X'},
+  )(c, name=name)
+
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+# What is kept for the backward pass: everything, nothing, or the products with weights. Not those
+# of queries with keys and their softmax, which are L x L.
+REMAT = {
+  'none': None,
+  'blocks': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}

@@ -1,0 +1,240 @@
+"""What a run is made of: its config looked up, put together and checked. Nothing compiles here.
+
+Whatever a person can get wrong is told in one sentence, before the first weight is drawn.
+"""
+
+from functools import partial
+import inspect
+
+import jax
+
+from vargrl.checkpoint import digest
+from vargrl.data.dialogue import encode
+from vargrl.eval import run as evaluators
+from vargrl.parallel import mesh as meshes
+from vargrl.parallel import multihost, place, rules
+from vargrl.rewards import mix
+from vargrl.training import assemble as building
+from vargrl.training import optim, timing, update
+from vargrl.types import State, lookup, sides
+
+
+class Run:
+  """Shared by training, evaluation, sampling and bench.
+
+  root: the workdir of the chain. upstream: {run: abstract params} of the runs that will have left
+  their checkpoints below it before this one starts. lean: without what only training needs, the
+  data, the evaluators and the rewards. devices: those of this process if None."""
+
+  def __init__(self, config, root, *, upstream=(), lean=False, devices=None):
+    self.config, self.root, self.mesh = config, root, meshes.make(config.mesh, devices)
+    self.objective = lookup(config.objective.name, 'collect', 'loss')
+    self.data_module = lookup(config.data.name, 'make')
+    self.updates_per_step = config.minibatches * config.epochs
+    self.check_config()
+    self.built = building.build(config)
+    self.models = self.built.models
+    self.check_objective()
+    self.shapes = self.shape()
+    building.check_sources(config, self.built, self.mesh, root, dict(upstream))
+    self.evals, self.data = [], None
+    if lean:
+      return
+    building.check_reference(config, self.built, self.trained)
+    options = {k: v for k, v in config.data.items() if k != 'name'}
+    self.data = self.data_module.make(
+      seed=config.seed, rows=multihost.positions(self.mesh, self.rows), **options
+    )
+    self.check_data()
+    self.evals = evaluators.make(config.evals, self.models)  # last: these two may start processes
+    try:
+      self.models = building.scored(config, self.built, texts=getattr(self.data, 'texts', None))
+    except BaseException:
+      evaluators.close(self.evals)
+      raise
+
+  def close(self):
+    if self.data:
+      self.data.close()
+    evaluators.close(self.evals)
+    self.models.close()
+
+  def check_config(self):
+    config, collect = self.config, self.config.objective.collect
+    signature(self.objective.collect, collect, 'objective.collect')
+    signature(self.objective.loss, config.objective.loss, 'objective.loss')
+    signature(self.data_module.make, config.data, 'data', given=('seed', 'rows'))
+    for name in ('steps', 'save_every', 'minibatches', 'accum', 'epochs', 'show_every', 'keep'):
+      if config[name] < 1:
+        raise ValueError(f'{name}: {config[name]}, expected at least 1')
+    timing.check(config.profile)
+    pair = getattr(self.objective, 'ROWS', 0)  # rows that must stay together
+    P = self.rows = config.data.prompts if 'prompts' in config.data else config.data.batch
+    drawn = collect.rollouts if 'rollouts' in collect else 1
+    R = pair or drawn
+    rules.rows(self.mesh, P, drawn)
+    for n in sorted({1, config.minibatches, config.minibatches * config.accum}):
+      update.check_split(P, R, n, whole=bool(pair))
+      rules.rows(self.mesh, max(P // n, 1), R if P % n == 0 else R * P // n)
+
+  def check_objective(self):
+    objective, config = self.objective, self.config
+    if hasattr(objective, 'check'):
+      objective.check(
+        self.models,
+        **config.objective.collect,
+        updates=self.updates_per_step,
+        reference=config.reference,
+      )
+    if hasattr(objective, 'check_loss'):
+      objective.check_loss(self.models, **config.objective.loss, reference=config.reference)
+
+  def shape(self):
+    """The abstract State, optimizer moments on the shardings of their weights."""
+    config, trained, mesh = self.config, self.built.trained, self.mesh
+    params = {name: place.abstract(init, mesh) for name, init in trained.items()}
+    rules.check(
+      params, jax.tree.map(lambda x: x.sharding, params), at_most=config.replicated_at_most
+    )
+    updates = max(config.steps, 1) * self.updates_per_step
+    self.tx, self.rate, self.trained = optim.make(config.optim, params, updates)
+    where = {
+      jax.tree_util.keystr(k): x.sharding for k, x in jax.tree_util.tree_leaves_with_path(params)
+    }
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def one(path, x):
+      name = jax.tree_util.keystr(path)
+      near = [s for k, s in where.items() if name.endswith(k)]
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=near[0] if near else whole)
+
+    opt = jax.eval_shape(self.tx.init, optim.part(params, self.trained)[0])
+    return State(params, jax.tree_util.tree_map_with_path(one, opt))
+
+  def check_data(self):
+    """The data's features, labels and image size must fit objective and models."""
+    data, config, name = self.data, self.config, self.config.objective.name
+    missing = [f for f in self.features() if f not in data.features]
+    if missing:
+      raise ValueError(
+        f'data: features {sorted(data.features)} in the data set, {name} needs {missing[0]!r}'
+      )
+    if 'text' in self.models.given and 'tokens' in config.data:
+      (tokens, width), found = self.models.given['text'][0], (config.data.tokens, config.data.width)
+      if found[0] > tokens or found[1] != width:
+        raise ValueError(
+          f'data: {found[0]} text features of {found[1]}, at most {tokens} of {width} expected by '
+          'the '
+          'policy'
+        )
+    wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
+    if wanted and data.classes and data.classes > wanted:
+      raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')
+    if hasattr(self.data_module, 'special'):
+      self.check_dialogues()
+    size = config.data.size if 'size' in config.data else None
+    part = (
+      building.module(config.tokenizer, 'tokenizer')[1].c
+      if 'tokenizer' in config
+      else self.models.config
+    )
+    if size and sides(getattr(part, 'image_size', size)) != sides(size):
+      raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
+
+  def check_dialogues(self):
+    """Tokens, patches and places of dialogues must be the policy's."""
+    data, c = self.config.data, self.models.config
+    if self.models.packed is None:
+      raise ValueError(f'data: dialogues found, {self.config.policy.name} reads none')
+    check_words(data, c)
+    if 'rollouts' in self.config.objective.collect:
+      lookup(self.config.rollout.name).check_room(building.sampler(self.config), c, data.length)
+    for name in ('patch', 'merge', 'frames'):
+      if data.look[name] != getattr(c.image, name):
+        raise ValueError(
+          f'data.look.{name}: {data.look[name]} found, {getattr(c.image, name)} expected by the '
+          'policy'
+        )
+    if 'drawn' in data and data.drawn != c.places:
+      raise ValueError(
+        f'data.drawn: {data.drawn} found, {c.places} expected, the places of a picture in the '
+        'policy'
+      )
+
+  def features(self):
+    """What a batch of data must have."""
+    own, models = self.objective.FEATURES, self.models
+    return (*own, *models.given, *(() if 'tokens' in own else models.asks))
+
+  def frozen(self, say=print, only=None):
+    """{name: weights} that are used and never trained, `rewards` of the networks that judge; `only`
+    some of them."""
+    found = {
+      name: building.weights(self.config, name, init, self.mesh, self.root, say)[0]
+      for name, init in self.built.frozen.items()
+      if not only or name in only
+    }
+    if self.models.reward_weights and (not only or 'rewards' in only):
+      found['rewards'] = self.models.reward_weights(self.mesh)
+    return found
+
+  def fingerprints(self, frozen):
+    """{name: what tells these weights from others}; those drawn from a seed may differ in the last
+    bit between compilers, and are told by the seed."""
+    drawn = lambda name: (
+      not building.source(self.config, building.origin(self.config, name), self.root)
+    )
+
+    def one(name, weights):
+      if name == 'rewards':
+        return mix.fingerprint(weights)
+      return f'random, seed {self.config.seed}' if drawn(name) else digest.digest(weights)
+
+    return {name: one(name, weights) for name, weights in frozen.items()}
+
+  def initial(self, say=print):
+    """(State, meta of the checkpoint that the policy comes from, if any)."""
+    found = {
+      name: building.weights(self.config, name, init, self.mesh, self.root, say)
+      for name, init in self.built.trained.items()
+    }
+    params = {name: weights for name, (weights, _) in found.items()}
+    shardings = jax.tree.map(lambda x: x.sharding, self.shapes.opt)
+    opt = jax.jit(self.tx.init, out_shardings=shardings)(optim.part(params, self.trained)[0])
+    return State(params, opt), found['policy'][1]
+
+  def pieces(self):
+    """(collect, update), update jitted with the state donated."""
+    loss = partial(self.objective.loss, self.models, **self.config.objective.loss)
+    collect = self.objective.collect(self.models, **self.config.objective.collect)
+    step = update.make_update(loss, self.tx, self.config.accum, self.trained)
+    # Said aloud: with shardings of the compiler's choice, the second call would compile again.
+    shardings = jax.tree.map(lambda x: x.sharding, self.shapes)
+    return collect, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def signature(function, section, what, given=()):
+  """A dictionary in the config is the keyword arguments of one function."""
+  parameters = inspect.signature(function).parameters.values()
+  expected = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY} - set(given)
+  found = set(section) - {'name'}
+  if found != expected:
+    raise ValueError(f'{what}: keys {sorted(found)}, expected {sorted(expected)}')
+
+
+def check_words(data, c):
+  """ValueError where the tokenizer of a config's section is of another model than that of Config
+  `c`.
+  """
+  special, vocab = encode.special(data)
+  if special != tuple(c.special):
+    raise ValueError(
+      f'policy.special: {tuple(c.special)} found, {special} expected, the tokens of '
+      f'{data.tokenizer} '
+      'for drawing'
+    )
+  if vocab > c.text.vocab:
+    raise ValueError(
+      f'data.tokenizer: {vocab} tokens in {data.tokenizer}, at most {c.text.vocab} expected by the '
+      'policy'
+    )
