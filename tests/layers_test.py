@@ -23,7 +23,7 @@ GROUND = {
   'contracts': set(),
   'metrics': set(),
   'scenes': set(),
-  'data': {'scenes'},
+  'data': {'contracts', 'scenes'},
   'parallel': {'types'},
 }
 BLIND = {

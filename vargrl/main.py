@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 
+from vargrl import contracts
 from vargrl.commands import experiment
 
 MODES = {
@@ -83,7 +84,7 @@ def left_alone(e):
   """True if other hosts do not know of this error, and wait for this one."""
   from vargrl.parallel import multihost
 
-  return multihost.several() and not getattr(e, 'shared', False)
+  return multihost.is_multihost() and not getattr(e, 'shared', False)
 
 
 def end(text, code):
@@ -269,6 +270,8 @@ def check_overrides(argv):
       if key not in known:
         near = difflib.get_close_matches(key, known, 1, 0.5)
         hint = f'did you mean {near[0]!r}?' if near else f'expected one of {sorted(known)}'
+        if present := contracts.renamed(at, key, known):
+          hint = f'it is called {present!r} now'
         raise ValueError(f'--{name}: {at} has no key {key!r}, {hint}')
       section, at = section[key], f'{at}.{key}'
 
@@ -297,7 +300,7 @@ def start(mode, flags):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if mode == 'compile':
     return  # for devices that are not there
-  before, note = jax.distributed.is_initialized(), multihost.start(heartbeat=flags.heartbeat)
+  before, note = jax.distributed.is_initialized(), multihost.initialize(heartbeat_seconds=flags.heartbeat)
   # Who does not ask whether a notice has come must not keep SIGTERM from ending the process, as jax
   # now would.
   if mode != 'train' and not before:
@@ -305,7 +308,7 @@ def start(mode, flags):
   if note and mode == 'train':
     print(note, file=sys.stderr)
   if jax.process_count() > 1 and mode not in SHARED:
-    raise multihost.shared(
+    raise multihost.mark_shared(
       ValueError(
         f'{mode}: {jax.process_count()} processes found, one expected; only '
         f'{", ".join(SHARED)} can be shared by several'

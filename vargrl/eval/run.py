@@ -2,6 +2,7 @@
 
 import inspect
 
+from vargrl import contracts
 from vargrl.types import lookup
 
 
@@ -48,6 +49,6 @@ def evaluator(section, models):
     )
   options = {k: v for k, v in section.items() if k not in ('name', 'every')}
   expected = {p.name for p in parameters.values() if p.kind == p.KEYWORD_ONLY}
-  if set(options) != expected:
-    raise ValueError(f'keys {sorted(options)} found, {sorted(expected)} expected')
+  if error := contracts.key_error('evals.', options, expected):
+    raise ValueError(error)
   return function(models, **options)

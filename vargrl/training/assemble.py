@@ -11,6 +11,7 @@ from flax import traverse_util
 import flax.linen as nn
 import jax
 
+from vargrl import contracts
 from vargrl.checkpoint import files, torch
 from vargrl.checkpoint import store as stores
 from vargrl.data import names as class_names
@@ -71,7 +72,7 @@ def build(config):
     trained['critic'] = partial(python.init, parts['critic'])
   functions = dict(init=trained['policy'], config=model.c)
   if adapter_off(config, model.c):
-    functions['reference'] = lambda params, frozen: lora.off(params['policy'])
+    functions['reference'] = lambda params, frozen: lora.base_params(params['policy'])
   elif config.reference:
     frozen['reference'] = trained['policy']
   if 'rollout' in config:
@@ -118,7 +119,7 @@ def check_reference(config, built, trained):
   """The pass without adapters is a reference only as long as the base stays what it was."""
   if not adapter_off(config, built.models.config):
     return
-  base = traverse_util.flatten_dict(lora.off(trained['policy']), sep='/')
+  base = traverse_util.flatten_dict(lora.base_params(trained['policy']), sep='/')
   if moving := [name for name, t in base.items() if t]:
     only = "(('/lora_', 1.0), ('.*', None))"
     raise ValueError(
@@ -176,7 +177,7 @@ def sampling(config, model, parts):
 
   found, policy = {}, lookup(config.policy.name)
   if hasattr(rollout, 'PROMPT'):
-    length = model.c.draw.length
+    length = model.c.decoder.length
     found |= dict(
       asks=rollout.PROMPT,
       prompt=lambda batch: {name: batch[name] for name in rollout.PROMPT},
@@ -229,8 +230,7 @@ def sampler(config):
   }
   Config = lookup(config.rollout.name, 'Config').Config
   fields = {f.name for f in dataclasses.fields(Config)}
-  if set(knobs) != fields:
-    raise ValueError(f'rollout: keys {sorted(knobs)}, expected {sorted(fields)}')
+  contracts.check_keys('rollout', knobs, fields)
   return Config(**knobs)
 
 
@@ -341,13 +341,13 @@ def weights(config, name, init, mesh, root, say=print):
   """(frozen or initial weights, meta of our checkpoint that they come from): loaded where
   config.init says so, drawn from the seed otherwise; no meta comes with these, nor with reference
   checkpoints."""
-  shapes, name = place.abstract(init, mesh), origin(config, name)
+  shapes, name = place.abstract_params(init, mesh), origin(config, name)
   path = source(config, name, root)
   if found := pieces(config, name, shapes):
-    rest = lora.off({part: x for part, x in shapes.items() if part not in found})
+    rest = lora.base_params({part: x for part, x in shapes.items() if part not in found})
     say(f'{name}: random weights of {", ".join(sorted(rest))}')
-    drawn = place.born(
-      lambda key: lora.off({part: nn.unbox(init(key)[part]) for part in rest}),
+    drawn = place.init_sharded(
+      lambda key: lora.base_params({part: nn.unbox(init(key)[part]) for part in rest}),
       key_of(config.seed, name),
       rest,
     )
@@ -359,14 +359,14 @@ def weights(config, name, init, mesh, root, say=print):
     if files.known(path):
       tree, meta = torch.load(path, layouts(config, name), shapes), {}
     else:
-      stored = lora.like(shapes, stores.names(path, item=item(name)))
+      stored = lora.match_structure(shapes, stores.names(path, item=item(name)))
       _, tree, meta = stores.load(path, stored, item=item(name))
     return (
       adapted(tree, init, key_of(config.seed, name), shapes) if name == 'policy' else tree
     ), meta
   if name != 'critic' and (name != 'policy' or config.reference):
     say(f'{name}: no checkpoint in init, random weights')
-  return place.born(init, key_of(config.seed, name), shapes), {}
+  return place.init_sharded(init, key_of(config.seed, name), shapes), {}
 
 
 def adapted(tree, init, key, shapes):
@@ -376,7 +376,7 @@ def adapted(tree, init, key, shapes):
   _, wanted = lora.split(shapes)
   if not wanted or lora.split(tree)[1]:
     return tree
-  return lora.join(tree, place.born(lambda key: lora.split(nn.unbox(init(key)))[1], key, wanted))
+  return lora.join(tree, place.init_sharded(lambda key: lora.split(nn.unbox(init(key)))[1], key, wanted))
 
 
 def origin(config, name):
@@ -398,7 +398,7 @@ def check_sources(config, built, mesh, root, upstream):
   """
   for name, init in (built.trained | built.frozen).items():
     folder, kind = source(config, name, root), item(name).removeprefix('params/')
-    want = place.abstract(init, mesh)
+    want = place.abstract_params(init, mesh)
     for part, about in pieces(config, name, want).items():
       told(
         f'init.{name}.{part}',
@@ -413,10 +413,10 @@ def check_sources(config, built, mesh, root, upstream):
       check_file(config, name, folder, want)
     elif config.init[name] in upstream:
       have = upstream[config.init[name]].get(kind, {})
-      want = lora.like(want, traverse_util.flatten_dict(have, sep='/'))
+      want = lora.match_structure(want, traverse_util.flatten_dict(have, sep='/'))
       stores.refuse_others(f'init.{name}: run {config.init[name]!r}', have, want)
     elif not stores.peek(
-      folder, lora.like(want, stores.names(folder, item=item(name))), item=item(name)
+      folder, lora.match_structure(want, stores.names(folder, item=item(name))), item=item(name)
     ):
       raise FileNotFoundError(f'init.{name}: no checkpoint in {folder}')
 

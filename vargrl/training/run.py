@@ -8,11 +8,12 @@ import inspect
 
 import jax
 
+from vargrl import contracts
 from vargrl.checkpoint import digest
 from vargrl.data.dialogue import encode
 from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
-from vargrl.parallel import multihost, place, rules
+from vargrl.parallel import multihost, place, rows, rules
 from vargrl.rewards import mix
 from vargrl.training import assemble as building
 from vargrl.training import optim, timing, update
@@ -43,7 +44,7 @@ class Run:
     building.check_reference(config, self.built, self.trained)
     options = {k: v for k, v in config.data.items() if k != 'name'}
     self.data = self.data_module.make(
-      seed=config.seed, rows=multihost.positions(self.mesh, self.rows), **options
+      seed=config.seed, rows=multihost.local_rows(self.mesh, self.rows), **options
     )
     self.check_data()
     self.evals = evaluators.make(config.evals, self.models)  # last: these two may start processes
@@ -72,10 +73,10 @@ class Run:
     P = self.rows = config.data.prompts if 'prompts' in config.data else config.data.batch
     drawn = collect.rollouts if 'rollouts' in collect else 1
     R = pair or drawn
-    rules.rows(self.mesh, P, drawn)
+    rows.mesh_axes(self.mesh, P, drawn)
     for n in sorted({1, config.minibatches, config.minibatches * config.accum}):
       update.check_split(P, R, n, whole=bool(pair))
-      rules.rows(self.mesh, max(P // n, 1), R if P % n == 0 else R * P // n)
+      rows.mesh_axes(self.mesh, max(P // n, 1), R if P % n == 0 else R * P // n)
 
   def check_objective(self):
     objective, config = self.objective, self.config
@@ -92,9 +93,9 @@ class Run:
   def shape(self):
     """The abstract State, optimizer moments on the shardings of their weights."""
     config, trained, mesh = self.config, self.built.trained, self.mesh
-    params = {name: place.abstract(init, mesh) for name, init in trained.items()}
-    rules.check(
-      params, jax.tree.map(lambda x: x.sharding, params), at_most=config.replicated_at_most
+    params = {name: place.abstract_params(init, mesh) for name, init in trained.items()}
+    rules.check_replicated(
+      params, jax.tree.map(lambda x: x.sharding, params), max_share=config.replicated_at_most
     )
     updates = max(config.steps, 1) * self.updates_per_step
     self.tx, self.rate, self.trained = optim.make(config.optim, params, updates)
@@ -217,9 +218,7 @@ def signature(function, section, what, given=()):
   """A dictionary in the config is the keyword arguments of one function."""
   parameters = inspect.signature(function).parameters.values()
   expected = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY} - set(given)
-  found = set(section) - {'name'}
-  if found != expected:
-    raise ValueError(f'{what}: keys {sorted(found)}, expected {sorted(expected)}')
+  contracts.check_keys(what, set(section) - {'name'}, expected)
 
 
 def check_words(data, c):
