@@ -300,7 +300,10 @@ def start(mode, flags):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if mode == 'compile':
     return  # for devices that are not there
-  before, note = jax.distributed.is_initialized(), multihost.initialize(heartbeat_seconds=flags.heartbeat)
+  before, note = (
+    jax.distributed.is_initialized(),
+    multihost.initialize(heartbeat_seconds=flags.heartbeat),
+  )
   # Who does not ask whether a notice has come must not keep SIGTERM from ending the process, as jax
   # now would.
   if mode != 'train' and not before:

@@ -21,7 +21,7 @@ def start():
 
   A kernel is one process. On a TPU jax would look for others, and ask a metadata server that Colab
   may not have."""
-  if note := multihost.start(heartbeat=100, search=False):
+  if note := multihost.initialize(heartbeat_seconds=100, detect_cluster=False):
     print(note)
   names = {d.name for d in importlib.metadata.distributions()}
   versions = [f'{name} {importlib.metadata.version(name)}' for name in PACKAGES if name in names]

@@ -166,7 +166,7 @@ def test_any_mesh_holds_the_same_weights_on_the_shardings_asked_for(tmp_path):
   torch.save(tmp_path / 'x.safetensors', layout, random(plain))
   for sizes in ((1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 8, 1)):
     mesh = meshes.make(tuple(zip(meshes.AXES, sizes)))
-    shapes = place.abstract(lambda key: var.init(model, key), mesh)
+    shapes = place.abstract_params(lambda key: var.init(model, key), mesh)
     params = torch.load(tmp_path / 'x.safetensors', (layout,), shapes)
     equal(params, random(plain))
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s.sharding, params, shapes))

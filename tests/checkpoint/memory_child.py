@@ -26,7 +26,7 @@ def abstract(size):
   """(layouts, abstract weights on a 1 x 8 x 1 mesh)"""
   model = var.Model(var.SIZES[size])
   mesh = meshes.make((('data', 1), ('fsdp', 8), ('tensor', 1)))
-  return var.torch_layouts(model.c), place.abstract(lambda key: var.init(model, key), mesh)
+  return var.torch_layouts(model.c), place.abstract_params(lambda key: var.init(model, key), mesh)
 
 
 def write(size, path):

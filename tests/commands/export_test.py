@@ -104,7 +104,7 @@ def test_export_as_pth(run, weights, workdir, tmp_path):
 def test_a_tokenizer_goes_in_from_a_folder_and_from_a_file_of_the_workdir(
   run, tmp_path, monkeypatch
 ):
-  shapes = place.abstract(run.built.frozen['tokenizer'], run.mesh)
+  shapes = place.abstract_params(run.built.frozen['tokenizer'], run.mesh)
   params = random(shapes, 2)
   layouts = vq.torch_layouts(vq.SIZES['smoke'])
   torch.save(tmp_path / 'hf' / 'model.safetensors', layouts[0], params)

@@ -52,7 +52,7 @@ def test_equal_images_are_at_distance_0_others_are_not_and_a_mesh_changes_nothin
   polls = []
   found = dict(evaluate({'policy': {}}, {}, lambda: polls.append(0)))
   assert len(polls) == 2 * len(
-    list(rows.calls(EACH * striped.CLASSES, 8))
+    list(rows.batches(EACH * striped.CLASSES, 8))
   )  # real ones and drawn ones
   assert list(found) == ['fid', 'inception_score', 'precision', 'recall', 'real_images', 'images']
   assert found['fid'] < 1e-6 and found['precision'] == found['recall'] == 1.0

@@ -140,7 +140,7 @@ def test_calls_are_of_one_length_and_count_every_row_once(n):
   for sizes in (None, *EVERY.values()):
     devices = meshes.make(tuple(zip(meshes.AXES, sizes)), jax.devices()[:8]) if sizes else None
     with jax.set_mesh(devices) if sizes else jax.default_device(None):
-      calls, ways = list(rows.calls(n, 16)), rows.ways()
+      calls, ways = list(rows.batches(n, 16)), rows.n_shards()
     assert ways == (sizes[0] * sizes[1] if sizes else 1)
     assert len({len(row_B) for row_B, _ in calls}) == 1
     size = len(calls[0][0])

@@ -38,7 +38,7 @@ def test_mean_and_deviation_of_every_reward_over_the_images():
     assert found[name] == pytest.approx(np.mean(r_B), rel=1e-5)
     assert found[f'{name}/std'] == pytest.approx(np.std(r_B), rel=1e-4)
   assert found['masked'] == 0 and len(found) == 5
-  assert len(polls) == len(list(rows.calls(10, 4)))
+  assert len(polls) == len(list(rows.batches(10, 4)))
 
 
 @pytest.mark.parametrize(

@@ -199,10 +199,10 @@ def test_a_mesh_changes_no_logit_and_no_gradient(bits, said, sizes):
   run = lambda params: jax.jit(jax.value_and_grad(f, has_aux=True))(params)
   expected, devices = run(bits.params), mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
-    laid = jax.device_put(bits.params, rules.weights(bits.boxed, devices))
+    laid = jax.device_put(bits.params, rules.weight_shardings(bits.boxed, devices))
     assert any(
       s.spec != PartitionSpec()
-      for s in jax.tree.leaves(rules.weights(bits.boxed, devices))
+      for s in jax.tree.leaves(rules.weight_shardings(bits.boxed, devices))
       if isinstance(s, NamedSharding)
     )
     found = jax.device_get(run(laid))

@@ -41,7 +41,7 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs():
   text = program(layers, array((5, 64, 64), weights), array((8, 64), WHOLE))
   assert hlo.collectives(text) == {'all-gather': (5, 5 * 7 / 8 * 64 * 64 * 4)}
   assert hlo.flops(text) == {'': 5 * 2 * 8 * 64 * 64}
-  assert hlo.largest(text, 1)[0][0] == 64 * 64 * 4  # a layer, gathered
+  assert hlo.largest_arrays(text, 1)[0][0] == 64 * 64 * 4  # a layer, gathered
 
 
 @pytest.mark.parametrize('step,runs', [(1, 16), (2, 8), (3, 6)])
@@ -123,7 +123,7 @@ ENTRY %main (p: f32[4,8]) -> f32[32,8] {
 def test_topologies_by_name():
   assert topology.parse('v5e:4x4') == (1, 'v5e', (4, 4))
   assert topology.parse('2*v5p:2x2x4') == (2, 'v5p', (2, 2, 4))
-  assert topology.memory('2*v6e:4x4') == 31.25 * 2**30
+  assert topology.memory_bytes('2*v6e:4x4') == 31.25 * 2**30
   for wrong in (
     'v5e',
     'v5litepod:4x4',

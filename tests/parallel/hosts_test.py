@@ -118,7 +118,7 @@ def test_half_an_address_is_told(given, sentence, monkeypatch):
   for name, value in given.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(ValueError, match=sentence):
-    multihost.given()
+    multihost.env_options()
 
 
 def test_what_only_one_process_can_do_is_told(tmp_path):
@@ -204,12 +204,12 @@ def test_a_notice_between_a_save_and_the_next_check_is_heard(tmp_path):
   """
   code = f"""
 import os, signal, time
-from vargrl.parallel import multihost, notice
-multihost.start(heartbeat=10)
+from vargrl.parallel import multihost, preemption
+multihost.initialize(heartbeat_seconds=10)
 import jax.numpy as jnp
 from vargrl.checkpoint import store as stores
 store = stores.Store({str(tmp_path / 'c')!r}, every=1, keep=1)
-with notice.listening(print) as (check, _):
+with preemption.watch(print) as (check, _):
   for _ in range(40): check()
   store.save(7, {{'x': jnp.ones(3)}}, {{}}, {{}}, force=True)
   store.wait()
@@ -217,7 +217,7 @@ with notice.listening(print) as (check, _):
   time.sleep(2)
   try:
     for _ in range(5): check()
-  except notice.Stop: print('heard')
+  except preemption.Stop: print('heard')
 """
   found = subprocess.run(
     [sys.executable, '-c', code],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vargrl.models import var
-from vargrl.parallel import mesh, rules
+from vargrl.parallel import mesh, rows, rules
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -58,13 +58,13 @@ def test_a_mesh_has_the_three_axes_in_their_order():
 
 def test_rows_are_spread_over_prompts_first_then_within_groups():
   m = make(2, 4, 1)
-  assert rules.rows(m, 8, 3) == (('data', 'fsdp'), ())
-  assert rules.rows(m, 2, 4) == (('data',), ('fsdp',))
-  assert rules.rows(m, 1, 8) == ((), ('data', 'fsdp'))
-  assert rules.rows(make(1, 1, 8), 3, 5) == (('data', 'fsdp'), ())  # tensor holds no rows
+  assert rows.mesh_axes(m, 8, 3) == (('data', 'fsdp'), ())
+  assert rows.mesh_axes(m, 2, 4) == (('data',), ('fsdp',))
+  assert rows.mesh_axes(m, 1, 8) == ((), ('data', 'fsdp'))
+  assert rows.mesh_axes(make(1, 1, 8), 3, 5) == (('data', 'fsdp'), ())  # tensor holds no rows
   for P, R in (3, 5), (2, 2), (1, 4), (4, 1):
     with pytest.raises(ValueError, match=f'batch: {P} prompts x {R} rows'):
-      rules.rows(m, P, R)
+      rows.mesh_axes(m, P, R)
 
 
 def test_a_letter_is_a_mesh_axis_unless_its_size_does_not_divide():
@@ -89,12 +89,12 @@ def test_every_weight_of_the_released_models_is_cut_over_the_mesh():
   for name in 'd16', 'd36-512':
     model = var.Model(var.SIZES[name])
     boxed = jax.eval_shape(lambda key: var.init(model, key), jax.random.key(0))
-    placed, shapes = rules.weights(boxed, m), nn.unbox(boxed)
+    placed, shapes = rules.weight_shardings(boxed, m), nn.unbox(boxed)
     assert jax.tree.structure(placed) == jax.tree.structure(shapes)
     assert placed['blocks']['q']['w'].spec == PartitionSpec(None, 'fsdp', 'tensor', None)
     assert placed['blocks']['fc2']['w'].spec == PartitionSpec(None, 'tensor', 'fsdp')
     assert placed['head']['w'].spec == PartitionSpec('fsdp', 'tensor')
-    rules.check(shapes, placed, at_most=0.02)
+    rules.check_replicated(shapes, placed, max_share=0.02)
 
 
 def test_weights_that_a_mesh_does_not_cut_are_counted_and_refused():
@@ -104,16 +104,16 @@ def test_weights_that_a_mesh_does_not_cut_are_counted_and_refused():
     'b': jax.ShapeDtypeStruct((20,), jnp.bfloat16),
   }
   cut, whole = (NamedSharding(m, PartitionSpec(s)) for s in ('fsdp', None))
-  assert rules.replicated(x, {'a': cut, 'b': whole}) == 40 / 160
-  rules.check(x, {'a': cut, 'b': whole}, at_most=0.25)
+  assert rules.replicated_share(x, {'a': cut, 'b': whole}) == 40 / 160
+  rules.check_replicated(x, {'a': cut, 'b': whole}, max_share=0.25)
   with pytest.raises(ValueError, match='sharding: 25.0% .* at most 20%'):
-    rules.check(x, {'a': cut, 'b': whole}, at_most=0.2)
+    rules.check_replicated(x, {'a': cut, 'b': whole}, max_share=0.2)
   # On a mesh of data alone nothing could be cut, and nothing is wrong.
   only_data = NamedSharding(make(8, 1, 1), PartitionSpec())
-  rules.check(x, {'a': only_data, 'b': only_data}, at_most=0.0)
+  rules.check_replicated(x, {'a': only_data, 'b': only_data}, max_share=0.0)
 
 
 def test_what_has_no_letters_is_replicated():
   m = make(1, 8, 1)
-  placed = rules.weights({'x': np.zeros((8, 8), np.float32)}, m)
+  placed = rules.weight_shardings({'x': np.zeros((8, 8), np.float32)}, m)
   assert placed['x'].spec == PartitionSpec()

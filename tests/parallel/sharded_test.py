@@ -39,7 +39,7 @@ def compiled(m, sizes, f):
   with jax.set_mesh(devices):
     everywhere = NamedSharding(devices, PartitionSpec())
     args = (
-      jax.device_put(m.params, rules.weights(m.boxed, devices)),
+      jax.device_put(m.params, rules.weight_shardings(m.boxed, devices)),
       *jax.device_put((m.vq_params, LABELS), everywhere),
     )
     program = jax.jit(f).lower(*args).compile()
@@ -97,7 +97,7 @@ def test_sampled_tokens_are_the_same_on_every_mesh(model, alone, sizes):
 def test_weights_gathered_once_draw_the_same_tokens(model, alone, sizes):
   out, program = compiled(model, sizes, sampled(model, 8, 2, 'gathered'))
   np.testing.assert_array_equal(out.tokens, alone[0].tokens)
-  shardings = rules.weights(model.boxed, mesh.make(list(zip(mesh.AXES, sizes))))
+  shardings = rules.weight_shardings(model.boxed, mesh.make(list(zip(mesh.AXES, sizes))))
   parts = sum('fsdp' in s.spec for s in jax.tree.leaves(shardings))
   assert (
     hlo.collectives(program)['all-gather'][0] == parts > 10
@@ -137,7 +137,7 @@ def test_teacher_forcing_and_gradients_are_the_same_on_every_mesh(model, alone, 
 
 def test_weights_on_a_mesh_lie_in_parts(model):
   devices = mesh.make(list(zip(mesh.AXES, (1, 2, 4))))
-  params = jax.device_put(model.params, rules.weights(model.boxed, devices))
+  params = jax.device_put(model.params, rules.weight_shardings(model.boxed, devices))
   w = params['blocks']['fc1']['w']
   assert w.shape == (2, 64, 256)
   assert {s.data.shape for s in w.addressable_shards} == {(2, 32, 64)}

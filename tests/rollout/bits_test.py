@@ -180,7 +180,7 @@ def test_bits_and_gradients_are_the_same_on_a_mesh(bits, said, sizes):
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
     rest = jax.device_put((bits.vq_params, prompt_P), NamedSharding(devices, PartitionSpec()))
-    params = jax.device_put(bits.params, rules.weights(bits.boxed, devices))
+    params = jax.device_put(bits.params, rules.weight_shardings(bits.boxed, devices))
     tokens, gradient = jax.device_get(jax.jit(f)(params, *rest))
   np.testing.assert_array_equal(tokens, expected[0])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected[1])

@@ -113,7 +113,7 @@ def test_branches_are_the_same_on_every_mesh(model, alone, sizes, P, K):
   its prompt, key and number alone."""
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
-    params = jax.device_put(model.params, rules.weights(model.boxed, devices))
+    params = jax.device_put(model.params, rules.weight_shardings(model.boxed, devices))
     vq_params = jax.device_put(model.vq_params, NamedSharding(devices, PartitionSpec()))
     out = jax.jit(sampled(model, P, 1, K))(params, vq_params)
     assert not out.tokens.sharding.is_fully_replicated

@@ -290,11 +290,11 @@ def test_a_prompt_is_read_once_for_its_group():
 @pytest.mark.parametrize('axes', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_rows_on_a_mesh_are_rows_on_one_device(axes, drawn):
   where = mesh.make(list(zip(mesh.AXES, axes)))
-  params = jax.device_put(SMOKE.params, rules.weights(SMOKE.boxed, where))
+  params = jax.device_put(SMOKE.params, rules.weight_shardings(SMOKE.boxed, where))
   eight = jax.tree.map(lambda x: jnp.concatenate([x] * 4), prompts())
   keys_PR = jnp.concatenate([interleaved.keys(jax.random.key(KEY), 2, 6)] * 4)[:, :2]
   with jax.set_mesh(where):
-    spread = NamedSharding(where, PartitionSpec(rules.ROWS))
+    spread = NamedSharding(where, PartitionSpec(rules.ROW_AXES))
     out = generate(
       prompt_P=jax.device_put(eight, spread), keys_PR=jax.device_put(keys_PR, spread), params=params
     )
@@ -323,8 +323,8 @@ def packed_rows(S, I=1, rows=8):
 
 def test_packed_rows_on_a_mesh_are_those_on_one_device_and_do_not_travel():
   where = mesh.make(list(zip(mesh.AXES, (1, 8, 1))))
-  params = jax.device_put(SMOKE.params, rules.weights(SMOKE.boxed, where))
-  spread = NamedSharding(where, PartitionSpec(rules.ROWS))
+  params = jax.device_put(SMOKE.params, rules.weight_shardings(SMOKE.boxed, where))
+  spread = NamedSharding(where, PartitionSpec(rules.ROW_AXES))
 
   # Where attention is a kernel, each device has its own rows' alone, or all of them.
   model = unified.Model(dataclasses.replace(CONFIG, attention='splash'))

@@ -192,7 +192,7 @@ def test_rows_on_a_mesh_are_rows_on_one_device(drawn, sizes, weights):
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
     everywhere = NamedSharding(devices, PartitionSpec())
-    params = jax.device_put(PARAMS, rules.weights(BOXED, devices))
+    params = jax.device_put(PARAMS, rules.weight_shardings(BOXED, devices))
     prompt_P, keys_PR = jax.device_put(
       (prompts(), next_token.keys(jax.random.key(5), 2, 8)), everywhere
     )

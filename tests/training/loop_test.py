@@ -23,10 +23,8 @@ from experiments import quickstart  # noqa: E402
 from vargrl.checkpoint import store as stores  # noqa: E402
 from vargrl.objectives import grpo, sft  # noqa: E402
 from vargrl.parallel import mesh as meshes  # noqa: E402
-from vargrl.parallel import (
-  place,
-  rules,  # noqa: E402
-)
+from vargrl.parallel import place  # noqa: E402
+from vargrl.parallel import rows as rows_on  # noqa: E402
 from vargrl.reporting import writer as writing
 from vargrl.training import assemble, optim
 from vargrl.training import loop as train
@@ -297,7 +295,7 @@ def step_on(sizes, P=8, R=2):
     opt = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), run.shapes.opt)
     other = jax.tree.map(lambda x: 0.9 * x, policy)
     frozen = {'reference': jax.tree.map(put, other, run.shapes.params['policy'])}
-    shapes = place.abstract(run.built.frozen['tokenizer'], run.mesh)
+    shapes = place.abstract_params(run.built.frozen['tokenizer'], run.mesh)
     frozen['tokenizer'] = jax.tree.map(put, shaped(shapes, 1), shapes)
     rng, length = np.random.default_rng(0), run.models.config.length
     batch = Experience(
@@ -307,7 +305,7 @@ def step_on(sizes, P=8, R=2):
       advantage=rng.normal(size=(P, R)).astype(np.float32),
       weight=(np.arange(P * R) > 2).reshape(P, R).astype(np.float32),
     )
-    spec = jax.sharding.PartitionSpec(*rules.rows(run.mesh, P, R))
+    spec = jax.sharding.PartitionSpec(*rows_on.mesh_axes(run.mesh, P, R))
     one = jax.sharding.PartitionSpec(spec[0])
     where = lambda x: jax.sharding.NamedSharding(run.mesh, one if x.ndim == 1 else spec)
     batch = jax.tree.map(lambda x: jax.device_put(x, where(x)), batch)

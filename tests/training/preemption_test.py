@@ -97,12 +97,12 @@ def test_a_second_ctrl_c_ends_at_once_and_breaks_nothing(tmp_path):
 
 def test_while_a_checkpoint_is_saved_one_more_is_ignored():
   said = []
-  with pytest.raises(preemption.Stop), preemption.listening(said.append) as (check, saving):
+  with pytest.raises(preemption.Stop), preemption.watch(said.append) as (check, begin_save):
     check()
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(preemption.Stop):
       check()
-    saving()
+    begin_save()
     os.kill(os.getpid(), signal.SIGINT)
     assert 'unfinished' in said[-1]
     with pytest.raises(KeyboardInterrupt):
@@ -110,7 +110,7 @@ def test_while_a_checkpoint_is_saved_one_more_is_ignored():
 
 
 def test_a_ctrl_c_after_the_last_check_is_not_forgotten():
-  with pytest.raises(preemption.Stop), preemption.listening(print) as (check, _):
+  with pytest.raises(preemption.Stop), preemption.watch(print) as (check, _):
     check()
     os.kill(os.getpid(), signal.SIGINT)
 

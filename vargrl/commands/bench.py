@@ -134,7 +134,7 @@ def drawing(run, policy, frozen, label_P, R, pair, how):
   t_BL = out.tokens.reshape(rows, -1)
 
   def transformer(policy, label_B, inputs_BLC):
-    label_B, inputs_BLC = rows_of.spread((label_B, inputs_BLC))
+    label_B, inputs_BLC = rows_of.shard_rows((label_B, inputs_BLC))
     logits_BLV, cache = model.apply({'params': policy}, label_B, method='prefill')
     seen = [logits_BLV.max(-1)]
     for i, (a, b) in enumerate(bounds(c.scales)[1:], 1):
@@ -148,7 +148,7 @@ def drawing(run, policy, frozen, label_P, R, pair, how):
     draw = jax.vmap(
       partial(sampling.draw, top_k=run.config.rollout.top_k, top_p=run.config.rollout.top_p)
     )
-    some = lambda n: rows_of.spread(jnp.broadcast_to(logits_V, (rows, n, c.vocab)))
+    some = lambda n: rows_of.shard_rows(jnp.broadcast_to(logits_V, (rows, n, c.vocab)))
     return [draw(keys_B, some(s * s)) for s in c.scales]
 
   embed = lambda frozen, t_BL: tokenizer.apply(

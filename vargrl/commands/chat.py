@@ -289,14 +289,14 @@ def answers(talk: Talk, params, frozen, *, seed, batch, done=0):
   if batch < 1:
     raise ValueError(f'batch: {batch} found, at least 1 expected')
   keys_B = talk.run.models.keys(jax.random.key(seed), count, 1)[:, 0]
-  for row_B, counts_B in rows.calls(count, batch):
+  for row_B, counts_B in rows.batches(count, batch):
     if row_B[counts_B][-1] < done:
       continue
     out, image_Byxc = talk.some(
       params, frozen, {key: x[row_B] for key, x in talk.prompts.items()}, keys_B[row_B]
     )
-    words_BL, mask_BL = (multihost.whole(x)[:, 0] for x in (out.tokens['words'], out.mask))
-    image_BIyxc = multihost.whole(image_Byxc)
+    words_BL, mask_BL = (multihost.to_numpy(x)[:, 0] for x in (out.tokens['words'], out.mask))
+    image_BIyxc = multihost.to_numpy(image_Byxc)
     image_BIyxc = image_BIyxc.reshape(len(row_B), talk.sampler.pictures, *image_BIyxc.shape[1:])
     first = int(row_B[0])
     yield (

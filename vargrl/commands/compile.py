@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from vargrl.parallel import hlo, place, rules, topology
+from vargrl.parallel import hlo, place, rows, rules, topology
 from vargrl.training import assemble, chain, flops
 from vargrl.training.run import Run
 from vargrl.types import offsets, sides
@@ -77,16 +77,16 @@ def compiled(name, config, where, effort):
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
   print(
     f'{name or config.policy.name}: {len(devices)} devices of {where}, mesh {shape}, '
-    f'{topology.memory(where) / 2**30:.4g} GiB each' + f', effort {effort:g}' * bool(effort)
+    f'{topology.memory_bytes(where) / 2**30:.4g} GiB each' + f', effort {effort:g}' * bool(effort)
   )
   with jax.set_mesh(run.mesh):
-    frozen = {k: place.abstract(init, run.mesh) for k, init in run.built.frozen.items()}
+    frozen = {k: place.abstract_params(init, run.mesh) for k, init in run.built.frozen.items()}
     if run.models.reward_weights:
       frozen['rewards'] = run.models.reward_weights(run.mesh)
     call = Compiler(
       run,
       frozen,
-      topology.memory(where),
+      topology.memory_bytes(where),
       {'exec_time_optimization_effort': effort} if effort else {},
     )
     print(
@@ -148,7 +148,7 @@ class Compiler:
         name,
         hlo.parse(lowered.as_text('hlo', debug_info=True)),
         ', on all devices together',
-        hlo.KEPT,
+        hlo.UNFUSED_KINDS,
       )
       return self.whole(lowered.out_info)
     if name:
@@ -175,7 +175,7 @@ class Compiler:
     again = (
       f' ({counted["again"] / (wanted or total):.2f} made again)' if counted.get('again') else ''
     )
-    if hlo.KERNEL in source:
+    if hlo.SPLASH_KERNEL in source:
       again += ', without those of the splash kernel'
     print(
       f'{name:18} {gib(need)} ({need / self.capacity:4.0%}), its own {own / 2**30:.2f}   '
@@ -203,7 +203,7 @@ class Compiler:
     self.fits = False
     for what, held in sorted(self.held.items(), key=lambda kv: -kv[1])[:4]:
       print(f'{"":18} {gib(held)}  {what}')
-    for made, what in hlo.largest(program, 6, kinds):
+    for made, what in hlo.largest_arrays(program, 6, kinds):
       print(f'{"":18} {gib(made)}  {what}{where}')
     advice = ADVICE.get(name.partition(' (')[0], ADVICE[''])
     print(
@@ -211,14 +211,14 @@ class Compiler:
     )
 
   def rows(self, shape, dtype):
-    axes = rules.rows(self.run.mesh, *shape[:2]) if len(shape) > 1 else (self.spread(shape[0]),)
+    axes = rows.mesh_axes(self.run.mesh, *shape[:2]) if len(shape) > 1 else (self.spread(shape[0]),)
     return jax.ShapeDtypeStruct(
       shape, dtype, sharding=NamedSharding(self.run.mesh, PartitionSpec(*axes))
     )
 
   def spread(self, size):
     mesh = self.run.mesh
-    return rules.ROWS if size % (mesh.shape['data'] * mesh.shape['fsdp']) == 0 else ()
+    return rules.ROW_AXES if size % (mesh.shape['data'] * mesh.shape['fsdp']) == 0 else ()
 
   def whole(self, tree):
     here = NamedSharding(self.run.mesh, PartitionSpec())

@@ -98,7 +98,7 @@ def fill(folder, models, params, frozen, *, classes, each, seed, preset, about, 
   paths = [folder / f'{k:04d}_{r:05d}.png' for k, r in zip(label_B, index_B)]
   keys = models.keys(jax.random.key(seed), models.classes + 1, each)
   with ThreadPoolExecutor() as threads:
-    for row_B, counts_B in rows.calls(len(paths), batch):
+    for row_B, counts_B in rows.batches(len(paths), batch):
       missing = [i for i, row in enumerate(row_B) if counts_B[i] and not paths[row].exists()]
       if not missing:
         continue

@@ -77,7 +77,7 @@ def make(
     each = images // models.classes
     label_B = np.repeat(np.arange(models.classes), each)
     keys_B = models.keys(jax.random.key(seed), models.classes, each).reshape(-1)
-    for row_B, counts_B in rows.calls(images, batch, poll):
+    for row_B, counts_B in rows.batches(images, batch, poll):
       yield some(params, frozen, label_B[row_B], keys_B[row_B]), counts_B
 
   def evaluate(params, frozen, poll=None):

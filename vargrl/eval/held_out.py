@@ -39,16 +39,16 @@ def make(models, *, kind, dataset, split, size, crop, dir, limit):
   )
   measure = jax.jit(
     lambda params, frozen, batch, weight_B: metrics(
-      models, params, frozen, *rows.spread((batch, weight_B))
+      models, params, frozen, *rows.shard_rows((batch, weight_B))
     )
   )
 
   def evaluate(params, frozen, poll=None):
     images, found = read(), {}
-    for row_B, counts_B in rows.calls(len(images['image']), BATCH, poll):
+    for row_B, counts_B in rows.batches(len(images['image']), BATCH, poll):
       batch = {name: x[row_B] for name, x in images.items()}
       for name, value in jax.tree.map(
-        multihost.whole, measure(params, frozen, batch, counts_B)
+        multihost.to_numpy, measure(params, frozen, batch, counts_B)
       ).items():
         found.setdefault(name, []).append(value)
     for name, values in found.items():

@@ -56,7 +56,7 @@ def parts(size):
 
   @jax.jit
   def features(params, image_Byxc):
-    pool_BD, logits_BV = model.apply({'params': params}, rows.spread(image_Byxc))
+    pool_BD, logits_BV = model.apply({'params': params}, rows.shard_rows(image_Byxc))
     return pool_BD, logits_BV - params['fc.b'][None]
 
   shapes = nn.unbox(jax.eval_shape(lambda: inception.init(model, jax.random.key(0))))
@@ -86,7 +86,7 @@ def stacked(features, params, batches):
   """(pool_ND, logits_NV) numpy float32 of batches (image_Byxc, counts_B) of one size."""
   pools, logits = [], []
   for image_Byxc, counts_B in batches:
-    pool_BD, logits_BV = map(multihost.whole, features(params, image_Byxc))
+    pool_BD, logits_BV = map(multihost.to_numpy, features(params, image_Byxc))
     pools.append(pool_BD[counts_B])
     logits.append(logits_BV[counts_B])
   return np.concatenate(pools), np.concatenate(logits)

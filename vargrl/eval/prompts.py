@@ -29,9 +29,9 @@ def make(models, *, path, prompts, each, seed, preset):
   def evaluate(params, frozen, poll=None):
     keys_B = models.keys(jax.random.key(seed), prompts, each).reshape(-1)
     label_B, images = np.repeat(np.arange(prompts), each), []
-    for row_B, counts_B in rows.calls(len(label_B), BATCH, poll):
+    for row_B, counts_B in rows.batches(len(label_B), BATCH, poll):
       prompt_B = {k: x[label_B[row_B]] for k, x in table.items()}
-      images.append(multihost.whole(some(params, frozen, prompt_B, keys_B[row_B]))[counts_B])
+      images.append(multihost.to_numpy(some(params, frozen, prompt_B, keys_B[row_B]))[counts_B])
     yield 'grid', pictures.grid(np.concatenate(images), columns=each, cell=48)
 
   return evaluate

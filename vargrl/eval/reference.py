@@ -19,7 +19,7 @@ NAME = 'VIRTUAL_imagenet256_labeled.npz'
 
 class Reference(NamedTuple):
   """moments: () -> (mean [D], covariance [D, D]), or None: those of the images. images: how many
-  there are. batches: (batch size, poll) -> (uint8 image_Byxc, counts_B)..., as rows.calls cuts
+  there are. batches: (batch size, poll) -> (uint8 image_Byxc, counts_B)..., as rows.batches cuts
   them."""
 
   moments: Callable | None
@@ -100,7 +100,7 @@ def packed(path, batch, poll=None):
   """The images of arr_0: the 2 GB of 10,000 of them never exist at once."""
   with zipfile.ZipFile(path) as file, file.open('arr_0.npy') as array:
     (count, *shape), _ = read_header(array)
-    for row_B, counts_B in rows.calls(count, batch, poll):
+    for row_B, counts_B in rows.batches(count, batch, poll):
       n, size = int(counts_B.sum()), math.prod(shape)
       data = array.read(n * size)
       if len(data) < n * size:
@@ -119,7 +119,7 @@ def split(models, *, dataset, split, size, crop, dir, limit):
 
   def batches(batch, poll=None):
     one = source.walk(**options)
-    for row_B, counts_B in rows.calls(min(limit or have, have), batch, poll):
+    for row_B, counts_B in rows.batches(min(limit or have, have), batch, poll):
       whole = lambda x: np.rint((x + 1) * 127.5).astype(np.uint8)
       images = [whole(row['image'][0]) for _, row in zip(row_B[counts_B], one)]
       if not images:

@@ -39,7 +39,7 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
     scored = frozen | weights() if hasattr(mixed, 'load') else frozen
     label_B, found, masked = np.repeat(label_P, each), {}, []
     keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
-    for row_B, counts_B in rows.calls(len(label_B), batch, poll):
+    for row_B, counts_B in rows.batches(len(label_B), batch, poll):
       image_Byxc = (
         some(params, frozen, label_B[row_B], keys_B[row_B]).astype(np.float32) / 127.5 - 1
       )

@@ -47,8 +47,10 @@ def sampler(models, preset=''):
     label_P = labels(classes)
     label_B, images = np.repeat(label_P, each), []
     keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
-    for row_B, counts_B in rows.calls(len(label_B), batch, poll):
-      images.append(multihost.whole(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B])
+    for row_B, counts_B in rows.batches(len(label_B), batch, poll):
+      images.append(
+        multihost.to_numpy(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B]
+      )
     return np.concatenate(images), label_B
 
   return draw
@@ -65,7 +67,7 @@ def refuse_text(models):
 
 def batch_sampler(models, preset=''):
   """some(params, frozen, prompt_B, keys_B) -> uint8 image_Byxc on the devices: one call of
-  rows.calls, so that any number of images fits in memory."""
+  rows.batches, so that any number of images fits in memory."""
   if models.generate is None:
     raise ValueError('samples: the run has no policy to sample from')
   if preset and preset not in models.presets:

@@ -74,20 +74,21 @@ def make(
 
   def evaluate(params, frozen, poll=None):
     keys_B, told, drawn = models.keys(jax.random.key(seed), records, 1)[:, 0], [], []
-    for row_B, counts_B in rows.calls(records, batch, poll):
+    for row_B, counts_B in rows.batches(records, batch, poll):
       out, image_Byxc = some(
         params, frozen, {k: x[row_B] for k, x in prompts.items() if k != 'label'}, keys_B[row_B]
       )
       if draws:
-        there_B = multihost.whole(out.mask)[counts_B, 0, words] > 0  # where the picture begins
+        there_B = multihost.to_numpy(out.mask)[counts_B, 0, words] > 0  # where the picture begins
         drawn += [
-          x if there else None for x, there in zip(multihost.whole(image_Byxc)[counts_B], there_B)
+          x if there else None
+          for x, there in zip(multihost.to_numpy(image_Byxc)[counts_B], there_B)
         ]
       else:
         told += answers(
           form.words,
-          multihost.whole(out.tokens['words'])[counts_B, 0],
-          multihost.whole(out.mask)[counts_B, 0],
+          multihost.to_numpy(out.tokens['words'])[counts_B, 0],
+          multihost.to_numpy(out.mask)[counts_B, 0],
         )
     if not draws:
       asked = [dialogue.about[0] for dialogue in said]

@@ -56,7 +56,7 @@ def collect(models, *, rollouts, rewards, pool):
     t_BL, out = sample(params['policy'], frozen, prompt_P, rng)
     P, R, _ = out.logp.shape
     K = len(t_BL) // (P * R)
-    label_B = np.repeat(multihost.whole(batch['label']), R * K)
+    label_B = np.repeat(multihost.to_numpy(batch['label']), R * K)
     image_Byxc = decode(frozen, t_BL)
     phase('rollout', image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)

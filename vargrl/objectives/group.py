@@ -108,7 +108,7 @@ def collector(models, plans, when, *, old, std, eps, kl_reward, combine, mask, r
     t_BL, out = plan_now.sample(params['policy'], frozen, prompt_P, rng)
     P, R, _ = out.logp.shape
     K = len(t_BL) // (P * R)
-    label_B = np.repeat(multihost.whole(batch['label']), R * K)
+    label_B = np.repeat(multihost.to_numpy(batch['label']), R * K)
     image_Byxc = decode(frozen, t_BL)
     phase('rollout', image_Byxc)
     r_B, each, counts = models.score(frozen, image_Byxc, label_B)
@@ -211,7 +211,7 @@ def judged(models, rollout, r_B, each):
     return r_B, each, {}
   starts = np.cumsum([0] + [length for _, length in models.plan])
   at = [int(start) for start, (kind, _) in zip(starts, models.plan) if kind == 'bits']
-  drawn_B = multihost.whole(rollout.mask[..., np.array(at)]).reshape(-1) > 0
+  drawn_B = multihost.to_numpy(rollout.mask[..., np.array(at)]).reshape(-1) > 0
   left = lambda x_B: np.where(drawn_B, x_B, np.nan)
   return (
     left(r_B),
@@ -253,7 +253,7 @@ def pictures(image_Byxc, label_B, r_B, texts=None):
   caption = lambda i: f'{said(i)}\n{r_B[i]:.3g}'
   n = min(8, len(order))
   return {
-    name: (multihost.whole(image_Byxc[rows]), [caption(i) for i in rows])
+    name: (multihost.to_numpy(image_Byxc[rows]), [caption(i) for i in rows])
     for name, rows in {'best': order[:n], 'worst': order[len(order) - n :]}.items()
     if n
   }

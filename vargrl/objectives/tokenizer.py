@@ -37,8 +37,8 @@ def collect(models):
 
   def run(params, frozen, batch, rng, step, phase):
     def pictures():
-      image = multihost.whole(batch['image'][:8])
-      out = multihost.whole(reconstruct(params, image))
+      image = multihost.to_numpy(batch['image'][:8])
+      out = multihost.to_numpy(reconstruct(params, image))
       captions = ['image'] * len(image) + ['decoded'] * len(image)
       return {'reconstruction': (np.concatenate([image, out]), captions)}
 

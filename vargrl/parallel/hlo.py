@@ -1,5 +1,6 @@
-"""What a compiled program says about itself: arithmetic and collectives, loops counted as often as
-they run.
+"""Counts of a compiled program, from its HLO text: arithmetic, collectives and large arrays.
+
+What is in a loop counts as often as the loop runs.
 """
 
 import collections
@@ -8,8 +9,8 @@ import math
 import re
 from typing import NamedTuple
 
-KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-BYTES = {
+COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+DTYPE_BYTES = {
   'token': 0,
   's4': 0.5,
   'u4': 0.5,
@@ -32,16 +33,28 @@ BYTES = {
   'c64': 8,
   'c128': 16,
 }
-# begins the name of a call of models/layers/splash.py, whose arithmetic is not in the program's text
-KERNEL = '%splash_'
-HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{\s*$')
-OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
-CALLED = re.compile(r'(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
-TRIPS = re.compile(r'known_trip_count[^0-9]*(\d+)')
+# How the name of a call of the kernel in models/layers/splash.py begins. The program's text does not
+# contain the kernel's arithmetic.
+SPLASH_KERNEL = '%splash_'
+COMPUTATION_START = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{\s*$')
+OPERATION_LINE = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
+CALLEE = re.compile(r'(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
+# The kinds of operations whose results are not likely to be fused with others.
+UNFUSED_KINDS = (
+  'dot',
+  'convolution',
+  'sort',
+  'gather',
+  'scatter',
+  'concatenate',
+  'dynamic-update-slice',
+  'pad',
+)
+TRIP_COUNT = re.compile(r'known_trip_count[^0-9]*(\d+)')
 
 
 class Operation(NamedTuple):
-  """One line of HLO: %name = shape kind(arguments), and the line from its arguments on."""
+  """One line of HLO, `%name = shape kind(arguments), attributes`; rest: the line after `kind(`."""
 
   name: str
   shape: str
@@ -50,67 +63,76 @@ class Operation(NamedTuple):
 
   @property
   def operands(self):
+    """The names of the operations that this one reads."""
     return re.findall(r'%([\w.\-]+)', re.split(r'\)(?:, |$)', self.rest, maxsplit=1)[0])
 
   @property
   def scope(self):
-    """Where in the source it comes from, such as
-    jit(update)/jvp()/while/body/rematted_computation/head/dot_general.
+    """The place in the source that the operation comes from, '' if it is not recorded.
+
+    Such as jit(update)/jvp()/while/body/rematted_computation/head/dot_general.
     """
     found = re.search(r'op_name="([^"]*)"', self.rest)
     return found[1] if found else ''
 
 
 class Program(NamedTuple):
-  """computations: {name: {name: Operation}}. times: {name: how often it runs in one run of the
-  program}. devices: how many it runs on."""
+  """A compiled program.
+
+  computations: {name of a computation: {name of an operation: Operation}}. run_counts: {name of a
+  computation: how often it runs in one run of the program}. devices: the number of devices.
+  """
 
   computations: dict
-  times: dict
+  run_counts: dict
   devices: int
 
 
 def parse(text):
-  """The Program of an HLO text as compilers print it; a loop counts once where nobody knows how
-  often it runs.
+  """The Program of an HLO text as compilers print it.
+
+  A loop whose trip count is not known counts once.
   """
   computations, name, entry = {}, None, None
   for line in text.splitlines():
-    if head := HEAD.match(line):
+    if head := COMPUTATION_START.match(line):
       name = head[2]
       computations[name] = {}
       entry = name if head[1] else entry
-    elif name and (found := OPERATION.match(line)):
+    elif name and (found := OPERATION_LINE.match(line)):
       computations[name][found[1]] = Operation(*found.groups())
-  times = collections.Counter()
+  run_counts = collections.Counter()
 
   def visit(name, factor):
-    times[name] += factor
+    run_counts[name] += factor
     for operation in computations.get(name, {}).values():
-      again = trips(operation, computations) if operation.kind == 'while' else 1
-      called = CALLED.findall(operation.rest)
+      trips = trip_count(operation, computations) if operation.kind == 'while' else 1
+      called = CALLEE.findall(operation.rest)
       if branches := re.search(r'branch_computations=\{([^}]*)\}', operation.rest):
         called += [b.strip().lstrip('%') for b in branches[1].split(',')]
       for other in called:
-        visit(other, factor * again)
+        visit(other, factor * trips)
 
   visit(entry, 1)
   count = re.search(r'num_partitions=(\d+)', text)
-  return Program(computations, dict(times), int(count[1]) if count else 1)
+  return Program(computations, dict(run_counts), int(count[1]) if count else 1)
 
 
-def trips(loop, computations):
-  """How often a while loop runs: as the compiler says, or from 0 up to the constant that its
-  condition compares with, by the constant that its body adds."""
-  if known := TRIPS.search(loop.rest):
-    return int(known[1])
+def trip_count(loop, computations):
+  """How often a while loop runs; 1 if it cannot be known.
+
+  The compiler's known_trip_count if there is one. Otherwise the loop is taken to count from 0 to
+  the constant that its condition compares with, in steps of the constant that its body adds.
+  """
+  if found := TRIP_COUNT.search(loop.rest):
+    return int(found[1])
   condition, body = (
     computations.get(found[1], {})
     if (found := re.search(rf'{word}=%?([\w.\-]+)', loop.rest))
     else {}
     for word in ('condition', 'body')
   )
-  limits = [n for n in map(constant, condition.values()) if n is not None]
+  limits = [n for n in map(int_constant, condition.values()) if n is not None]
   at = [
     found[1]
     for operation in condition.values()
@@ -122,15 +144,15 @@ def trips(loop, computations):
   root = list(body.values())[-1] if body else None
   following = body.get(root.operands[int(at[0])]) if root and root.kind == 'tuple' else None
   steps = (
-    [constant(body.get(name)) for name in following.operands]
+    [int_constant(body.get(name)) for name in following.operands]
     if following and following.kind == 'add'
     else []
   )
   return -(-limits[0] // next((n for n in steps if n), 1))
 
 
-def constant(operation):
-  """The value of an int32 constant, None of another operation."""
+def int_constant(operation):
+  """The value of an int32 or uint32 constant; None for any other operation."""
   if not operation or operation.kind != 'constant' or not re.match(r'[su]32\[\]', operation.shape):
     return None
   found = re.match(r'(\d+)\)', operation.rest)
@@ -138,16 +160,16 @@ def constant(operation):
 
 
 def collectives(program):
-  """{kind: (count, bytes that each device sends)} of one run, by the ring that is known to be best
-  for each kind.
+  """{kind: (count, bytes that each device sends)} of one run of the program.
 
-  A collective that is spread over several operations, so as to overlap with others, has one channel
-  and counts once."""
+  The bytes are those of a ring algorithm, the best known for each kind. An asynchronous collective
+  may be printed as several operations; they have the same channel and count once.
+  """
   seen, total = set(), {}
-  for name, factor in program.times.items():
+  for name, factor in program.run_counts.items():
     for operation in program.computations.get(name, {}).values():
       kind = operation.kind.removesuffix('-start')
-      if kind not in KINDS:
+      if kind not in COLLECTIVES:
         continue
       channel = re.search(r'channel_id=(\d+)', operation.rest)
       if channel and (kind, channel[1]) in seen:
@@ -160,13 +182,13 @@ def collectives(program):
       )
       total[kind] = (
         count + factor,
-        sent + factor * ring(kind, size, group(operation.rest, program.devices)),
+        sent + factor * ring_bytes(kind, size, group_size(operation.rest, program.devices)),
       )
   return dict(sorted((kind, (count, round(sent))) for kind, (count, sent) in total.items()))
 
 
-def ring(kind, size, n):
-  """Bytes that each of n devices sends, `size` bytes being the result on each."""
+def ring_bytes(kind, size, n):
+  """Bytes that each of n devices sends in a collective whose result has `size` bytes on each."""
   return (
     size
     * {
@@ -179,8 +201,8 @@ def ring(kind, size, n):
   )
 
 
-def group(rest, devices):
-  """How many devices take part in one group of a collective."""
+def group_size(rest, devices):
+  """The number of devices in one group of a collective; rest: of its Operation."""
   if mesh := re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', rest):
     sizes = dict(re.findall(r"'([\w.]+)'=(\d+)", mesh[1]))
     axes = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh[2])
@@ -193,34 +215,36 @@ def group(rest, devices):
 
 
 def flops(program, by=lambda scope: ''):
-  """{by(scope): multiply-adds x 2} of one device in one run: all products of matrices and
-  convolutions, exactly.
+  """{by(scope): FLOPs} of one device in one run: exactly those of matrix products and convolutions.
 
-  Multiplications with what was put between or around the numbers of an operand do not count.
+  A multiply-add is 2 FLOPs. Multiplications with padding, around or between the numbers of an
+  operand, do not count. by: groups the operations by the scope they come from.
   """
   total = collections.Counter()
-  for name, factor in program.times.items():
-    known = program.computations.get(name, {})
-    for operation in known.values():
+  for name, factor in program.run_counts.items():
+    operations = program.computations.get(name, {})
+    for operation in operations.values():
       if operation.kind == 'dot':
-        count = dot_flops(operation, known)
+        count = dot_flops(operation, operations)
       elif operation.kind == 'convolution':
-        count = convolution_flops(operation, known)
+        count = convolution_flops(operation, operations)
       else:
         continue
       total[by(operation.scope)] += factor * count
   return dict(total)
 
 
-def dot_flops(operation, known):
-  left = dims(known[operation.operands[0]].shape)
+def dot_flops(operation, operations):
+  """FLOPs of a matrix product; operations: those of its computation, by name."""
+  left = dims(operations[operation.operands[0]].shape)
   contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', operation.rest)
   inner = [left[int(i)] for i in contracted[1].split(',') if i] if contracted else []
   return 2 * math.prod(dims(operation.shape)) * math.prod(inner)
 
 
-def convolution_flops(operation, known):
-  left, right = (dims(known[name].shape) for name in operation.operands[:2])
+def convolution_flops(operation, operations):
+  """FLOPs of a convolution without padding; operations: those of its computation, by name."""
+  left, right = (dims(operations[name].shape) for name in operation.operands[:2])
   lhs, rhs, out = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', operation.rest).groups()
   result = dims(operation.shape)
   window = re.search(r'window=\{([^}]*)\}', operation.rest)
@@ -229,7 +253,7 @@ def convolution_flops(operation, known):
   for i in range(len(out) - 2):
     axis = lambda key, default, i=i: options[key].split('x')[i] if key in options else default
     low, high = map(int, axis('pad', '0_0').split('_'))
-    count *= pairs(
+    count *= kernel_overlaps(
       left[lhs.index(str(i))],
       right[rhs.index(str(i))],
       result[out.index(str(i))],
@@ -242,37 +266,27 @@ def convolution_flops(operation, known):
 
 
 @functools.cache
-def pairs(size, kernel, out, stride, low, lhs_dilate, rhs_dilate):
-  """How often a convolution's kernel meets a number of its operand, along one axis."""
+def kernel_overlaps(size, kernel, out, stride, low, lhs_dilate, rhs_dilate):
+  """The number of products of a kernel's and an operand's numbers along one axis."""
   places = (o * stride - low + k * rhs_dilate for o in range(out) for k in range(kernel))
   return sum(0 <= at <= (size - 1) * lhs_dilate and at % lhs_dilate == 0 for at in places)
 
 
-KEPT = (
-  'dot',
-  'convolution',
-  'sort',
-  'gather',
-  'scatter',
-  'concatenate',
-  'dynamic-update-slice',
-  'pad',
-)
+def largest_arrays(program, n, kinds=None):
+  """[(bytes, 'shape scope')] of the n largest arrays that operations outside of fusions write.
 
-
-def largest(program, n, kinds=None):
-  """[(bytes, what)] of the n largest arrays that operations outside of fusions make, each name of a
-  source once. kinds: of operations; for a program that is not yet optimised KEPT, what is not
-  likely to be fused with others."""
+  Arrays of one shape and one scope are listed once. kinds: only results of these kinds of
+  operations; UNFUSED_KINDS for a program that is not optimised yet.
+  """
   inner = {
     name
-    for known in program.computations.values()
-    for operation in known.values()
+    for operations in program.computations.values()
+    for operation in operations.values()
     if operation.kind in ('fusion', 'reduce', 'custom-call')
-    for name in CALLED.findall(operation.rest)
+    for name in CALLEE.findall(operation.rest)
   }
   found = {}
-  for name in program.times.keys() - inner:
+  for name in program.run_counts.keys() - inner:
     for operation in program.computations.get(name, {}).values():
       if (
         operation.kind in ('parameter', 'bitcast', 'tuple', 'get-tuple-element', 'while')
@@ -291,15 +305,17 @@ def dims(shape):
   return tuple(int(n) for n in re.search(r'\[([\d,]*)\]', shape)[1].split(',') if n)
 
 
-def result_bytes(shape, started):
-  """Bytes of an HLO shape, a tuple's summed; `started`: a tuple of operands and results, of which
-  the results.
+def result_bytes(shape, is_start):
+  """Bytes of an HLO shape, summed over a tuple.
+
+  is_start: the shape is that of an asynchronous start, a tuple of operands and results; only the
+  results count.
   """
   sizes = [
-    BYTES[kind] * math.prod(int(n) for n in sides.split(',') if n)
+    DTYPE_BYTES[kind] * math.prod(int(n) for n in sides.split(',') if n)
     for kind, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape)
   ]
-  if not started or len(sizes) < 2:
+  if not is_start or len(sizes) < 2:
     return sum(sizes)
-  sizes = [size for size in sizes if size > 4] or sizes  # context tokens aside
+  sizes = [size for size in sizes if size > 4] or sizes  # without the context's tokens
   return sum(sizes[len(sizes) // 2 :])

@@ -1,4 +1,4 @@
-"""The device mesh of a run, from one line of its config."""
+"""The device mesh of a run, made from one line of its config."""
 
 import math
 
@@ -11,10 +11,13 @@ AXES = ('data', 'fsdp', 'tensor')
 
 
 def make(axes, devices=None):
-  """[('data', 1), ('fsdp', -1), ('tensor', 1)] -> Mesh; one size may be -1, it takes what is left.
+  """The Mesh of [('data', 1), ('fsdp', -1), ('tensor', 1)]; a size of -1 takes what is left.
 
-  Several TPU slices lie along `data`, which alone sends over the data centre's network; within a
-  slice, neighbours on an axis are neighbours in its torus."""
+  devices: default all. Several TPU slices lie along `data`, the only axis that communicates over
+  the data centre's network; within a slice, neighbours on an axis are neighbours in its torus.
+  Raises ValueError for axes other than AXES, or if the sizes do not multiply to the number of
+  devices.
+  """
   devices = list(jax.devices() if devices is None else devices)
   try:
     names, sizes = [name for name, _ in axes], [int(size) for _, size in axes]
@@ -24,27 +27,27 @@ def make(axes, devices=None):
     raise ValueError(f'mesh: axes {tuple(names)} in config, expected {AXES}')
   if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
     raise ValueError(f'mesh: sizes {sizes} in config, expected positive numbers and at most one -1')
-  known = math.prod(size for size in sizes if size > 0)
-  if len(devices) % known or (-1 not in sizes and known != len(devices)):
-    needs = f'a multiple of {known}' if -1 in sizes else str(known)
+  fixed = math.prod(size for size in sizes if size > 0)
+  if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+    needs = f'a multiple of {fixed}' if -1 in sizes else str(fixed)
     raise ValueError(f'mesh: {dict(zip(names, sizes))} needs {needs} devices, found {len(devices)}')
-  sizes = [len(devices) // known if size == -1 else size for size in sizes]
-  # Auto, said aloud: newer versions of jax.make_mesh default to Explicit, which refuses our
-  # constraints.
-  return Mesh(placed(devices, sizes), names, axis_types=(AxisType.Auto,) * len(names))
+  sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+  # Newer versions of jax default to Explicit axes, which reject our sharding constraints.
+  return Mesh(device_array(devices, sizes), names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def current():
-  """The mesh that is set, with its devices; an empty one if none is. (jax 0.7.2 has no
-  jax.sharding.get_mesh.)
+  """The mesh that is set, with its devices; an empty one if none is set.
+
+  (jax 0.7.2 has no jax.sharding.get_mesh.)
   """
   if jax.sharding.get_abstract_mesh().empty:
     return Mesh(np.empty((), object), ())
   return jax.jit(lambda: 0.0, out_shardings=PartitionSpec())().sharding.mesh
 
 
-def placed(devices, sizes):
-  """The devices as an array of these sizes, (data, fsdp, tensor)."""
+def device_array(devices, sizes):
+  """The devices as a numpy array of shape `sizes`, (data, fsdp, tensor)."""
   if devices[0].platform != 'tpu':
     return np.array(devices).reshape(sizes)
   slices = len({getattr(d, 'slice_index', 0) for d in devices})

@@ -1,9 +1,9 @@
-"""A machine that is about to be taken away says so by a signal; every host then stops at the same
-point.
+"""Preemption notices and Ctrl-C: all hosts of a run stop at the same point of the program.
 
-SIGTERM is heard by jax (multihost_utils.reached_preemption_sync_point), which also agrees with the
-other hosts on where to stop. A Python handler for it, set after jax.distributed has begun, would
-keep it from hearing."""
+A machine that is about to be taken away sends SIGTERM. jax receives it
+(multihost_utils.reached_preemption_sync_point) and agrees with the other hosts on where to stop. A
+Python handler of SIGTERM that is set after jax.distributed was initialized would replace jax's.
+"""
 
 import contextlib
 import itertools
@@ -15,60 +15,67 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
-POLLS = itertools.count(1)  # never starts again in a process: hosts compare their counts
+# The number of a poll. It is never reset within a process, because hosts compare these numbers.
+POLL_NUMBERS = itertools.count(1)
 
 
 class Stop(Exception):
-  """Raised by `check` at the same call on all hosts."""
+  """The run must stop. `check` raises it at the same call on all hosts."""
 
 
 @contextlib.contextmanager
-def listening(say):
-  """Yields (check, saving). check() raises Stop once a host has had a SIGTERM, or this process a
-  first Ctrl-C; a second one is a KeyboardInterrupt at once. saving(): from here on it takes one
-  more. A first Ctrl-C after the last check is a Stop at the end."""
-  heard, late = [], []
+def watch(log):
+  """Context manager that watches for notices; yields (check, begin_save).
 
-  def interrupt(number, frame):
-    if late:
-      late.append(number)
-      if len(late) > 2:
+  check() raises Stop after a host has received SIGTERM, or this process a first Ctrl-C. A second
+  Ctrl-C raises KeyboardInterrupt at once. begin_save() is called when the last save begins: from
+  then on one more Ctrl-C is ignored. A first Ctrl-C that comes after the last check raises Stop at
+  the end of the context. log: function of a text for the user.
+  """
+  interrupts, after_save = [], []
+
+  def handle(number, frame):
+    if after_save:
+      after_save.append(number)
+      if len(after_save) > 2:
         raise KeyboardInterrupt
-      return say('saving; once more to leave the checkpoint unfinished')
-    heard.append(number)
-    if len(heard) > 1:
+      return log('saving; once more to leave the checkpoint unfinished')
+    interrupts.append(number)
+    if len(interrupts) > 1:
       raise KeyboardInterrupt
-    say('interrupted: stops and saves when this phase is over; once more to stop at once')
+    log('interrupted: stops and saves when this phase is over; once more to stop at once')
     if jax.process_count() > 1:
-      os.kill(os.getpid(), signal.SIGTERM)  # jax tells the others
+      os.kill(os.getpid(), signal.SIGTERM)  # jax tells the other hosts
 
   def check():
-    if multihost_utils.reached_preemption_sync_point(next(POLLS)):
+    if multihost_utils.reached_preemption_sync_point(next(POLL_NUMBERS)):
       raise Stop('a preemption notice came')
-    if heard and jax.process_count() == 1:
+    if interrupts and jax.process_count() == 1:
       raise Stop('interrupted')
 
-  def saving():
-    late.append('saving')
+  def begin_save():
+    after_save.append('saving')
 
   main = threading.current_thread() is threading.main_thread()
-  before = signal.signal(signal.SIGINT, interrupt) if main else None
+  before = signal.signal(signal.SIGINT, handle) if main else None
   try:
-    yield check, saving
-    if heard and jax.process_count() == 1:
+    yield check, begin_save
+    if interrupts and jax.process_count() == 1:
       raise Stop('interrupted')
   finally:
     if main:
       signal.signal(signal.SIGINT, before)
 
 
-def over():
-  """Of several hosts, each calls this when its work is done: a notice that came too late for a
-  check must not keep them. To agree on it takes all of them, and jax waits a quarter of an hour for
-  one that has left."""
+def final_sync():
+  """Every host of several calls this when its work is done.
+
+  A notice that came too late for a check must not keep a host from ending: to agree on a stop takes
+  all hosts, and jax waits a quarter of an hour for one that has left.
+  """
   if jax.process_count() == 1:
     return
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  for _ in range(4):  # jax looks once a second whether a signal came
+  for _ in range(4):  # jax looks for a signal once a second
     time.sleep(0.5)
-    multihost_utils.reached_preemption_sync_point(next(POLLS))
+    multihost_utils.reached_preemption_sync_point(next(POLL_NUMBERS))

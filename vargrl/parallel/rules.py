@@ -1,7 +1,8 @@
-"""One letter, one mesh axis. Only this file says `fsdp`.
+"""Sharding rules: which letter of an array's name is divided over which mesh axis.
 
-Upper-case letters of the alphabet may be sharded, lower-case ones never are. Weights carry their
-letters as flax's logical names; activations are constrained by the letters of their einsum.
+Only this file says `fsdp`. Upper-case letters of the alphabet may be sharded, lower-case ones never
+are. Weights have their letters as flax's logical axis names; activations are constrained by the
+letters of their einsum.
 """
 
 from functools import partial
@@ -13,17 +14,20 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 WEIGHTS = {'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
-# What is drawn scale by scale reads every weight as often: gathered once, they need not travel
-# again.
+# Sampling reads every weight once for each scale or token: weights that are gathered once before it
+# need not be gathered again.
 DECODING = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
 # B is left to the compiler: inside the vmapped rollout it is 1 or the guidance pair, and the
 # batch's mesh axes belong to vmap's spmd_axis_name; outside, the input's sharding propagates.
 ACTIVATIONS = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
-ROWS = ('data', 'fsdp')
+ROW_AXES = ('data', 'fsdp')  # the mesh axes that the rows of a batch are divided over
 
 
 def spec(axes, shape, table, mesh):
-  """'DNH' -> PartitionSpec('fsdp', 'tensor', None); an axis that does not divide is replicated."""
+  """The PartitionSpec of an array: 'DNH' -> PartitionSpec('fsdp', 'tensor', None).
+
+  An axis whose size is not divisible by that of its mesh axis is replicated; B is unconstrained.
+  """
 
   def one(letter, size):
     if letter == 'B':
@@ -35,7 +39,7 @@ def spec(axes, shape, table, mesh):
 
 
 def shard(x, axes, table=ACTIVATIONS):
-  """Constrains an activation by the letters of its name; without a mesh, does nothing."""
+  """Constrains the sharding of an activation by its letters; without a mesh, returns x."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
@@ -44,9 +48,11 @@ def shard(x, axes, table=ACTIVATIONS):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(w, axes, stored):
-  """A weight that lies as the letters `stored` say, where a product with letters `axes` needs it:
-  FSDP, said aloud. Its gradient is scattered at once: the transpose of `shard` would sum all of it
-  on every device."""
+  """Gathers a weight over fsdp where a product uses it.
+
+  axes: the letters of the weight in the product. stored: those by which it is stored. The gradient
+  is reduce-scattered at once; the transpose of `shard` would all-reduce it to every device.
+  """
   return shard(w, axes)
 
 
@@ -56,35 +62,40 @@ gather.defvjp(
 )
 
 
-def local(function, *arrays, axes, whole=()):
-  """function(*arrays, *whole), each device with its own part of arrays that all have the letters
-  `axes`, as has the result, and with all of `whole`.
+def shard_map(function, *arrays, axes, replicated=()):
+  """Returns function(*arrays, *replicated), computed by each device on its own part of the arrays.
 
-  For what the compiler cannot cut, such as kernels: it would gather the arrays. B stays whole:
-  within vmap, spmd_axis_name adds the mesh axes of the rows. Sizes of one letter may differ (N of
-  queries, K of keys): the smallest decides."""
+  All arrays, and the result, have the letters `axes`; each device gets all of `replicated`. This is
+  for what the compiler cannot partition, such as kernels, and would gather. B is not divided: in a
+  vmap, spmd_axis_name adds the mesh axes of the rows. The arrays may have different sizes of one
+  letter (N of queries, K of keys): the smallest decides. Without a mesh, a plain call.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    return function(*arrays, *whole)
+    return function(*arrays, *replicated)
   shape = [min(sizes) for sizes in zip(*(x.shape for x in arrays))]
-  here = PartitionSpec(None, *spec(axes, shape, ACTIVATIONS, mesh)[1:])
-  specs = (here,) * len(arrays) + (PartitionSpec(),) * len(whole)
-  return jax.shard_map(function, in_specs=specs, out_specs=here, check_vma=False)(*arrays, *whole)
+  part = PartitionSpec(None, *spec(axes, shape, ACTIVATIONS, mesh)[1:])
+  specs = (part,) * len(arrays) + (PartitionSpec(),) * len(replicated)
+  mapped = jax.shard_map(function, in_specs=specs, out_specs=part, check_vma=False)
+  return mapped(*arrays, *replicated)
 
 
 def platform():
-  """'tpu', 'cpu', ...: of the devices that the function being traced is for."""
+  """'tpu', 'cpu', 'gpu': of the devices that the function being traced is compiled for."""
   device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
   if device is None:
     return jax.default_backend()
   if hasattr(device, 'platform'):
     return device.platform
-  kind = device.device_kind  # all that jax 0.7 knows
+  kind = device.device_kind  # jax 0.7 has no more than this
   return 'tpu' if kind.startswith('TPU') else 'cpu' if kind == 'cpu' else 'gpu'
 
 
-def weights(boxed, mesh, table=WEIGHTS):
-  """Boxed parameters (each knows its letters) -> the tree of their shardings."""
+def weight_shardings(boxed, mesh, table=WEIGHTS):
+  """The tree of shardings of boxed parameters, which have their letters as logical axis names.
+
+  A parameter without letters is replicated.
+  """
 
   def one(p):
     if not isinstance(p, nn.LogicallyPartitioned):
@@ -94,58 +105,49 @@ def weights(boxed, mesh, table=WEIGHTS):
   return jax.tree.map(one, boxed, is_leaf=lambda p: isinstance(p, nn.LogicallyPartitioned))
 
 
-def alike(mesh):
-  """True if training and decoding have the same layout on the mesh."""
+def same_layout(mesh):
+  """True if weights have the same shardings on the mesh in training and in decoding."""
   return all(mesh.shape[axis] == 1 for axis in set(WEIGHTS.values()) - set(DECODING.values()))
 
 
-def decoding(params, boxed):
-  """Constrains weights, in a jitted function, to the layout that they are decoded in. boxed:
-  abstract ones that know their letters, of these and maybe of more."""
-  mesh, known = jax.sharding.get_abstract_mesh(), traverse_util.flatten_dict(boxed)
+def shard_for_decoding(params, boxed):
+  """Constrains parameters, in a jitted function, to the shardings that decoding uses.
+
+  boxed: abstract parameters with their letters, of at least all of `params`.
+  """
+  mesh, letters = jax.sharding.get_abstract_mesh(), traverse_util.flatten_dict(boxed)
 
   def one(path, x):
-    axes = known[path].names if isinstance(known[path], nn.LogicallyPartitioned) else ''
+    p = letters[path]
+    axes = p.names if isinstance(p, nn.LogicallyPartitioned) else ''
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, DECODING, mesh))
 
   flat = traverse_util.flatten_dict(params)
   return traverse_util.unflatten_dict({path: one(path, x) for path, x in flat.items()})
 
 
-def rows(mesh, prompts, rollouts=1):
-  """Mesh axes of the P prompts and of the R rollouts of each, so that every device has equal rows.
+def replicated_share(shapes, shardings):
+  """The share, in [0, 1], of the parameter bytes that every device holds in full.
 
-  A group stays together where the prompts suffice; on a mesh with more devices than prompts, its
-  rows are spread too. Raises ValueError where neither divides.
+  0 on a mesh whose axes fsdp and tensor have size 1, where nothing could be divided.
   """
-  data, fsdp = (mesh.shape[a] for a in ROWS)
-  if prompts % (data * fsdp) == 0:
-    return ROWS, ()
-  if prompts % data == 0 and rollouts % fsdp == 0:
-    return ROWS[:1], ROWS[1:]
-  if rollouts % (data * fsdp) == 0:
-    return (), ROWS
-  raise ValueError(
-    f"batch: {prompts} prompts x {rollouts} rows do not divide over the mesh's "
-    f'data={data} x fsdp={fsdp}'
-  )
-
-
-def replicated(shapes, shardings):
-  """Share of the bytes that every device holds in full; 0 on a mesh of one device."""
-  total, whole = 0, 0
+  total, replicated = 0, 0
   for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings)):
     size = math.prod(x.shape) * x.dtype.itemsize
     total += size
-    whole += size * (s.is_fully_replicated and s.mesh.shape['fsdp'] * s.mesh.shape['tensor'] > 1)
-  return whole / max(total, 1)
+    divides = s.mesh.shape['fsdp'] * s.mesh.shape['tensor'] > 1
+    replicated += size * (s.is_fully_replicated and divides)
+  return replicated / max(total, 1)
 
 
-def check(shapes, shardings, *, at_most):
-  """Refuses weights that are mostly replicated: a mesh axis is then paid for and not used."""
-  share = replicated(shapes, shardings)
-  if share > at_most:
+def check_replicated(shapes, shardings, *, max_share):
+  """Raises ValueError if more than `max_share` of the parameter bytes are replicated.
+
+  A mesh axis is then paid for and not used.
+  """
+  share = replicated_share(shapes, shardings)
+  if share > max_share:
     raise ValueError(
       f'sharding: {share:.1%} of the parameter bytes are replicated on the mesh, at '
-      f"most {at_most:.0%} expected; choose a mesh that divides the model's sizes"
+      f"most {max_share:.0%} expected; choose a mesh that divides the model's sizes"
     )

@@ -1,7 +1,8 @@
-"""TPU topologies by name, for programs that are compiled where there is no TPU.
+"""TPU topologies by name, for programs that are compiled on a machine without a TPU.
 
-'v5e:4x4' is a slice of 4 x 4 chips of TPU v5e, '2*v5e:4x4' two of them, joined by the data centre's
-network."""
+'v5e:4x4' is a slice of 4 x 4 chips of TPU v5e; '2*v5e:4x4' is two such slices, joined by the data
+centre's network.
+"""
 
 import math
 import os
@@ -10,32 +11,33 @@ import re
 from jax.experimental import topologies
 
 # What a program may use of the memory of one device, in GiB, as libtpu's compiler says. A device is
-# a chip, but half a chip of tpu7x, whose two cores are two devices.
+# a chip; of tpu7x it is half a chip, whose two cores are two devices.
 # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
-MEMORY = {'v4': 30.75, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25, 'tpu7x': 94.75}
-NAME = re.compile(r'(?:([1-9]\d*)\*)?([a-z0-9]+):([1-9]\d*(?:x[1-9]\d*)+)')
+MEMORY_GIB = {'v4': 30.75, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25, 'tpu7x': 94.75}
+NAME_PATTERN = re.compile(r'(?:([1-9]\d*)\*)?([a-z0-9]+):([1-9]\d*(?:x[1-9]\d*)+)')
 
 
 def parse(name):
-  """'2*v5e:4x4' -> (2, 'v5e', (4, 4)); ValueError for what is no topology."""
-  match = NAME.fullmatch(name)
-  if not match or match[2] not in MEMORY:
+  """'2*v5e:4x4' -> (2, 'v5e', (4, 4)): slices, kind, chips along each axis of a slice.
+
+  Raises ValueError for anything else than the name of a topology.
+  """
+  match = NAME_PATTERN.fullmatch(name)
+  if not match or match[2] not in MEMORY_GIB:
     raise ValueError(
-      f'topology: {name!r} found, KIND:AxB or AxBxC expected, KIND one of {sorted(MEMORY)}, '
-      'such as '
-      'v5e:4x4, v5p:2x2x2 or 2*v5e:4x4'
+      f'topology: {name!r} found, KIND:AxB or AxBxC expected, KIND one of {sorted(MEMORY_GIB)}, '
+      'such as v5e:4x4, v5p:2x2x2 or 2*v5e:4x4'
     )
   grid = tuple(int(n) for n in match[3].split('x'))
-  if len(grid) != (2 if match[2] in ('v5e', 'v6e') else 3):
-    raise ValueError(
-      f'topology: {name!r} found, {"AxB" if match[2] in ("v5e", "v6e") else "AxBxC"} expected of '
-      f'{match[2]}'
-    )
+  flat = match[2] in ('v5e', 'v6e')
+  if len(grid) != (2 if flat else 3):
+    expected = 'AxB' if flat else 'AxBxC'
+    raise ValueError(f'topology: {name!r} found, {expected} expected of {match[2]}')
   return int(match[1] or 1), match[2], grid
 
 
 def devices(name):
-  """The devices of a topology, which can be compiled for and not run on. Slices lead."""
+  """The devices of a topology, ordered by slice; programs can be compiled for them, not run."""
   slices, kind, grid = parse(name)
   options = {'num_slices': slices} if slices > 1 else {}
   if kind == 'v4':
@@ -44,9 +46,8 @@ def devices(name):
     options['chips_per_host_bounds'] = (1, 1, 1)
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no metadata server to ask
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-  os.environ.setdefault(
-    'ALLOW_MULTIPLE_LIBTPU_LOAD', '1'
-  )  # no chip is used that another process might have
+  # No chip is used that another process might hold.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   os.environ['TPU_ACCELERATOR_TYPE'] = f'{kind}-{math.prod(grid)}'
   try:
     found = topologies.get_topology_desc(
@@ -61,6 +62,6 @@ def devices(name):
   return sorted(found.devices, key=lambda d: (getattr(d, 'slice_index', 0), d.id))
 
 
-def memory(name):
-  """Bytes of memory of one device."""
-  return int(MEMORY[parse(name)[1]] * 2**30)
+def memory_bytes(name):
+  """Bytes of memory that a program may use on one device."""
+  return int(MEMORY_GIB[parse(name)[1]] * 2**30)

@@ -54,7 +54,7 @@ def judge(*, file, size, dtype, vocab, template, names):
   tower = Tower(
     lambda mesh: weights(path, c, 'image', mesh),
     partial(look, c),
-    lambda mesh: place.abstract(init(c), mesh)['image'],
+    lambda mesh: place.abstract_params(init(c), mesh)['image'],
   )
   return Judge(
     {key: tower},
@@ -70,12 +70,12 @@ def init(c):
 
 def weights(path, c, part, mesh):
   """One part of the network, 'image', 'text' or 'head', on the mesh."""
-  shapes = place.abstract(init(c), mesh)
+  shapes = place.abstract_params(init(c), mesh)
   if path:
     return torch.load(path, blip.torch_layouts(c), shapes, only=f'{part}/')
   print(f'reward ImageReward {part}: no file, random weights')
   # Of this part alone: the rest is not compiled.
-  return place.born(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])
+  return place.init_sharded(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])
 
 
 def look(c, params, image_Byxc):
@@ -100,7 +100,7 @@ def planned(c, t_VL, mesh):
   """What `load` would return, abstract."""
   whole, shapes = (
     jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
-    place.abstract(init(c), mesh),
+    place.abstract_params(init(c), mesh),
   )
   small = {
     'tokens': (t_VL.shape, np.int32),

@@ -143,7 +143,7 @@ class Mix:
       labels = label_B if hasattr(label_B, 'dtype') else np.asarray(label_B)
       each |= self.device(frozen, image_Byxc, labels)
     if self.host:  # while the device works
-      image_nyxc, at = multihost.own(pixels_Byxc)
+      image_nyxc, at = multihost.owned_rows(pixels_Byxc)
       label_n = label_B[at] if hasattr(label_B, 'dtype') else [label_B[i] for i in at]
       if self.texts:
         label_n = self.texts(label_n)
@@ -151,9 +151,9 @@ class Mix:
         1.0, self.max_failed * len(label_B) / max(len(at), 1)
       )  # the share is of the rows of all hosts
       judged = lambda: pools.run(self.host.values(), image_nyxc, label_n, max_failed=allowed)
-      r = multihost.together(multihost.agreed(judged), at, len(label_B))
+      r = multihost.allgather_rows(multihost.on_all_hosts(judged), at, len(label_B))
       each |= dict(zip(self.host, r, strict=True))
-    each = {k: worker.finite(multihost.whole(each[k])) for k in self.names}
+    each = {k: worker.finite(multihost.to_numpy(each[k])) for k in self.names}
     r_B = worker.finite(sum(self.weights[k] * each[k] for k in each))  # 0 * NaN is NaN: masked too
     return r_B, each, self.counts(r_B, each)
 
@@ -164,7 +164,7 @@ class Mix:
     last_error = self.host[worst].last_error if worst in self.host else 'it returned NaN or Inf'
     pools.refuse(self.names[worst], masked, len(r_B), self.max_failed, last_error)
     kinds = (*pools.KINDS, 'retry')
-    counts = multihost.total(
+    counts = multihost.sum_over_hosts(
       {kind: sum(p.counts[kind] for p in self.host.values()) for kind in kinds}
     )
     counts['nan'] += sum(lost[k] for k in each if k not in self.host)
@@ -178,12 +178,12 @@ class Mix:
 @jax.jit
 def pixels(image_Byxc):
   """[-1, 1] -> uint8, rounded; on the device, so that a quarter of the bytes travels."""
-  return preprocess.grey(rows.spread(image_Byxc)).astype(jnp.uint8)
+  return preprocess.grey(rows.shard_rows(image_Byxc)).astype(jnp.uint8)
 
 
 def device_scores(names, functions, judges, towers, frozen, image_Byxc, label_B):
   """{nickname: r_B} of all device rewards: one program, in which every tower runs once."""
-  image_Byxc, label_B = rows.spread((image_Byxc.astype(jnp.float32), label_B))
+  image_Byxc, label_B = rows.shard_rows((image_Byxc.astype(jnp.float32), label_B))
   weights, each = frozen['rewards'] if judges else {}, {}
   features = {key: tower.apply(weights['towers'][key], image_Byxc) for key, tower in towers.items()}
   for nickname, function in functions.items():

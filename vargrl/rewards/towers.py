@@ -88,7 +88,7 @@ def abstract(source, mesh):
     dtype = source.c.dtype if '/blocks/' in name and name.endswith('/w') else x.dtype
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
-  return jax.tree_util.tree_map_with_path(held, place.abstract(init(source.c), mesh))
+  return jax.tree_util.tree_map_with_path(held, place.abstract_params(init(source.c), mesh))
 
 
 def weights(source, part, mesh):
@@ -97,7 +97,7 @@ def weights(source, part, mesh):
   if source.path:
     return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
   print(f'reward tower {source.size} {part}: no file, random weights')
-  return place.born(init(source.c), jax.random.key(0), shapes)[part]
+  return place.init_sharded(init(source.c), jax.random.key(0), shapes)[part]
 
 
 def image_tower(source, how):
@@ -186,10 +186,10 @@ def embedded(source, t_BL, mesh):
   """Embeddings of texts, float32 numpy [B, E]; the text tower is loaded for this alone."""
   params, model = weights(source, 'text', mesh), clip.Text(source.c)
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
-    run = jax.jit(lambda params, t_BL: model.apply({'params': params}, rows.spread(t_BL)))
-    calls = rows.calls(len(t_BL), CHUNK)
+    run = jax.jit(lambda params, t_BL: model.apply({'params': params}, rows.shard_rows(t_BL)))
+    calls = rows.batches(len(t_BL), CHUNK)
     return np.concatenate(
-      [multihost.whole(run(params, t_BL[row_B]))[counts_B] for row_B, counts_B in calls]
+      [multihost.to_numpy(run(params, t_BL[row_B]))[counts_B] for row_B, counts_B in calls]
     )
 
 

@@ -8,8 +8,8 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from vargrl.models.layers.einsum import used
-from vargrl.parallel import rules
+from vargrl.models.layers.einsum import cast_weights
+from vargrl.parallel import rows, rules
 
 CHUNK = (
   128  # positions of each row whose logits exist at once; a multiple of 8, as a TPU's tiles are
@@ -60,7 +60,7 @@ def spread(P, R, K=1):
     if mesh.empty or any(axes):
       break
     try:
-      outer, inner = rules.rows(mesh, P, size)
+      outer, inner = rows.mesh_axes(mesh, P, size)
       axes = (outer, inner, ()) if place == 1 else (outer, (), inner)
     except ValueError:
       pass
@@ -77,9 +77,9 @@ def boxed(model):
 def laid(c, model, params, dtype=None):
   """Weights where `c.weights` wants them; with dtype, the large ones in it, as they are used."""
   mesh = jax.sharding.get_abstract_mesh()
-  if c.weights == 'sharded' or mesh.empty or rules.alike(mesh):
+  if c.weights == 'sharded' or mesh.empty or rules.same_layout(mesh):
     return params
   # The barrier: or a compiler may gather first and cast then, twice the bytes.
   if dtype is not None:
-    params = jax.lax.optimization_barrier(used(params, dtype))
-  return rules.decoding(params, boxed(model))
+    params = jax.lax.optimization_barrier(cast_weights(params, dtype))
+  return rules.shard_for_decoding(params, boxed(model))

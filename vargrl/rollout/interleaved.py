@@ -325,5 +325,5 @@ def logprobs(
 def decode(tokenizer, vq_params, tokens_BL):
   """Bits of B pictures -> image_Byxc in [-1, 1]."""
   return shard(
-    tokenizer.apply({'params': vq_params}, rows.spread(tokens_BL), method='decode'), 'Byxc'
+    tokenizer.apply({'params': vq_params}, rows.shard_rows(tokens_BL), method='decode'), 'Byxc'
   )

@@ -313,5 +313,5 @@ def decode(tokenizer, vq_params, tokens_BL):
   # P x R rows of which R is spread are, as B rows, in no order that the compiler knows: it would
   # decode all everywhere.
   return shard(
-    tokenizer.apply({'params': vq_params}, rows.spread(tokens_BL), method='decode'), 'Byxc'
+    tokenizer.apply({'params': vq_params}, rows.shard_rows(tokens_BL), method='decode'), 'Byxc'
   )

@@ -46,7 +46,7 @@ def chosen(config, name):
 def train(flags):
   """Trains what is not finished, in order; then the report and the numbers before and after."""
   root, config, began = pathlib.Path(flags.workdir), flags.config, time.time()
-  put, told = multihost.agreed(lambda: together(config, root)), [began]
+  put, told = multihost.on_all_hosts(lambda: together(config, root)), [began]
 
   def saved():  # a page takes a second or two to draw
     if time.time() - told[-1] < REPORT_SECONDS:
@@ -55,23 +55,23 @@ def train(flags):
     told.append(time.time())
 
   try:
-    multihost.same(facts(put, root))
+    multihost.check_equal(facts(put, root))
     for name, run in put.items():
       training.train(run.config, root / name, root=root, run=run, saved=saved)
-    preemption.over()
+    preemption.final_sync()
   except BaseException as e:
     if any((root / name / 'metrics.jsonl').exists() for name in put):
       write_report(root, config)
     if not isinstance(e, preemption.Stop):
       raise
-    if multihost.first():
+    if multihost.is_first_host():
       print(f'{e}; the same command goes on')
     return
   finally:
     for run in put.values():
       run.close()
   path = write_report(root, config)
-  if not multihost.first():
+  if not multihost.is_first_host():
     return
   for row in before_after(root, config):
     print(f'{row["name"]:20} before {row["before"]:.4g}   after {row["after"]:.4g}')
@@ -97,9 +97,9 @@ def together(config, root):
 def facts(put, root):
   """{what: what all hosts must have alike} of the runs {name: Run} in the workdir `root`."""
   word = root / '.hosts'
-  if multihost.several() and multihost.first():
+  if multihost.is_multihost() and multihost.is_first_host():
     images.save_bytes(word, uuid.uuid4().hex.encode())
-  multihost.told('')  # written
+  multihost.allgather_text('')  # written
   files = sorted(pathlib.Path(__file__).parents[1].rglob('*.py'))
   code = hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:16]
   return {
@@ -113,7 +113,7 @@ def facts(put, root):
       name or 'stream': run.data.get_state()['stream'] for name, run in put.items() if run.data
     },
     'workdir, one folder for all hosts': word.read_text()
-    if multihost.several() and word.exists()
+    if multihost.is_multihost() and word.exists()
     else '',
     'checkpoints': {name or 'run': max(found(root / name), default=None) for name in put},
     'versions': {
@@ -135,15 +135,15 @@ def evaluate(flags):
   """
   name, config = chosen(flags.config, flags.run)
   root = pathlib.Path(flags.workdir)
-  run = multihost.agreed(lambda: lean(config, root, USED))
-  multihost.same(facts({name: run}, root))
+  run = multihost.on_all_hosts(lambda: lean(config, root, USED))
+  multihost.check_equal(facts({name: run}, root))
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
-    evals = multihost.agreed(lambda: evaluators.make(config.evals, run.models))
+    evals = multihost.on_all_hosts(lambda: evaluators.make(config.evals, run.models))
     stack.callback(evaluators.close, evals)
     params, frozen, step = restored(run, root / name, USED)
     for nickname, evaluator, _ in evals:
       for key, value in evaluator(params, frozen):
-        if not multihost.first():
+        if not multihost.is_first_host():
           continue
         path = root / name / 'eval' / f'{nickname}_{key}_{step:08d}.png'
         if np.ndim(value) == 3:
@@ -172,7 +172,7 @@ def restored(run, workdir, used=('tokenizer',)):
       + (f', but of {", ".join(others)}' if others else '')
     )
   step, params, meta = store.load(workdir / 'checkpoints', run.shapes.params, item='params')
-  frozen = run.frozen(print if multihost.first() else lambda _: None, only=used)
+  frozen = run.frozen(print if multihost.is_first_host() else lambda _: None, only=used)
   training.check_frozen(meta, run.fingerprints(frozen), workdir)
   return params, frozen, step
 
@@ -192,7 +192,7 @@ def before_after(root, config):
 
 def write_report(root, config):
   """The path of the report, which the first host writes."""
-  if not multihost.first():
+  if not multihost.is_first_host():
     return None
   title = config.title if 'title' in config else root.name
   return report.write(

@@ -34,7 +34,7 @@ def passes(config, one):
 def learning(trained, first=False):
   """Passes that a forward pass and its backward pass are: the gradient of what comes in is one,
   that of the weights another. first: nothing comes in that has a gradient."""
-  if any(jax.tree.leaves(lora.off(trained))):
+  if any(jax.tree.leaves(lora.base_params(trained))):
     return 3
   return 1 if first and not any(jax.tree.leaves(trained)) else 2
 
@@ -132,7 +132,8 @@ def traffic(run, name):
   policy, itemsize = run.shapes.params['policy'], jnp.dtype(run.models.config.dtype).itemsize
   parts = lambda x: math.prod(x.shape) // math.prod(x.sharding.shard_shape(x.shape))
   gathered = sum(
-    hlo.ring('all-gather', math.prod(x.shape) * itemsize, parts(x)) for x in jax.tree.leaves(policy)
+    hlo.ring_bytes('all-gather', math.prod(x.shape) * itemsize, parts(x))
+    for x in jax.tree.leaves(policy)
   )
   if name == 'rollout':
     return gathered
@@ -143,8 +144,8 @@ def traffic(run, name):
   learned = jax.tree.leaves(optim.part(run.shapes.params, run.trained)[0]['policy'])
   held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * itemsize
   scattered = sum(
-    hlo.ring('reduce-scatter', held(x), parts(x))
-    + hlo.ring('all-reduce', held(x), mesh.size // parts(x))
+    hlo.ring_bytes('reduce-scatter', held(x), parts(x))
+    + hlo.ring_bytes('all-reduce', held(x), mesh.size // parts(x))
     for x in learned
   )
   reference = config.reference and config.objective.name in ('objectives.grpo', 'objectives.vmr')

@@ -29,16 +29,16 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
 
   root: the chain's workdir. run: the Run of config, if it is there already. saved: called after
   every save has begun. Raises ValueError for what does not fit, FloatingPointError after SKIPS
-  steps whose updates were all skipped, and preemption.Stop, with the last complete step saved, when the
-  machine is taken away or a person has interrupted; what was saved before stays good."""
+  steps whose updates were all skipped, and preemption.Stop, with the last complete step saved, when
+  the machine is taken away or a person has interrupted; what was saved before stays good."""
   workdir, began = pathlib.Path(workdir), time.perf_counter()
   run = run or Run(config, root or workdir)
-  say = say if multihost.first() else lambda _: None
+  say = say if multihost.is_first_host() else lambda _: None
   with contextlib.ExitStack() as stack, jax.set_mesh(run.mesh):
     stack.callback(run.close)
-    check, saving = stack.enter_context(preemption.listening(say))
-    multihost.agreed(lambda: check_resume(run, workdir))
-    store = multihost.agreed(
+    check, begin_save = stack.enter_context(preemption.watch(say))
+    multihost.on_all_hosts(lambda: check_resume(run, workdir))
+    store = multihost.on_all_hosts(
       lambda: stores.Store(workdir / 'checkpoints', every=config.save_every, keep=config.keep)
     )
     stack.callback(store.close)
@@ -48,7 +48,7 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
     fingerprints = run.fingerprints(frozen)
     check_frozen(meta, fingerprints, workdir)
     seen = workdir / SEEN
-    seen = multihost.told(seen.read_text() if seen.exists() else '')[0]
+    seen = multihost.allgather_text(seen.read_text() if seen.exists() else '')[0]
     unseen = first == config.steps and meta.get('unseen', False) and seen != str(first)
     if first == config.steps and not unseen:
       tell_changes(run, workdir, lambda text: say(f'{text}, without effect on what is finished'))
@@ -75,7 +75,7 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
         unit='step',
         dynamic_ncols=True,
         mininterval=1.0,
-        disable=not multihost.first(),
+        disable=not multihost.is_first_host(),
       )
     )
     watch = stack.enter_context(timing.watching(run, workdir, check, began))
@@ -87,7 +87,7 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
     def save(step, state, data, stopped=False):
       last = step == config.steps
       if stopped:
-        saving()
+        begin_save()
       # It waits for the update; but a run that is resumed must find the rows up to here.
       if stopped or due(step) or last or step % config.save_every == 0:
         writer.flush()
@@ -105,7 +105,7 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
       for name, evaluator in due(step):
         record(writer, step, name, evaluator(state.params, frozen, partial(watch.phase, 'eval')))
         watch.phase('eval')
-      if step == config.steps and multihost.first():
+      if step == config.steps and multihost.is_first_host():
         pictures.save_bytes(workdir / SEEN, str(step).encode())
 
     return loop(run, state, frozen, first, writer, save, evaluate, bar, watch)
@@ -128,10 +128,10 @@ def loop(run, state, frozen, first, writer, save, evaluate, bar, watch):
       if step == config.steps:
         return state
       watch.trace(step)
-      if multihost.several():
+      if multihost.is_multihost():
         watch.phase('wait_for_update', state.params)  # the next line would, and be blamed
-      batch = multihost.from_local(
-        multihost.agreed(partial(read, run.data, watch.phase)), run.mesh, run.rows
+      batch = multihost.global_batch(
+        multihost.on_all_hosts(partial(read, run.data, watch.phase)), run.mesh, run.rows
       )
       watch.phase('data')
       batch, metrics, show = collect(
@@ -167,7 +167,7 @@ def read(data, phase):
   try:
     return next(data)
   except Exception:
-    for _ in range(0 if multihost.several() else 15):  # jax hears a SIGTERM within a second
+    for _ in range(0 if multihost.is_multihost() else 15):  # jax hears a SIGTERM within a second
       time.sleep(0.1)
       phase('data')
     raise
@@ -227,7 +227,7 @@ def describe(run, workdir, first, say):
   if first:
     tell_changes(run, workdir, say)
   text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
-  if multihost.first():
+  if multihost.is_first_host():
     pictures.save_bytes(workdir / 'config.json', text.encode())
   leaves = jax.tree.leaves(run.shapes.params)
   count = sum(math.prod(x.shape) for x in leaves)

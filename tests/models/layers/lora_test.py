@@ -100,7 +100,7 @@ def test_every_adapter_has_a_gradient(adapted, inputs):
 
 def test_adapters_are_sharded_by_their_letters_the_rank_in_the_place_of_D(adapted, logits):
   mesh = meshes.make((('data', 2), ('fsdp', 2), ('tensor', 2)))
-  places = rules.weights(adapted.boxed, mesh)
+  places = rules.weight_shardings(adapted.boxed, mesh)
   spec = lambda name, side: tuple(places['blocks'][name][side].spec)
   assert spec('q', 'lora_a') == (None, 'fsdp', None) and spec('q', 'lora_b') == (
     None,

@@ -48,7 +48,7 @@ def forward_and_backward(kernel, *x):
     )
     return o, *back(g)
 
-  spread = {} if jax.sharding.get_abstract_mesh().empty else {'spmd_axis_name': rules.ROWS}
+  spread = {} if jax.sharding.get_abstract_mesh().empty else {'spmd_axis_name': rules.ROW_AXES}
   return [np.asarray(x, np.float32) for x in jax.jit(jax.vmap(both, **spread))(*x)]
 
 
@@ -69,7 +69,7 @@ def test_splash_is_dense_attention_forward_and_backward(sizes, dtype, atol):
   devices = mesh.make(list(zip(mesh.AXES, sizes)), jax.devices()[: np.prod(sizes)])
   with jax.set_mesh(devices):
     ours = forward_and_backward(
-      'splash', *jax.device_put(x, NamedSharding(devices, PartitionSpec(rules.ROWS)))
+      'splash', *jax.device_put(x, NamedSharding(devices, PartitionSpec(rules.ROW_AXES)))
     )
   for a, b in zip(ours, dense, strict=True):
     assert abs(b).max() > 0.5
@@ -184,8 +184,8 @@ def trained(m, sizes, **changes):
     return jax.device_get(program(m.params, m.vq_params, LABELS, tokens_PRL)), program
   devices = mesh.make(list(zip(mesh.AXES, sizes)), jax.devices()[: np.prod(sizes)])
   with jax.set_mesh(devices):
-    params = jax.device_put(m.params, rules.weights(m.boxed, devices))
-    whole, rows = (NamedSharding(devices, PartitionSpec(*p)) for p in ((), (rules.ROWS,)))
+    params = jax.device_put(m.params, rules.weight_shardings(m.boxed, devices))
+    whole, rows = (NamedSharding(devices, PartitionSpec(*p)) for p in ((), (rules.ROW_AXES,)))
     x = params, jax.device_put(m.vq_params, whole), *jax.device_put((LABELS, tokens_PRL), rows)
     program = jax.jit(f).lower(*x).compile()
     return jax.device_get(program(*x)), program
@@ -240,15 +240,15 @@ def test_on_tpus_it_takes_less_memory_and_gathers_nothing(where, sizes):
       return o, back(g)
 
     with jax.set_mesh(devices), jax.default_matmul_precision(precision):
-      here = NamedSharding(devices, PartitionSpec(rules.ROWS, None, 'tensor'))
+      here = NamedSharding(devices, PartitionSpec(rules.ROW_AXES, None, 'tensor'))
       x = jax.ShapeDtypeStruct((16, 1, 16, len(mask_LS), 64), jnp.bfloat16, sharding=here)
-      return jax.jit(jax.vmap(both, spmd_axis_name=rules.ROWS)).lower(x, x, x, x).compile()
+      return jax.jit(jax.vmap(both, spmd_axis_name=rules.ROW_AXES)).lower(x, x, x, x).compile()
 
   theirs, ours = compiled('dense'), compiled('splash')
   assert (
     ours.as_text().count(KERNEL) == 3
   )  # forward, backward to the keys and values, backward to the queries
-  assert hlo.KERNEL in ours.as_text() and hlo.KERNEL not in theirs.as_text()
+  assert hlo.SPLASH_KERNEL in ours.as_text() and hlo.SPLASH_KERNEL not in theirs.as_text()
   assert hlo.collectives(hlo.parse(ours.as_text())) == {}
   sizes = [p.memory_analysis().temp_size_in_bytes for p in (theirs, ours)]
   assert sizes[1] < sizes[0] / 4

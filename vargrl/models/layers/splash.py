@@ -70,7 +70,7 @@ def attend(q_BNLH, k_BKSH, v_BKSH, mask, *, scale):
   arguments = [pad(x) for x in (q_BNLH * scale, k_BKSH, v_BKSH)]
   # Padded queries are of the last one's sequence.
   whole = [jnp.pad(a, ((0, 0), (0, -L % block)), mode='edge') for a in packed]
-  return rules.local(local, *arguments, axes='BKSH', whole=whole)[:, :, :L]
+  return rules.shard_map(local, *arguments, axes='BKSH', replicated=whole)[:, :, :L]
 
 
 def block_size(length):
