@@ -12,7 +12,7 @@ import safetensors.numpy
 from small_chain import SCENES
 
 from vargrl import main
-from vargrl.checkpoint import digest, store, torch
+from vargrl.checkpoint import digest, store, torch_format
 from vargrl.commands import experiment
 from vargrl.data import scenes_tokenizer as scenes
 from vargrl.data import text
@@ -20,7 +20,7 @@ from vargrl.data.dialogue import encode
 from vargrl.models import var
 from vargrl.parallel import place
 from vargrl.tokenizers import vq
-from vargrl.training import assemble
+from vargrl.training import weights as run_weights
 from vargrl.training.run import Run, check_words
 from vargrl.types import State
 
@@ -76,7 +76,9 @@ def test_export_of_a_checkpoint_is_imported_bit_for_bit(run, weights, workdir, t
   assert export(workdir, out) == 0
   assert f'of models.var smoke in {out}' in capsys.readouterr().out
   config = settings(policy=str(out))
-  loaded, meta = assemble.weights(config, 'policy', run.built.trained['policy'], run.mesh, tmp_path)
+  loaded, meta = run_weights.load_or_init(
+    config, 'policy', run.built.trained['policy'], run.mesh, tmp_path
+  )
   assert equal(loaded, weights['policy']) and meta == {}
   assert loaded['head']['w'].sharding == run.shapes.params['policy']['head']['w'].sharding
   # A reference without a file of its own is what the policy starts from; the fingerprint is of the
@@ -86,8 +88,8 @@ def test_export_of_a_checkpoint_is_imported_bit_for_bit(run, weights, workdir, t
   frozen = again.frozen(say=lambda text: None, only=('reference',))
   assert equal(frozen['reference'], weights['policy'])
   assert again.fingerprints(frozen) == {'reference': digest.digest(weights['policy'])}
-  keys = torch.expected(
-    var.torch_layouts(run.models.config)[0].table, torch.named(weights['policy'])
+  keys = torch_format.expected_shapes(
+    var.torch_layouts(run.models.config)[0].table, torch_format.leaves(weights['policy'])
   )
   assert set(safetensors.numpy.load_file(out)) >= set(keys) | {'lvl_1L', 'attn_bias_for_masking'}
 
@@ -97,7 +99,7 @@ def test_export_as_pth(run, weights, workdir, tmp_path):
   assert export(workdir, tmp_path / 'policy.pth') == 0
   layouts = var.torch_layouts(run.models.config)
   assert equal(
-    torch.load(tmp_path / 'policy.pth', layouts, run.shapes.params['policy']), weights['policy']
+    torch_format.load(tmp_path / 'policy.pth', layouts, run.shapes.params['policy']), weights['policy']
   )
 
 
@@ -107,8 +109,8 @@ def test_a_tokenizer_goes_in_from_a_folder_and_from_a_file_of_the_workdir(
   shapes = place.abstract_params(run.built.frozen['tokenizer'], run.mesh)
   params = random(shapes, 2)
   layouts = vq.torch_layouts(vq.SIZES['smoke'])
-  torch.save(tmp_path / 'hf' / 'model.safetensors', layouts[0], params)
-  torch.save(tmp_path / 'alone.safetensors', layouts[0], params)
+  torch_format.save(tmp_path / 'hf' / 'model.safetensors', layouts[0], params)
+  torch_format.save(tmp_path / 'alone.safetensors', layouts[0], params)
   configs = [
     settings(tokenizer=path) for path in (str(tmp_path / 'hf'), './hf', 'alone.safetensors')
   ]
@@ -125,9 +127,7 @@ def test_a_file_of_another_model_is_told_by_the_configs_key_before_anything_is_r
     Run(settings(policy=path), tmp_path, lean=True)
   assert str(error.value).startswith(f'init.policy: {path}: not the weights of this model')
   assert '~ class_emb.weight (11, 64) in file, (11, 32) in model' in str(error.value)
-  brings = (
-    'init.policy: none.pth: no such file; `huggingface-cli download FoundationVision/var none.pth'
-  )
+  brings = 'init.policy: none.pth: no such file; `hf download FoundationVision/var none.pth'
   with pytest.raises(FileNotFoundError, match=brings):
     Run(settings(policy='./none.pth'), tmp_path, lean=True)
   (tmp_path / 'x.pth').write_bytes(b'PK')
@@ -138,7 +138,7 @@ def test_a_file_of_another_model_is_told_by_the_configs_key_before_anything_is_r
   with pytest.raises(
     ValueError, match='init.critic: x.pth found, but models.judges.critics has no'
   ):
-    assemble.layouts(config, 'critic')
+    run_weights.torch_layouts(config, 'critic')
 
 
 def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_path, capsys):
@@ -150,7 +150,9 @@ def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_p
   again = Run(config, tmp_path, lean=True)
   assert equal(again.frozen(only=('tokenizer',))['tokenizer'], spoken.weights['tokenizer'])
   assert equal(
-    assemble.weights(config, 'policy', again.built.trained['policy'], again.mesh, tmp_path)[0],
+    run_weights.load_or_init(config, 'policy', again.built.trained['policy'], again.mesh, tmp_path)[
+      0
+    ],
     spoken.weights['policy'],
   )
   prefixes = {key.split('.')[0] for key in safetensors.numpy.load_file(out / 'model.safetensors')}
@@ -160,11 +162,13 @@ def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_p
     config.data.tokenizer = str(out)
   check_words(config.data, again.models.config)
   said = [{'role': 'user', 'content': 'write "AB" in red.'}]
-  np.testing.assert_array_equal(text.prompt(form.words, said), text.prompt(scenes.words(), said))
+  np.testing.assert_array_equal(
+    text.encode_prompt(form.words, said), text.encode_prompt(scenes.build(), said)
+  )
   # The words of a folder go along as they are, but for what is not theirs; weights that are there
   # stay.
   before = (out / 'config.json').read_bytes()
-  text.copy(form.words, tmp_path)
+  text.copy_files(form.words, tmp_path)
   assert {path.name for path in tmp_path.glob('*.json')} == {
     'tokenizer.json',
     'tokenizer_config.json',

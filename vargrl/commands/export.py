@@ -8,11 +8,11 @@ import pathlib
 
 import jax
 
-from vargrl.checkpoint import files, peft, store, torch
+from vargrl.checkpoint import files, peft, store, torch_format
 from vargrl.data import text
 from vargrl.data.dialogue import encode
 from vargrl.models.layers import lora
-from vargrl.training import assemble, chain
+from vargrl.training import assemble, chain, weights
 from vargrl.training import loop as training
 
 
@@ -55,9 +55,9 @@ def main(flags):
       params = lora.merge(params, alpha=model.c.lora_alpha)
     frozen = run.frozen(only=tuple(along)) if along else {}
     training.check_frozen(meta, run.fingerprints(frozen), root / name)
-    torch.save(flags.out, *together(config, layout, params, frozen, along))
+    torch_format.save(flags.out, *together(config, layout, params, frozen, along))
     if words:
-      text.copy(words, flags.out)
+      text.copy_files(words, flags.out)
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   print(
     f'step {step}: {count:,} parameters of {config.policy.name} {config.policy.size} in {flags.out}'
@@ -66,7 +66,7 @@ def main(flags):
 
 
 def together(config, layout, params, frozen, along):
-  """(Layout, weights) of a policy with what lies along, each section's under its prefix."""
+  """(TorchLayout, weights) of a policy with what lies along, each section's under its prefix."""
   if not along:
     return layout, params
   under = lambda name, table: {f'{name}/{ours}': row for ours, row in table.items()}
@@ -74,7 +74,7 @@ def together(config, layout, params, frozen, along):
   for name, prefix in along.items():
     own = next(
       x
-      for x in assemble.layouts(config, name)
+      for x in weights.torch_layouts(config, name)
       if all(key.startswith(prefix) for key, _ in x.table.values())
     )
     table |= under(name, own.table)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vargrl.objectives import group
 from vargrl.reporting import images as pictures
-from vargrl.training import assemble, chain
+from vargrl.training import chain, weights
 from vargrl.training.run import Run
 
 NAME = 'best_of_group'  # of the data set, in the folder --out
@@ -74,7 +74,9 @@ def draw(run, folder, groups, seed):
   P, R = config.data.prompts, collect.rollouts
   folder.mkdir(parents=True, exist_ok=True)
   check_same(folder, f'{config.to_json_best_effort()} seed {seed}')
-  params, _ = assemble.weights(config, 'policy', run.built.trained['policy'], run.mesh, run.root)
+  params, _ = weights.load_or_init(
+    config, 'policy', run.built.trained['policy'], run.mesh, run.root
+  )
   frozen = run.frozen(only={*run.built.frozen, 'rewards'} - {'reference'})
   generate = jax.jit(models.generate)
   decode = jax.jit(lambda frozen, t_PRL: models.decode(frozen, t_PRL.reshape(-1, t_PRL.shape[-1])))

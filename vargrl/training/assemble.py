@@ -5,22 +5,16 @@ here.
 import dataclasses
 import difflib
 from functools import partial
-import pathlib
 
 from flax import traverse_util
-import flax.linen as nn
 import jax
 
 from vargrl import contracts
-from vargrl.checkpoint import files, torch
-from vargrl.checkpoint import store as stores
-from vargrl.data import names as class_names
 from vargrl.models.judges import critics
 from vargrl.models.layers import lora
-from vargrl.parallel import place
 from vargrl.rewards import mix, worker
 from vargrl.rollout import packed
-from vargrl.types import Models, lookup
+from vargrl.types import Models, Samples, lookup
 
 
 def module(section, what):
@@ -234,9 +228,10 @@ def sampler(config):
   return Config(**knobs)
 
 
-def scored(config, built, lean=False, texts=None):
+def scored(config, built, lean=False, texts=None, records=None):
   """built.models with the rewards of `objective.collect`, started (host rewards have worker
-  processes); lean: those on the device alone, whose weights are abstract. texts: see Models."""
+  processes); lean: those on the device alone, whose weights are abstract. texts: see Models.
+  records: how many records the data's labels number, None where that is unknown."""
   collect, models = config.objective.collect, dataclasses.replace(built.models, texts=texts)
   if 'rewards' not in collect:
     return models
@@ -251,21 +246,27 @@ def scored(config, built, lean=False, texts=None):
     r.name == 'rewards.classifier' for r in collect.rewards.values()
   ):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
-  rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, texts=texts, **collect.pool)
-  for nickname in rewards.judges:
-    section = collect.rewards[nickname]
-    if lean or not models.classes or 'names' not in section:
-      continue
-    if (count := len(class_names.names(section.names))) != models.classes:
-      rewards.close()
-      raise ValueError(
-        f'reward {nickname}: {count} names of classes, {models.classes} classes in the policy'
-      )
-  load = rewards.shapes if lean else rewards.load
+  if not lean:
+    mix.check_names(collect.rewards, classes=models.classes, records=records)
+  told = texts and (
+    lambda labels: [
+      {'prompt': text, 'label': int(label)} for text, label in zip(texts(labels), labels)
+    ]
+  )
+  rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, records=told, **collect.pool)
+  load, sees = (
+    rewards.shapes if lean else rewards.load,
+    lambda x, label: Samples(x, {}, {'label': label}),
+  )
+  rows = collect.get('rollouts', 1)
   return dataclasses.replace(
     models,
-    score=rewards.score,
-    judge=rewards.device or None,
+    score=lambda frozen, x, label: rewards.score(
+      frozen, sees(x, label), rows if len(label) % rows == 0 else 1
+    ),
+    judge=rewards.device
+    and jax.jit(lambda frozen, x, label: rewards.device(frozen, sees(x, label)))
+    or None,
     close=rewards.close,
     reward_weights=load if rewards.judges else None,
   )
@@ -283,159 +284,7 @@ def mask(section):
     )
   name = options.pop('name')
   try:
-    return partial(worker.load(f'{name}.mask', options), **options)
+    arrays = ('image_Byxc', 'label_B')
+    return partial(worker.load(f'{name}.mask', options, arrays), **options)
   except ValueError as error:
     raise ValueError(f'objective.collect.mask: {str(error).removeprefix("reward ")}') from error
-
-
-def key_of(seed, name):
-  """The key that the weights `name` of a run with this seed are drawn with."""
-  return jax.random.fold_in(jax.random.key(seed), sum(map(ord, name)))
-
-
-def pieces(config, name, shapes):
-  """{part: (reference checkpoint, its layouts, its shapes)} where config.init has a checkpoint for
-  each of some parts of a model, {'lm': ..., 'drawer': ...}; {} where it has one for all, or
-  none."""
-  found = config.init.get(name, '')
-  if not hasattr(found, 'items'):
-    return {}
-  python, model = module(config.policy, 'policy')
-  known = python.parts(model.c) if hasattr(python, 'parts') else {}
-  for part in found:
-    if part not in known:
-      raise ValueError(f'init.{name}.{part}: {config.policy.name} has the parts {sorted(known)}')
-  return {
-    part: (str(path), known[part][0].torch_layouts(known[part][1]), shapes[part])
-    for part, path in found.items()
-  }
-
-
-def source(config, name, root):
-  """What config.init names for `name`, or None: a checkpoint folder of ours, or a reference
-  checkpoint (a file, or a folder with one). A run of the chain is a folder below the chain's
-  workdir `root`."""
-  if name not in config.init or not config.init[name] or hasattr(config.init[name], 'items'):
-    return None
-  path = str(config.init[name])
-  if '/' in path or path.endswith(files.ENDINGS):
-    return path
-  return str(pathlib.Path(root) / path / 'checkpoints')
-
-
-def layouts(config, name):
-  """How the weights `name` lie in reference checkpoints; ValueError if there are none of this
-  model.
-  """
-  section = 'policy' if name == 'reference' else name
-  python, model = module(config[section], section)
-  if not hasattr(python, 'torch_layouts'):
-    raise ValueError(
-      f'init.{name}: {config.init[name]} found, but {config[section].name} has no reference '
-      'layout; expected a checkpoint folder of a run'
-    )
-  return python.torch_layouts(model.c)
-
-
-def weights(config, name, init, mesh, root, say=print):
-  """(frozen or initial weights, meta of our checkpoint that they come from): loaded where
-  config.init says so, drawn from the seed otherwise; no meta comes with these, nor with reference
-  checkpoints."""
-  shapes, name = place.abstract_params(init, mesh), origin(config, name)
-  path = source(config, name, root)
-  if found := pieces(config, name, shapes):
-    rest = lora.base_params({part: x for part, x in shapes.items() if part not in found})
-    say(f'{name}: random weights of {", ".join(sorted(rest))}')
-    drawn = place.init_sharded(
-      lambda key: lora.base_params({part: nn.unbox(init(key)[part]) for part in rest}),
-      key_of(config.seed, name),
-      rest,
-    )
-    tree = {part: torch.load(*about) for part, about in found.items()} | drawn
-    return (
-      adapted(tree, init, key_of(config.seed, name), shapes) if name == 'policy' else tree
-    ), {}
-  if path:
-    if files.known(path):
-      tree, meta = torch.load(path, layouts(config, name), shapes), {}
-    else:
-      stored = lora.match_structure(shapes, stores.names(path, item=item(name)))
-      _, tree, meta = stores.load(path, stored, item=item(name))
-    return (
-      adapted(tree, init, key_of(config.seed, name), shapes) if name == 'policy' else tree
-    ), meta
-  if name != 'critic' and (name != 'policy' or config.reference):
-    say(f'{name}: no checkpoint in init, random weights')
-  return place.init_sharded(init, key_of(config.seed, name), shapes), {}
-
-
-def adapted(tree, init, key, shapes):
-  """Weights as loaded -> those of the run: adapters that a base does not have are drawn from the
-  seed.
-  """
-  _, wanted = lora.split(shapes)
-  if not wanted or lora.split(tree)[1]:
-    return tree
-  return lora.join(tree, place.init_sharded(lambda key: lora.split(nn.unbox(init(key)))[1], key, wanted))
-
-
-def origin(config, name):
-  """A reference without a checkpoint of its own is a copy of what the policy starts from."""
-  return 'policy' if name == 'reference' and not config.init.get(name) else name
-
-
-def item(name):
-  """What of a checkpoint becomes the weights `name`: all but a critic were the policy of their
-  run.
-  """
-  return 'params/critic' if name == 'critic' else 'params/policy'
-
-
-def check_sources(config, built, mesh, root, upstream):
-  """Missing checkpoints and those of other models are told before anything is compiled.
-
-  upstream: {run: abstract params} of the chain's earlier runs, which may have no checkpoint yet.
-  """
-  for name, init in (built.trained | built.frozen).items():
-    folder, kind = source(config, name, root), item(name).removeprefix('params/')
-    want = place.abstract_params(init, mesh)
-    for part, about in pieces(config, name, want).items():
-      told(
-        f'init.{name}.{part}',
-        about[0],
-        module(config.policy, 'policy')[0].parts(built.models.config)[part][0].HUB,
-        about[1],
-        about[2],
-      )
-    if not folder:
-      continue
-    if files.known(folder):
-      check_file(config, name, folder, want)
-    elif config.init[name] in upstream:
-      have = upstream[config.init[name]].get(kind, {})
-      want = lora.match_structure(want, traverse_util.flatten_dict(have, sep='/'))
-      stores.refuse_others(f'init.{name}: run {config.init[name]!r}', have, want)
-    elif not stores.peek(
-      folder, lora.match_structure(want, stores.names(folder, item=item(name))), item=item(name)
-    ):
-      raise FileNotFoundError(f'init.{name}: no checkpoint in {folder}')
-
-
-def check_file(config, name, path, shapes):
-  """What torch.load would refuse, told by the config's key and without reading an array."""
-  hub = module(config['policy' if name == 'reference' else name], name)[0].HUB
-  told(f'init.{name}', path, hub, layouts(config, name), shapes)
-
-
-def told(what, path, hub, theirs, shapes):
-  """The same of one file or folder; `what` of the config names it."""
-  try:
-    torch.check(path, theirs, shapes)
-  except FileNotFoundError as e:
-    path = pathlib.Path(path)
-    raise FileNotFoundError(
-      f'{what}: {e}; `huggingface-cli download {hub} {path.name} --local-dir {path.parent}` '
-      'brings it, if it is a published one'
-    ) from e
-  except ValueError as e:
-    raise ValueError(f'{what}: {e}') from e

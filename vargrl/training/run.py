@@ -16,7 +16,7 @@ from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, place, rows, rules
 from vargrl.rewards import mix
 from vargrl.training import assemble as building
-from vargrl.training import optim, timing, update
+from vargrl.training import optim, timing, update, weights
 from vargrl.types import State, lookup, sides
 
 
@@ -37,7 +37,7 @@ class Run:
     self.models = self.built.models
     self.check_objective()
     self.shapes = self.shape()
-    building.check_sources(config, self.built, self.mesh, root, dict(upstream))
+    weights.check_sources(config, self.built, self.mesh, root, dict(upstream))
     self.evals, self.data = [], None
     if lean:
       return
@@ -171,7 +171,7 @@ class Run:
     """{name: weights} that are used and never trained, `rewards` of the networks that judge; `only`
     some of them."""
     found = {
-      name: building.weights(self.config, name, init, self.mesh, self.root, say)[0]
+      name: weights.load_or_init(self.config, name, init, self.mesh, self.root, say)[0]
       for name, init in self.built.frozen.items()
       if not only or name in only
     }
@@ -183,23 +183,25 @@ class Run:
     """{name: what tells these weights from others}; those drawn from a seed may differ in the last
     bit between compilers, and are told by the seed."""
     drawn = lambda name: (
-      not building.source(self.config, building.origin(self.config, name), self.root)
+      not weights.checkpoint_path(
+        self.config, weights.checkpoint_name(self.config, name), self.root
+      )
     )
 
-    def one(name, weights):
+    def one(name, tree):
       if name == 'rewards':
-        return mix.fingerprint(weights)
-      return f'random, seed {self.config.seed}' if drawn(name) else digest.digest(weights)
+        return mix.fingerprint(tree)
+      return f'random, seed {self.config.seed}' if drawn(name) else digest.digest(tree)
 
-    return {name: one(name, weights) for name, weights in frozen.items()}
+    return {name: one(name, tree) for name, tree in frozen.items()}
 
   def initial(self, say=print):
     """(State, meta of the checkpoint that the policy comes from, if any)."""
     found = {
-      name: building.weights(self.config, name, init, self.mesh, self.root, say)
+      name: weights.load_or_init(self.config, name, init, self.mesh, self.root, say)
       for name, init in self.built.trained.items()
     }
-    params = {name: weights for name, (weights, _) in found.items()}
+    params = {name: tree for name, (tree, _) in found.items()}
     shardings = jax.tree.map(lambda x: x.sharding, self.shapes.opt)
     opt = jax.jit(self.tx.init, out_shardings=shardings)(optim.part(params, self.trained)[0])
     return State(params, opt), found['policy'][1]
