@@ -199,25 +199,33 @@ class Collect(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """How a model's weights lie in a reference checkpoint file; see vargrl/checkpoint/torch.py.
+class TorchLayout:
+  """How the weights of a model are stored in a reference checkpoint (torch or safetensors).
 
-  table: {our name: (their key, einops pattern theirs -> ours)}. constants: {their key: array} of
-  buffers that nothing was learned in: compared on import, written on export. ignored: regexes of
-  whole keys that say nothing about the model. nests: 'a/b' where the state dict lies inside of the
-  file's dictionaries, if it is not the file itself. prefixes: of all keys, dropped. cut: their keys
-  whose first axis is cut, or filled up with zeros, to the model's. last: {their key: how many rows
-  it has} of those whose last row alone is the model's; on export the others are zeros. config: what
-  config.json of a folder says of the model: compared on import where it is there, written on
-  export."""
+  vargrl/checkpoint/torch_format.py reads and writes such checkpoints.
+
+  Attributes:
+    table: {our name: (their key, einops pattern theirs -> ours)} of all weights.
+    constants: {their key: array} of buffers that are not learned. A file is checked against them
+      when it is read; they are written when weights are exported.
+    ignored: regular expressions; keys that match one in full do not belong to the model.
+    nested_at: where in the file's dictionaries the state dict may be, such as 'trainer/model'. The
+      file itself is always tried too.
+    prefixes: dropped from all keys if all keys have them, such as 'module.'.
+    resized: keys whose first axis is cut to the model's size, or padded with zeros.
+    last_row_of: {their key: number of rows} of arrays of which the model has the last row only. The
+      other rows are written as zeros.
+    config: what config.json of a checkpoint folder says about the model. It is compared when a
+      folder that has one is read, and written when weights are exported.
+  """
 
   table: dict
   constants: dict = dataclasses.field(default_factory=dict)
   ignored: tuple[str, ...] = ()
-  nests: tuple[str, ...] = ()
+  nested_at: tuple[str, ...] = ()
   prefixes: tuple[str, ...] = ()
-  cut: tuple[str, ...] = ()
-  last: dict = dataclasses.field(default_factory=dict)
+  resized: tuple[str, ...] = ()
+  last_row_of: dict = dataclasses.field(default_factory=dict)
   config: dict = dataclasses.field(default_factory=dict)
 
 

@@ -15,12 +15,12 @@ import pytest
 import safetensors.numpy
 import torch_file as made
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import files, torch_format
 from vargrl.models import infinity, var
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import place
 from vargrl.tokenizers import bsq, vq
-from vargrl.types import Layout
+from vargrl.types import TorchLayout
 
 TINY = var.Config(2, 32, 2, scales=(1, 2, 3), vocab=16, channels=4, classes=5)
 SMALL = vq.SIZES['smoke']  # three scales leave one of the four convolutions without any
@@ -71,9 +71,9 @@ def tiny():
 @pytest.mark.parametrize('which', ['transformer', 'vae'])
 def test_file_and_the_trainers_file_load_bit_equal_to_the_rule(which):
   m = official.load('var_tiny', which)
-  equal(m.params, torch.load(official.FOLDER / 'var_tiny_trainer.pth', m.layouts, m.shapes))
-  equal(m.params, torch.read(m.layouts[0].table, m.state, m.shapes, m.constants))
-  for key, x in torch.write(m.layouts[0].table, m.params, {}).items():
+  equal(m.params, torch_format.load(official.FOLDER / 'var_tiny_trainer.pth', m.layouts, m.shapes))
+  equal(m.params, torch_format.from_state_dict(m.layouts[0].table, m.state, m.shapes, m.constants))
+  for key, x in torch_format.to_state_dict(m.layouts[0].table, m.params, {}).items():
     assert x.tobytes() == m.state[key].tobytes(), key
 
 
@@ -83,22 +83,24 @@ def test_export_of_import_of_export_is_the_same_file(name, tmp_path):
   (layout,), shapes = module.torch_layouts(c), official.abstract(module, c)
   params = random(shapes)
   one, two = tmp_path / '1.safetensors', tmp_path / '2.safetensors'
-  torch.save(one, layout, params)
-  torch.check(one, (layout,), shapes)
-  again = torch.load(one, (layout,), shapes)
+  torch_format.save(one, layout, params)
+  torch_format.check(one, (layout,), shapes)
+  again = torch_format.load(one, (layout,), shapes)
   equal(again, params)
-  torch.save(two, layout, again)
+  torch_format.save(two, layout, again)
   assert one.read_bytes() == two.read_bytes()
   keys = set(safetensors.numpy.load_file(one))
-  assert keys == set(torch.expected(layout.table, torch.named(shapes))) | set(layout.constants)
+  assert keys == set(torch_format.expected_shapes(layout.table, torch_format.leaves(shapes))) | set(
+    layout.constants
+  )
 
 
 def test_pth_by_torch_and_back(tmp_path):
   theirs = pytest.importorskip('torch')
   (layout,), shapes = var.torch_layouts(TINY), official.abstract(var, TINY)
   params = random(shapes)
-  torch.save(tmp_path / 'x.pth', layout, params)
-  equal(torch.load(tmp_path / 'x.pth', (layout,), shapes), params)
+  torch_format.save(tmp_path / 'x.pth', layout, params)
+  equal(torch_format.load(tmp_path / 'x.pth', (layout,), shapes), params)
   state = theirs.load(tmp_path / 'x.pth', weights_only=True)
   assert state['lvl_1L'].dtype == theirs.int64 and len(state) == 12 + 13 * 2
 
@@ -118,7 +120,9 @@ def test_released_models_have_exactly_the_official_keys_and_shapes(name, module,
   """Abstractly: no array of these sizes is made."""
   expected = json.loads((official.FOLDER / 'keys.json').read_text())[name]
   layout = module.torch_layouts(c)[0]
-  ours = torch.expected(layout.table, torch.named(official.abstract(module, c)))
+  ours = torch_format.expected_shapes(
+    layout.table, torch_format.leaves(official.abstract(module, c))
+  )
   ours |= {key: x.shape for key, x in layout.constants.items()}
   lines = '\n'.join(sorted(f'{key} {tuple(shape)}' for key, shape in ours.items()))
   assert len(ours) == expected['count']
@@ -128,7 +132,7 @@ def test_released_models_have_exactly_the_official_keys_and_shapes(name, module,
 def test_released_d30_has_the_official_number_of_tensors():
   c = var.SIZES['d30']
   (layout,) = var.torch_layouts(c)
-  ours = torch.expected(layout.table, torch.named(official.abstract(var, c)))
+  ours = torch_format.expected_shapes(layout.table, torch_format.leaves(official.abstract(var, c)))
   assert len(ours) + len(layout.constants) == 12 + 13 * 30
   assert sum(np.prod(shape) for shape in ours.values()) == 2_010_020_356
 
@@ -136,38 +140,38 @@ def test_released_d30_has_the_official_number_of_tensors():
 def test_each_tensor_is_read_once_and_only_what_is_asked_for():
   (layout,), shapes = var.torch_layouts(TINY), official.abstract(var, TINY)
   params = random(shapes)
-  state = Counting(torch.write(layout.table, params, {}))
+  state = Counting(torch_format.to_state_dict(layout.table, params, {}))
   state.reads = []
-  named = torch.named(shapes)
-  torch.place(layout.table, state, named, '')
-  assert sorted(state.reads) == sorted(torch.expected(layout.table, named))
+  named = torch_format.leaves(shapes)
+  torch_format.load_leaves(layout.table, state, named, '')
+  assert sorted(state.reads) == sorted(torch_format.expected_shapes(layout.table, named))
   state.reads = []
-  out = torch.place(layout.table, state, named, 'blocks/')
+  out = torch_format.load_leaves(layout.table, state, named, 'blocks/')
   assert sorted(state.reads) == sorted(key for key in state if key.startswith('blocks.'))
   assert set(out) == {name for name in named if name.startswith('blocks/')}
 
 
 def test_only_a_part_is_the_subtree_and_the_rest_is_still_checked(tiny, tmp_path):
   layouts, shapes, path = tiny
-  whole = torch.load(path, layouts, shapes)
+  whole = torch_format.load(path, layouts, shapes)
   for only in ('blocks', 'blocks/'):
-    equal(torch.load(path, layouts, shapes, only=only), whole['blocks'])
-  assert (torch.load(path, layouts, shapes, only='start') == whole['start']).all()
-  equal(torch.load(path, layouts, shapes, only='head'), whole['head'])  # and not head_ada
-  state = {k: np.asarray(x) for k, x in torch.open(path).items() if k != 'head.bias'}
+    equal(torch_format.load(path, layouts, shapes, subtree=only), whole['blocks'])
+  assert (torch_format.load(path, layouts, shapes, subtree='start') == whole['start']).all()
+  equal(torch_format.load(path, layouts, shapes, subtree='head'), whole['head'])  # and not head_ada
+  state = {k: np.asarray(x) for k, x in files.open_tensors(path).items() if k != 'head.bias'}
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
-  text = message(torch.load, tmp_path / 'x.safetensors', layouts, shapes, only='blocks/')
+  text = message(torch_format.load, tmp_path / 'x.safetensors', layouts, shapes, subtree='blocks/')
   assert '- head.bias (64,)' in text
 
 
 def test_any_mesh_holds_the_same_weights_on_the_shardings_asked_for(tmp_path):
   model = var.Model(TINY)
   (layout,), plain = var.torch_layouts(TINY), official.abstract(var, TINY)
-  torch.save(tmp_path / 'x.safetensors', layout, random(plain))
+  torch_format.save(tmp_path / 'x.safetensors', layout, random(plain))
   for sizes in ((1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 8, 1)):
     mesh = meshes.make(tuple(zip(meshes.AXES, sizes)))
     shapes = place.abstract_params(lambda key: var.init(model, key), mesh)
-    params = torch.load(tmp_path / 'x.safetensors', (layout,), shapes)
+    params = torch_format.load(tmp_path / 'x.safetensors', (layout,), shapes)
     equal(params, random(plain))
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s.sharding, params, shapes))
   split = params['blocks']['fc1']['w']
@@ -177,13 +181,13 @@ def test_any_mesh_holds_the_same_weights_on_the_shardings_asked_for(tmp_path):
 def test_other_floats_are_cast_and_numbers_that_are_none_are_refused(tiny, tmp_path):
   layouts, shapes, path = tiny
   whole, state = (
-    torch.load(path, layouts, shapes),
-    {k: np.asarray(x) for k, x in torch.open(path).items()},
+    torch_format.load(path, layouts, shapes),
+    {k: np.asarray(x) for k, x in files.open_tensors(path).items()},
   )
   for dtype, error in ((np.float64, 0), (np.float16, 1e-3), (ml_dtypes.bfloat16, 1e-2)):
     cast = {k: x if k in layouts[0].constants else x.astype(dtype) for k, x in state.items()}
     safetensors.numpy.save_file(cast, tmp_path / 'x.safetensors')
-    params = torch.load(tmp_path / 'x.safetensors', layouts, shapes)
+    params = torch_format.load(tmp_path / 'x.safetensors', layouts, shapes)
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=error, atol=error * 1e-2), params, whole
     )
@@ -192,17 +196,17 @@ def test_other_floats_are_cast_and_numbers_that_are_none_are_refused(tiny, tmp_p
     state | {'head.bias': np.zeros(64, np.int8)}, tmp_path / 'x.safetensors'
   )
   assert '~ head.bias int8 in file, floating point expected' in message(
-    torch.check, tmp_path / 'x.safetensors', layouts, shapes
+    torch_format.check, tmp_path / 'x.safetensors', layouts, shapes
   )
 
 
 def test_a_file_that_does_not_match_is_refused_with_a_list_of_ten(tiny, tmp_path):
   layouts, shapes, path = tiny
-  state = {k: np.asarray(x) for k, x in torch.open(path).items()}
+  state = {k: np.asarray(x) for k, x in files.open_tensors(path).items()}
   del state['head.bias'], state['lvl_1L']
   state |= {'blocks.0.extra': np.zeros(3), 'head.weight': np.zeros((65, 64), np.float32)}
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
-  for call in (torch.check, torch.load):
+  for call in (torch_format.check, torch_format.load):
     text = message(call, tmp_path / 'x.safetensors', layouts, shapes)
     assert text.startswith(
       f'{tmp_path}/x.safetensors: not the weights of this model, 4 tensors differ'
@@ -214,13 +218,15 @@ def test_a_file_that_does_not_match_is_refused_with_a_list_of_ten(tiny, tmp_path
       '~ head.weight (65, 64) in file, (64, 64) in model',
     }
   deeper = var.Config(3, 64, 1, (1, 2, 3, 4), 64, 8, 10)
-  text = message(torch.check, path, var.torch_layouts(deeper), official.abstract(var, deeper))
+  text = message(
+    torch_format.check, path, var.torch_layouts(deeper), official.abstract(var, deeper)
+  )
   assert (
     '26 tensors differ' in text and text.endswith('... and 16 more') and text.count('\n  -') == 10
   )
   v = official.load('var_tiny', 'vae')
   assert "no weights of this model, its first keys are ['encoder.conv_in.weight'" in message(
-    torch.check, v.path, layouts, shapes
+    torch_format.check, v.path, layouts, shapes
   )
 
 
@@ -228,18 +234,18 @@ def test_another_schedule_is_told_by_its_constants(tiny):
   _, _, path = tiny
   c = var.Config(1, 64, 1, (1, 3, 2, 4), 64, 8, 10)  # as many tokens, in another order
   shapes = official.abstract(var, c)
-  torch.check(path, var.torch_layouts(c), shapes)  # headers do not tell
-  assert 'lvl_1L is not what' in message(torch.load, path, var.torch_layouts(c), shapes)
+  torch_format.check(path, var.torch_layouts(c), shapes)  # headers do not tell
+  assert 'lvl_1L is not what' in message(torch_format.load, path, var.torch_layouts(c), shapes)
 
 
 def test_the_usage_record_of_another_schedule_is_ignored_and_written_as_zeros(tmp_path):
   v = official.load('var_tiny', 'vae')
-  state = {k: np.asarray(x) for k, x in torch.open(v.path).items()}
+  state = {k: np.asarray(x) for k, x in files.open_tensors(v.path).items()}
   state['quantize.ema_vocab_hit_SV'] = np.full((10, 3), 0.5, np.float32)
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
-  equal(torch.load(tmp_path / 'x.safetensors', v.layouts, v.shapes), v.params)
-  torch.save(tmp_path / 'y.safetensors', v.layouts[0], v.params)
-  hit = np.asarray(torch.open(tmp_path / 'y.safetensors')['quantize.ema_vocab_hit_SV'])
+  equal(torch_format.load(tmp_path / 'x.safetensors', v.layouts, v.shapes), v.params)
+  torch_format.save(tmp_path / 'y.safetensors', v.layouts[0], v.params)
+  hit = np.asarray(files.open_tensors(tmp_path / 'y.safetensors')['quantize.ema_vocab_hit_SV'])
   assert hit.shape == (4, 64) and not hit.any()
 
 
@@ -248,26 +254,30 @@ def test_prefixes_nests_and_the_layout_are_found(tmp_path):
     'a': {'w': jax.ShapeDtypeStruct((2, 3), jnp.float32)},
     's': jax.ShapeDtypeStruct((), jnp.float32),
   }
-  one = Layout(
+  one = TorchLayout(
     {'a/w': ('w', 'i o -> i o'), 's': ('scale', '-> ')},
-    nests=('state_dict',),
+    nested_at=('state_dict',),
     prefixes=('module.',),
   )
-  two = Layout({'a/w': ('t', 'o i -> i o'), 's': ('scale', '-> ')}, ignored=(r'position\.\d+',))
+  two = TorchLayout(
+    {'a/w': ('t', 'o i -> i o'), 's': ('scale', '-> ')}, ignored=(r'position\.\d+',)
+  )
   w, s = fill.fill('w', (2, 3)), np.array(7, np.float32)
   inner = made.entries(('module.w', made.of(w)), ('module.scale', made.of(s, '1')))
   outer = made.entries(('epoch', made.value(3)), ('state_dict', inner))
   path = made.write(tmp_path / 'x.pth', outer, {'0': w, '1': s})
   expected = {'a': {'w': jnp.asarray(w)}, 's': jnp.asarray(s)}
-  equal(torch.load(path, (two, one), shapes), expected)
+  equal(torch_format.load(path, (two, one), shapes), expected)
   state = {'t': np.ascontiguousarray(w.T), 'scale': s, 'position.3': np.arange(3)}
   safetensors.numpy.save_file(state, tmp_path / 'y.safetensors')
   for layouts in ((one, two), (two, one)):  # `scale` is in both
-    equal(torch.load(tmp_path / 'y.safetensors', layouts, shapes), expected)
+    equal(torch_format.load(tmp_path / 'y.safetensors', layouts, shapes), expected)
   half = made.write(
     tmp_path / 'z.pth', made.entries(('w', made.of(w)), ('scale', made.value(7))), {'0': w}
   )
-  assert '~ scale int in file, an array expected' in message(torch.check, half, (one, two), shapes)
+  assert '~ scale int in file, an array expected' in message(
+    torch_format.check, half, (one, two), shapes
+  )
 
 
 def test_adapters_are_in_no_file(tiny, tmp_path):
@@ -279,12 +289,12 @@ def test_adapters_are_in_no_file(tiny, tmp_path):
       q=dict(shapes['blocks']['q'], lora_a=jax.ShapeDtypeStruct((1, 64, 4), jnp.float32)),
     ),
   )
-  torch.check(path, layouts, more)
-  params = torch.load(path, layouts, more)
-  equal(params, torch.load(path, layouts, shapes))
+  torch_format.check(path, layouts, more)
+  params = torch_format.load(path, layouts, more)
+  equal(params, torch_format.load(path, layouts, shapes))
   params['blocks']['q']['lora_a'] = jnp.zeros((1, 64, 4))
   assert 'blocks/q/lora_a has no place' in message(
-    torch.save, tmp_path / 'x.safetensors', layouts[0], params
+    torch_format.save, tmp_path / 'x.safetensors', layouts[0], params
   )
 
 
@@ -294,10 +304,12 @@ def test_a_table_must_match_its_model_once():
     'b': jax.ShapeDtypeStruct((2,), jnp.float32),
   }
   row = lambda key: (key, 'D -> D')
-  assert "no row for ['b']" in message(torch.expected, {'a': row('x')}, shapes)
-  assert 'x is in two rows' in message(torch.expected, {'a': row('x'), 'b': row('x')}, shapes)
+  assert "no row for ['b']" in message(torch_format.expected_shapes, {'a': row('x')}, shapes)
+  assert 'x is in two rows' in message(
+    torch_format.expected_shapes, {'a': row('x'), 'b': row('x')}, shapes
+  )
   assert "['c'] are no parameters" in message(
-    torch.expected, {'a': row('x'), 'c': row('y')}, shapes
+    torch_format.expected_shapes, {'a': row('x'), 'c': row('y')}, shapes
   )
 
 
@@ -312,8 +324,8 @@ def test_stacked_numbers_and_partitioned_layers():
   table = {'gate': ('{X}.gate', '1 -> '), 'w': ('{X}.w', '1 o -> o')}
   state = {f'{i}.gate': np.full(1, i, np.float32) for i in range(8)}
   state |= {f'{i}.w': fill.fill(str(i), (1, 3)) for i in range(8)}
-  out = torch.read(table, state, shapes)
+  out = torch_format.from_state_dict(table, state, shapes)
   assert out['gate'].tolist() == list(range(8)) and out['gate'].sharding == sharding
   np.testing.assert_array_equal(out['w'], np.concatenate([state[f'{i}.w'] for i in range(8)]))
-  for key, x in torch.write(table, out, {}).items():
+  for key, x in torch_format.to_state_dict(table, out, {}).items():
     np.testing.assert_array_equal(x, state[key])

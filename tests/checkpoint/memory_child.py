@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-from vargrl.checkpoint import files, torch  # noqa: E402
+from vargrl.checkpoint import files, torch_format  # noqa: E402
 from vargrl.models import var  # noqa: E402
 from vargrl.parallel import mesh as meshes  # noqa: E402
 from vargrl.parallel import place
@@ -31,7 +31,10 @@ def abstract(size):
 
 def write(size, path):
   (layout,), shapes = abstract(size)
-  wanted, rng = torch.expected(layout.table, torch.named(shapes)), np.random.default_rng(0)
+  wanted, rng = (
+    torch_format.expected_shapes(layout.table, torch_format.leaves(shapes)),
+    np.random.default_rng(0),
+  )
   headers = {k: (shape, np.dtype('float32')) for k, shape in wanted.items()}
   headers |= {k: (x.shape, x.dtype) for k, x in layout.constants.items()}
   value = lambda k, shape: (
@@ -57,7 +60,7 @@ def load(size, path):
 
   thread = threading.Thread(target=watch)
   thread.start()
-  params = torch.load(path, layouts, shapes)
+  params = torch_format.load(path, layouts, shapes)
   done.set()
   thread.join()
   leaves = jax.tree.leaves(params)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vargrl.checkpoint import peft, torch
+from vargrl.checkpoint import peft, torch_format
 from vargrl.models import var
 from vargrl.models.layers import lora
 
@@ -30,11 +30,11 @@ def weights():
 
 def test_base_plus_delta_is_the_merged_weight_in_the_reference_layout(weights, tmp_path):
   c, params, table = weights
-  peft.write(tmp_path / 'adapter', table, params, alpha=ALPHA)
+  peft.save(tmp_path / 'adapter', table, params, alpha=ALPHA)
   arrays = load_file(tmp_path / 'adapter' / 'adapter_model.safetensors')
   config = json.loads((tmp_path / 'adapter' / 'adapter_config.json').read_text())
-  before = torch.write(table, lora.off(params), {})
-  after = torch.write(table, lora.merge(params, alpha=ALPHA), {})
+  before = torch_format.to_state_dict(table, lora.base_params(params), {})
+  after = torch_format.to_state_dict(table, lora.merge(params, alpha=ALPHA), {})
   for key, base in before.items():
     name, ranks, alphas = (
       key.removesuffix('.weight'),
@@ -62,5 +62,5 @@ def test_base_plus_delta_is_the_merged_weight_in_the_reference_layout(weights, t
 def test_a_tree_without_adapters_has_none_to_write(weights, tmp_path):
   _, params, table = weights
   with pytest.raises(ValueError, match='adapter: no lora_a in the weights'):
-    peft.write(tmp_path / 'adapter', table, lora.off(params), alpha=ALPHA)
+    peft.save(tmp_path / 'adapter', table, lora.base_params(params), alpha=ALPHA)
   assert not (tmp_path / 'adapter').exists()

@@ -56,11 +56,11 @@ def same(tree, other):
 
 def save(folder):
   """Saves on one layout of eight devices, restores on another; prints the digests on many."""
-  keep = store.Store(folder, every=1, keep=3)
+  keep = store.Store(folder, every_steps=1, max_to_keep=3)
   keep.save(7, placed(state(7), mesh_of(4, 2), 'data', 'model'), {'next': 7}, {})
   keep.close()
   tree = placed(state(0), mesh_of(2, 4), 'model', 'data')
-  step, found, data, _ = store.Store(folder, every=1, keep=3).restore(abstract(tree))
+  step, found, data, _ = store.Store(folder, every_steps=1, max_to_keep=3).restore(abstract(tree))
   assert step == 7 and data == {'next': 7} and same(found, state(7))
   assert found['params']['w'].sharding == tree['params']['w'].sharding
   print(digest.digests(jax.tree.map(jnp.asarray, state(3))))
@@ -71,7 +71,7 @@ def save(folder):
 def restore(folder):
   """Without shardings: onto the only device."""
   wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state(7))
-  step, found, _, _ = store.Store(folder, every=1, keep=3).restore(wanted)
+  step, found, _, _ = store.Store(folder, every_steps=1, max_to_keep=3).restore(wanted)
   assert jax.device_count() == 1 and step == 7 and same(found, state(7))
   assert same(store.load(folder, wanted['params'])[1], state(7)['params'])
 
@@ -80,7 +80,7 @@ def many(folder, port, index):
   """One of two processes with two devices each: saves, then falls back from a corrupt step."""
   jax.distributed.initialize(f'localhost:{port}', 2, int(index))
   tree = placed(state(1), mesh_of(2, 2), 'data', 'model')
-  keep = store.Store(folder, every=1, keep=3)
+  keep = store.Store(folder, every_steps=1, max_to_keep=3)
   for step in (1, 2):
     keep.save(step, placed(state(step), mesh_of(2, 2), 'data', 'model'), {'next': step}, {})
   keep.wait()
@@ -98,7 +98,7 @@ def many(folder, port, index):
 
 def loop(folder):
   """Trains for ever: resumes, saves every step without waiting, and says what it does."""
-  keep = store.Store(folder, every=1, keep=3)
+  keep = store.Store(folder, every_steps=1, max_to_keep=3)
   tree = jax.tree.map(jnp.asarray, state(0, 4096))
   found = keep.restore(abstract(tree))
   first = found[0] + 1 if found else 1

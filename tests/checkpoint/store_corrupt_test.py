@@ -43,7 +43,7 @@ def abstract():
 def saved(tmp_path_factory):
   """Returns a folder with the good steps 10 and 20, to be copied and then hurt."""
   folder = tmp_path_factory.mktemp('saved')
-  keep = store.Store(folder, every=10, keep=5)
+  keep = store.Store(folder, every_steps=10, max_to_keep=5)
   for step in (10, 20):
     keep.save(step, state(step), {'step': step} | DATA, META)
   keep.close()
@@ -67,7 +67,7 @@ def biggest(folder):
 
 def restored(folder):
   """Returns the step that is used, after proving that everything in it is what was saved then."""
-  keep = store.Store(folder, every=10, keep=5)
+  keep = store.Store(folder, every_steps=10, max_to_keep=5)
   step, tree, data, meta = keep.restore(abstract())
   keep.close()
   for found, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(state(step)), strict=True):
@@ -190,7 +190,7 @@ def test_a_second_corrupt_checkpoint_of_one_step_does_not_replace_the_first(save
   folder = copy(saved, tmp_path / 'run')
   (folder / '20/data/metadata').write_text('first')
   assert restored(folder) == 10
-  keep = store.Store(folder, every=10, keep=5)
+  keep = store.Store(folder, every_steps=10, max_to_keep=5)
   assert keep.restore(abstract())[0] == 10 and keep.save(20, state(20), {'step': 20} | DATA, META)
   keep.close()
   assert restored(folder) == 20
@@ -206,7 +206,7 @@ def test_no_good_checkpoint_is_an_error_now_and_ever_after_and_nothing_moves(sav
     biggest(folder / str(step)).write_bytes(b'')
   before = members(folder)
   for _ in range(2):
-    keep = store.Store(folder, every=10, keep=5)
+    keep = store.Store(folder, every_steps=10, max_to_keep=5)
     with pytest.raises(RuntimeError, match='none of its 2 checkpoints is good') as error:
       keep.restore(abstract())
     keep.close()
@@ -222,7 +222,7 @@ def test_only_corrupt_checkpoints_left_is_not_a_fresh_start(saved, tmp_path):
   assert restored(folder) == 10
   shutil.rmtree(folder / '10')
   with pytest.raises(RuntimeError, match='only checkpoints in corrupt/'):
-    store.Store(folder, every=10, keep=5).restore(abstract())
+    store.Store(folder, every_steps=10, max_to_keep=5).restore(abstract())
 
 
 def test_a_file_that_may_not_be_read_is_not_called_corrupt(saved, tmp_path):
@@ -242,7 +242,7 @@ def test_temporary_folders_of_a_killed_save_are_no_checkpoints_and_go_away(saved
   assert (
     store.load(folder, abstract()['params'])[1] and (folder / '30.orbax-checkpoint-tmp').exists()
   )
-  keep = store.Store(folder, every=10, keep=5)
+  keep = store.Store(folder, every_steps=10, max_to_keep=5)
   assert keep.latest() == 20 and keep.restore(abstract())[0] == 20
   keep.save(30, state(30), {'step': 30} | DATA, META)
   keep.close()

@@ -30,7 +30,7 @@ def state():
 
 def test_it_restores_and_its_parameters_load(tmp_path):
   shutil.copytree(OLD, tmp_path / 'checkpoints')
-  store = stores.Store(tmp_path / 'checkpoints', every=1, keep=1)
+  store = stores.Store(tmp_path / 'checkpoints', every_steps=1, max_to_keep=1)
   step, found, data, meta = store.restore(jax.eval_shape(state))
   store.close()
   assert (step, data, meta) == (7, DATA, META)
@@ -40,6 +40,6 @@ def test_it_restores_and_its_parameters_load(tmp_path):
 
 
 if __name__ == '__main__':
-  store = stores.Store(sys.argv[1], every=1, keep=1)
+  store = stores.Store(sys.argv[1], every_steps=1, max_to_keep=1)
   store.save(7, state(), DATA, META, force=True)
   store.close()

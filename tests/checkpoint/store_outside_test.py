@@ -91,7 +91,7 @@ def test_killed_at_any_moment_it_resumes_at_a_complete_step(tmp_path):
       'used': jax.ShapeDtypeStruct((4096,), jnp.bool_),
     },
   }
-  keep = store.Store(tmp_path, every=1, keep=3)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=3)
   step, tree, data, _ = keep.restore(wanted)
   assert step >= complete and data == {'next': step} and int(tree['opt']['count']) == step
   expected = np.random.default_rng(step).normal(size=(4096, 32)).astype('float32')
@@ -119,7 +119,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize('late', ['save', 'wait', 'close'])
 def test_a_full_disk_is_told_at_the_next_call_and_the_old_step_stays(small_disk, late):
   small, large = noise(1, 100_000), noise(2, 2_000_000)
-  keep = store.Store(small_disk / 'run', every=10, keep=1)
+  keep = store.Store(small_disk / 'run', every_steps=10, max_to_keep=1)
   keep.save(10, small, {'next': 10}, {})
   keep.wait()
   keep.save(20, large, {'next': 20}, {})
@@ -139,7 +139,7 @@ def test_a_full_disk_is_told_at_the_next_call_and_the_old_step_stays(small_disk,
     assert keep.save(20, small, {'next': 20}, {})
     keep.close()
     assert os.listdir(small_disk / 'run') == ['20']
-  step, tree, _, _ = store.Store(small_disk / 'run', every=10, keep=1).restore(
+  step, tree, _, _ = store.Store(small_disk / 'run', every_steps=10, max_to_keep=1).restore(
     jax.eval_shape(lambda: small)
   )
   assert step == (10 if late == 'close' else 20)

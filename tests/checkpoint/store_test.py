@@ -64,35 +64,35 @@ def files(folder):
 
 def test_restored_is_saved_bit_for_bit(tmp_path):
   saved = state()
-  keep = store.Store(tmp_path, every=10, keep=3)
+  keep = store.Store(tmp_path, every_steps=10, max_to_keep=3)
   data, meta = {'next_index': 5, 'mix': [0.1, None, 'ü']}, {'config': {'lr': 3e-4}, 'seed': 7}
   assert keep.save(10, saved, data, meta)
   keep.close()
-  found = store.Store(str(tmp_path), every=10, keep=3).restore(abstract(saved))
+  found = store.Store(str(tmp_path), every_steps=10, max_to_keep=3).restore(abstract(saved))
   assert found[0] == 10 and found[2] == data and found[3] == meta
   assert equal(found[1], saved) and type(found[1].opt[1][0]).__name__ == 'ScaleByAdamState'
   assert found[1].opt[1][0].mu['embed'].dtype == jnp.bfloat16
 
 
 def test_nothing_saved_restores_as_none(tmp_path):
-  keep = store.Store(tmp_path / 'not' / 'yet', every=1, keep=1)
+  keep = store.Store(tmp_path / 'not' / 'yet', every_steps=1, max_to_keep=1)
   assert keep.latest() is None and keep.restore(abstract(state())) is None
 
 
 def test_steps_are_saved_when_due_or_forced_and_once(tmp_path):
-  keep = store.Store(tmp_path, every=4, keep=9)
+  keep = store.Store(tmp_path, every_steps=4, max_to_keep=9)
   x = {'params': jnp.arange(3.0)}
   began = [step for step in range(10) if keep.save(step, x, None, {})]
   assert began == [0, 4, 8] and keep.save(9, x, None, {}, force=True)
   assert not keep.save(9, x, None, {}, force=True) and not keep.save(8, x, None, {})
   keep.close()
   assert keep.latest() == 9
-  again = store.Store(tmp_path, every=4, keep=9)
+  again = store.Store(tmp_path, every_steps=4, max_to_keep=9)
   assert not again.save(8, x, None, {}, force=True) and again.restore(abstract(x))[0] == 9
 
 
 def test_the_last_k_are_kept(tmp_path):
-  keep = store.Store(tmp_path, every=1, keep=2)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=2)
   for step in range(5):
     keep.save(step, {'params': jnp.full((3,), float(step))}, step, {})
   keep.close()
@@ -100,7 +100,7 @@ def test_the_last_k_are_kept(tmp_path):
 
 
 def test_arrays_donated_right_after_save_are_saved_as_they_were(tmp_path):
-  keep = store.Store(tmp_path, every=1, keep=9)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=9)
   update = jax.jit(lambda x: jax.tree.map(lambda v: v + 1, x), donate_argnums=0)
   x = {'params': {str(i): jnp.zeros((512, 512)) for i in range(4)}}
   for step in range(4):
@@ -115,7 +115,7 @@ def test_arrays_donated_right_after_save_are_saved_as_they_were(tmp_path):
 
 def test_a_tiny_save_and_restore_are_quick(tmp_path):
   x, seconds = state(), []
-  keep = store.Store(tmp_path, every=1, keep=2)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=2)
   for step in range(4):  # The first compiles; the best of the others, for machines with neighbours.
     start = time.time()
     keep.save(step, x, None, {})
@@ -126,7 +126,7 @@ def test_a_tiny_save_and_restore_are_quick(tmp_path):
 
 
 def test_another_model_is_refused_by_name_before_anything_is_read_or_moved(tmp_path):
-  keep = store.Store(tmp_path, every=1, keep=2)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=2)
   keep.save(3, state(), None, {})
   keep.wait()
   before = files(tmp_path)
@@ -151,7 +151,7 @@ def test_another_model_is_refused_by_name_before_anything_is_read_or_moved(tmp_p
 
 
 def test_a_long_list_of_differences_is_cut_at_ten_and_counted(tmp_path):
-  keep = store.Store(tmp_path, every=1, keep=2)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=2)
   keep.save(3, {'params': jnp.zeros(3)}, None, {})
   other = {'params': {str(i): jax.ShapeDtypeStruct((2,), jnp.float32) for i in range(30)}}
   with pytest.raises(ValueError, match='31 leaves differ') as error:
@@ -161,7 +161,7 @@ def test_a_long_list_of_differences_is_cut_at_ten_and_counted(tmp_path):
 
 
 def test_load_gives_one_item_and_changes_nothing(tmp_path, caplog):
-  keep = store.Store(tmp_path, every=1, keep=3)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=3)
   old, new = state(1), state(2)
   keep.save(1, old, None, {})
   keep.save(2, new, None, {})
@@ -188,19 +188,19 @@ def test_load_of_a_missing_or_empty_folder_names_it(tmp_path):
 
 
 def test_what_is_not_an_array_or_not_json_is_named(tmp_path):
-  keep = store.Store(tmp_path, every=1, keep=1)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=1)
   with pytest.raises(TypeError, match='params/w: float in state, expected a jax.Array'):
     keep.save(0, {'params': {'w': 1.0}}, None, {})
   with pytest.raises(TypeError, match='meta: .*not JSON serializable'):
     keep.save(0, {'params': jnp.ones(2)}, None, {'x': np.float32(1)})
-  with pytest.raises(ValueError, match='every=0'):
-    store.Store(tmp_path, every=0, keep=1)
+  with pytest.raises(ValueError, match='every_steps=0'):
+    store.Store(tmp_path, every_steps=0, max_to_keep=1)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match=f'{tmp_path}/file: checkpoints cannot be written here'):
-    store.Store(tmp_path / 'file', every=1, keep=1)
+    store.Store(tmp_path / 'file', every_steps=1, max_to_keep=1)
 
 
 def test_a_read_only_folder_is_a_permission_error():
@@ -212,7 +212,7 @@ def test_a_read_only_folder_is_a_permission_error():
       'from vargrl.checkpoint import store\n'
       'jax.devices()\n'
       'if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n'
-      'try: store.Store("%s/run", every=1, keep=1)\n'
+      'try: store.Store("%s/run", every_steps=1, max_to_keep=1)\n'
       'except PermissionError as error: print(error)' % name
     )
     out = subprocess.run(
@@ -226,7 +226,7 @@ def test_a_read_only_folder_is_a_permission_error():
 
 
 def test_plain_orbax_reads_the_items(tmp_path):
-  keep = store.Store(tmp_path, every=1, keep=1)
+  keep = store.Store(tmp_path, every_steps=1, max_to_keep=1)
   keep.save(0, {'params': {'a': {'w': jnp.arange(3.0)}}}, {'next': 4}, {'seed': 1})
   keep.close()
   manager = ocp.CheckpointManager(tmp_path, item_names=('state', 'data', 'meta'))
@@ -244,7 +244,7 @@ def test_saving_and_restoring_prints_nothing(tmp_path):
   code = (
     'import jax, jax.numpy as jnp\n'
     'from vargrl.checkpoint import store\n'
-    'keep = store.Store("%s", every=1, keep=1)\n'
+    'keep = store.Store("%s", every_steps=1, max_to_keep=1)\n'
     'x = {"params": {"w": jnp.ones((64, 64))}}\n'
     'for step in range(3): keep.save(step, x, step, {})\n'
     'assert keep.restore(jax.eval_shape(lambda: x))[0] == 2\n'

@@ -53,7 +53,7 @@ def weights(run):
 def workdir(weights, tmp_path_factory):
   """Of a run of the smallest policy, with a checkpoint at step 7."""
   root = tmp_path_factory.mktemp('run')
-  keep = store.Store(root / 'checkpoints', every=1, keep=1)
+  keep = store.Store(root / 'checkpoints', every_steps=1, max_to_keep=1)
   keep.save(7, State(weights, {'count': jax.numpy.zeros((), jax.numpy.int32)}), None, {})
   keep.close()
   return root
@@ -99,7 +99,8 @@ def test_export_as_pth(run, weights, workdir, tmp_path):
   assert export(workdir, tmp_path / 'policy.pth') == 0
   layouts = var.torch_layouts(run.models.config)
   assert equal(
-    torch_format.load(tmp_path / 'policy.pth', layouts, run.shapes.params['policy']), weights['policy']
+    torch_format.load(tmp_path / 'policy.pth', layouts, run.shapes.params['policy']),
+    weights['policy'],
   )
 
 

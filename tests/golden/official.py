@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.models import infinity, var
 from vargrl.tokenizers import bsq, vq
 
@@ -132,7 +132,7 @@ def load(name, which):
     layouts=layouts,
     path=path,
     shapes=shapes,
-    params=torch.load(path, layouts, shapes),
+    params=torch_format.load(path, layouts, shapes),
     keys={k: tuple(s) for k, s in m['keys']},
     state=fill.fill_state(m['keys'], m['salt'], skip=m['constants']),
     constants=m['constants'],

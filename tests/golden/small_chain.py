@@ -52,7 +52,7 @@ def spoken(tmp_path_factory):
     'tokenizer': random_weights(shapes(built.frozen['tokenizer']), 2),
   }
   for run, name in (('tokenizer', 'tokenizer'), ('dpo', 'policy')):
-    keep = store.Store(root / run / 'checkpoints', every=1, keep=1)
+    keep = store.Store(root / run / 'checkpoints', every_steps=1, max_to_keep=1)
     keep.save(7, State({'policy': weights[name]}, {'count': jnp.zeros((), jnp.int32)}), None, {})
     keep.close()
   return types.SimpleNamespace(chain=whole, workdir=root, weights=weights)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.data import patches
 from vargrl.models import infinity, qwen2, unified, vit
 from vargrl.tokenizers import bsq
@@ -136,7 +136,7 @@ def load(rule=fill):
   shapes = lambda module, model: nn.unbox(
     jax.eval_shape(lambda key: module.init(model, key), jax.random.key(0))
   )
-  read = lambda module, c: torch.load(
+  read = lambda module, c: torch_format.load(
     path, module.torch_layouts(c), shapes(module, module.Model(c))
   )
   return types.SimpleNamespace(

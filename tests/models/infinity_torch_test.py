@@ -10,7 +10,7 @@ import official
 import pytest
 import safetensors.numpy
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.rollout import bits
 
 NAME = 'infinity_d2'
@@ -78,7 +78,7 @@ def test_greedy_sampling_draws_the_official_bits_and_picture(both):
 
 def test_export_of_import_is_the_official_state_dict_bit_for_bit(both):
   m, _ = both
-  out = torch.write(m.layouts[0].table, m.params, m.layouts[0].constants)
+  out = torch_format.to_state_dict(m.layouts[0].table, m.params, m.layouts[0].constants)
   assert {k: v.shape for k, v in out.items()} == m.keys
   for key, value in m.state.items():
     np.testing.assert_array_equal(out[key], value, err_msg=key)
@@ -104,7 +104,7 @@ def test_every_form_of_the_file_is_read(both, change, tmp_path):
   if change == 'trainer':
     state |= {'lvl_1L': np.zeros((1, 521), np.int64)}
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
-  found = torch.load(tmp_path / 'x.safetensors', m.layouts, m.shapes)
+  found = torch_format.load(tmp_path / 'x.safetensors', m.layouts, m.shapes)
   expected = dict(m.params)
   if change == 'shorter':
     expected['uncond'] = jnp.pad(known[:5], ((0, 11), (0, 0)))
@@ -121,7 +121,7 @@ def test_a_file_of_another_model_is_refused_with_what_is_wrong(both, tmp_path):
   del state['block_chunks.1.module.0.ca.mat_q.weight']
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
   with pytest.raises(ValueError) as error:
-    torch.load(tmp_path / 'x.safetensors', m.layouts, m.shapes)
+    torch_format.load(tmp_path / 'x.safetensors', m.layouts, m.shapes)
   for line in (
     '~ head.bias (30,)',
     '~ cfg_uncond (16, 255)',

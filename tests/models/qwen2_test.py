@@ -189,8 +189,8 @@ def test_adapters_start_as_the_base_and_are_peft_s_by_their_modules(tmp_path):
   moved = conftest.random_weights(params, 3)
   both = lora.merge(moved, alpha=4.0)
   np.testing.assert_allclose(logits(moved, TOKENS, c=c), logits(both, TOKENS), atol=1e-4)
-  assert abs(logits(moved, TOKENS, c=c) - logits(lora.off(moved), TOKENS)).max() > 0.01
-  peft.write(tmp_path, qwen2.torch_layouts(c)[0].table, moved, alpha=4.0)
+  assert abs(logits(moved, TOKENS, c=c) - logits(lora.base_params(moved), TOKENS)).max() > 0.01
+  peft.save(tmp_path, qwen2.torch_layouts(c)[0].table, moved, alpha=4.0)
   assert json.loads((tmp_path / 'adapter_config.json').read_text())['target_modules'] == sorted(
     [f'self_attn.{x}_proj' for x in 'qkvo'] + [f'mlp.{x}_proj' for x in ('gate', 'up', 'down')]
   )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import qwen2_golden as rule
 
-from vargrl.checkpoint import files, torch
+from vargrl.checkpoint import files, torch_format
 from vargrl.data import patches
 from vargrl.models import qwen2, qwen2_vl, vit
 
@@ -37,14 +37,14 @@ def shapes(module, c):
 
 def write(folder, tensors):
   headers = {key: (x.shape, x.dtype) for key, x in tensors.items()}
-  files.write_folder(folder, headers, tensors.items(), limit=5e9, config={})
+  files.write_folder(folder, headers, tensors.items(), max_file_bytes=5e9, config={})
   return folder
 
 
 @pytest.mark.parametrize('name', sorted(rule.TEXT))
 def test_logits_are_those_of_transformers(tmp_path, name):
   c = qwen2.Config(**rule.TEXT[name])
-  params = torch.load(write(tmp_path / 'hf', state(name)), qwen2.torch_layouts(c), shapes(qwen2, c))
+  params = torch_format.load(write(tmp_path / 'hf', state(name)), qwen2.torch_layouts(c), shapes(qwen2, c))
   logits = jax.jit(lambda params, t_BL: qwen2.Model(c).apply({'params': params}, t_BL))(
     params, rule.tokens(c.vocab)
   )
@@ -63,7 +63,7 @@ def vl():
   """A state dict in the spelling of the hub -> params."""
 
   def call(tensors):
-    return torch.read(qwen2_vl.torch_layouts(VL)[0].table, tensors, shapes(qwen2_vl, VL))
+    return torch_format.from_state_dict(qwen2_vl.torch_layouts(VL)[0].table, tensors, shapes(qwen2_vl, VL))
 
   tensors = state('vl')
   for new, old in OLD:
@@ -135,42 +135,42 @@ def test_padding_of_a_picture_is_not_seen(vl, seen):
 @pytest.mark.parametrize('spelling', range(2), ids=('hub', 'new'))
 def test_exported_is_imported_bit_for_bit_in_one_file_or_many(tmp_path, vl, spelling):
   layout, theirs = qwen2_vl.torch_layouts(VL)[spelling], state('vl')
-  torch.save(tmp_path / 'many', layout, vl, limit=20_000)
+  torch_format.save(tmp_path / 'many', layout, vl, max_file_bytes=20_000)
   parts = sorted(path.name for path in (tmp_path / 'many').glob('*.safetensors'))
   assert len(parts) > 5 and parts[0] == f'model-00001-of-{len(parts):05d}.safetensors'
   sizes = [(tmp_path / 'many' / part).stat().st_size for part in parts]
   biggest = max(x.nbytes for x in theirs.values())
   assert max(sizes) < max(20_000, biggest) + 4000  # and a header
-  written = files.open(tmp_path / 'many')
+  written = files.open_tensors(tmp_path / 'many')
   rename = lambda key: (
     key if spelling else functools.reduce(lambda key, pair: key.replace(*pair), OLD, key)
   )
   assert {rename(key) for key in theirs} == set(written)
   for key, x in theirs.items():
     np.testing.assert_array_equal(np.asarray(written[rename(key)]), x)
-  again = torch.load(tmp_path / 'many', qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL))
+  again = torch_format.load(tmp_path / 'many', qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL))
   jax.tree.map(np.testing.assert_array_equal, again, vl)
-  torch.save(tmp_path / 'one', layout, again)
+  torch_format.save(tmp_path / 'one', layout, again)
   assert {path.name for path in (tmp_path / 'one').iterdir()} == {
     'model.safetensors',
     'config.json',
   }
   jax.tree.map(
     np.testing.assert_array_equal,
-    torch.load(tmp_path / 'one', qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL)),
+    torch_format.load(tmp_path / 'one', qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL)),
     vl,
   )
   with pytest.raises(ValueError, match='one: a folder with weights found'):
-    torch.save(tmp_path / 'one', layout, vl)
+    torch_format.save(tmp_path / 'one', layout, vl)
   # The language model alone, of the same folder.
-  lm = torch.load(tmp_path / 'many', qwen2.torch_layouts(VL.lm), shapes(qwen2, VL.lm))
+  lm = torch_format.load(tmp_path / 'many', qwen2.torch_layouts(VL.lm), shapes(qwen2, VL.lm))
   jax.tree.map(np.testing.assert_array_equal, lm, vl['lm'])
 
 
 def test_weights_written_in_bfloat16_are_those_rounded(tmp_path, vl):
-  torch.save(tmp_path / 'half', qwen2_vl.torch_layouts(VL)[0], vl, dtype=jnp.bfloat16)
+  torch_format.save(tmp_path / 'half', qwen2_vl.torch_layouts(VL)[0], vl, dtype=jnp.bfloat16)
   assert json.loads((tmp_path / 'half' / 'config.json').read_text())['torch_dtype'] == 'bfloat16'
-  read = torch.load(tmp_path / 'half', qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL))
+  read = torch_format.load(tmp_path / 'half', qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL))
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(jnp.float32)),
     read,
@@ -179,9 +179,9 @@ def test_weights_written_in_bfloat16_are_those_rounded(tmp_path, vl):
 
 
 def test_a_folder_of_another_size_is_one_sentence(tmp_path, vl):
-  torch.save(tmp_path / 'x', qwen2_vl.torch_layouts(VL)[0], vl)
+  torch_format.save(tmp_path / 'x', qwen2_vl.torch_layouts(VL)[0], vl)
   path = tmp_path / 'x' / 'config.json'
-  load = lambda: torch.check(path.parent, qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL))
+  load = lambda: torch_format.check(path.parent, qwen2_vl.torch_layouts(VL), shapes(qwen2_vl, VL))
   load()
   config = json.loads(path.read_text())
 

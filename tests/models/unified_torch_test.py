@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import vargpt_rule as golden
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import files, torch_format
 from vargrl.models import infinity, qwen2, unified
 from vargrl.objectives import dpo
 from vargrl.rollout import interleaved
@@ -263,9 +263,9 @@ def test_greedy_drawing_is_the_official_picture():
 
 def test_export_of_import_is_the_released_folder_bit_for_bit(tmp_path):
   m, state = golden.load(), golden.state()
-  torch.save(tmp_path / 'folder', m.layouts[0], m.params, limit=2e6)
-  found = {key: np.asarray(x) for key, x in torch.open(tmp_path / 'folder').items()}
-  codes = torch.write(m.tokens[-1].table, m.codes, m.tokens[-1].constants)
+  torch_format.save(tmp_path / 'folder', m.layouts[0], m.params, max_file_bytes=2e6)
+  found = {key: np.asarray(x) for key, x in files.open_tensors(tmp_path / 'folder').items()}
+  codes = torch_format.to_state_dict(m.tokens[-1].table, m.codes, m.tokens[-1].constants)
   assert set(found) | set(codes) == set(state) and not set(found) & set(codes)
   table = 'sos_embedding.weight'
   np.testing.assert_array_equal(found[table][-1], state[table][-1])
@@ -281,4 +281,4 @@ def test_a_table_of_start_embeddings_of_another_length_is_told(tmp_path):
   m = golden.load()
   changed = unified.torch_layouts(dataclasses.replace(m.c, special=(300, 309, 310)))
   with pytest.raises(ValueError, match='sos_embedding.weight has 309 rows, 301 expected'):
-    torch.load(m.path, changed, jax.eval_shape(lambda: m.params))
+    torch_format.load(m.path, changed, jax.eval_shape(lambda: m.params))

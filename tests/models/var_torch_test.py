@@ -6,7 +6,7 @@ import numpy as np
 import official
 import pytest
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.rollout import next_scale
 
 NAMES = ('var_tiny', 'var_d2', 'var_d2_512_shared')
@@ -97,7 +97,7 @@ def test_greedy_sampling_draws_the_official_tokens_and_picture(name, cfg):
 @pytest.mark.parametrize('name', NAMES)
 def test_export_of_import_is_the_official_state_dict_bit_for_bit(name):
   m = official.load(name, 'transformer')
-  out = torch.write(m.layouts[0].table, m.params, m.layouts[0].constants)
+  out = torch_format.to_state_dict(m.layouts[0].table, m.params, m.layouts[0].constants)
   assert {k: v.shape for k, v in out.items()} == m.keys  # what a strict torch load asks for
   for key, value in m.state.items():
     assert out[key].dtype == value.dtype
@@ -118,7 +118,7 @@ def test_a_wrong_state_dict_is_refused_with_the_list_of_what_is_wrong():
 
   def message(state):
     with pytest.raises(ValueError) as error:
-      torch.read(m.layouts[0].table, state, m.shapes, m.constants)
+      torch_format.from_state_dict(m.layouts[0].table, state, m.shapes, m.constants)
     return str(error.value)
 
   state = dict(m.state)

@@ -208,7 +208,7 @@ from vargrl.parallel import multihost, preemption
 multihost.initialize(heartbeat_seconds=10)
 import jax.numpy as jnp
 from vargrl.checkpoint import store as stores
-store = stores.Store({str(tmp_path / 'c')!r}, every=1, keep=1)
+store = stores.Store({str(tmp_path / 'c')!r}, every_steps=1, max_to_keep=1)
 with preemption.watch(print) as (check, _):
   for _ in range(40): check()
   store.save(7, {{'x': jnp.ones(3)}}, {{}}, {{}}, force=True)

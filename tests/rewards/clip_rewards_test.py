@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 import small_bpe
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.data import clip_bpe
 from vargrl.models.judges import clip
 from vargrl.parallel import mesh as meshes
@@ -46,10 +46,11 @@ def checkpoint(tmp_path_factory):
     jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes),
   )
   state = {
-    key: clip_golden.weight(key, x.shape) for key, x in torch.write(table, zeros, {}).items()
+    key: clip_golden.weight(key, x.shape)
+    for key, x in torch_format.to_state_dict(table, zeros, {}).items()
   }
   save_file(state, folder / 'model.safetensors')
-  yield folder, c, torch.read(table, state, shapes)
+  yield folder, c, torch_format.from_state_dict(table, state, shapes)
   clip.SIZES['smoke'] = kept
 
 

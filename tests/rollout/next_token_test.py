@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import qwen2_golden as rule
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.models import qwen2
 from vargrl.parallel import hlo, mesh, rules
 from vargrl.rollout import groups, next_token
@@ -170,7 +170,7 @@ def test_the_best_token_each_time_is_transformers_greedy_search():
   model = qwen2.Model(qwen2.Config(**rule.TEXT['untied']))
   state = {key: rule.weights(key, tuple(shape)) for key, shape in about['untied'].items()}
   shapes = nn.unbox(jax.eval_shape(lambda key: qwen2.init(model, key), jax.random.key(0)))
-  params = torch.read(qwen2.torch_layouts(model.c)[0].table, state, shapes)
+  params = torch_format.from_state_dict(qwen2.torch_layouts(model.c)[0].table, state, shapes)
   c = next_token.Config(1.0, 1, 0.0, rule.NEW, tuple(about['greedy']['stop']))
   t_PS = jnp.array([[*prompt, *[0] * (9 - len(prompt))] for prompt in rule.PROMPTS])
   prompt_P = Prompt(t_PS, jnp.array([*map(len, rule.PROMPTS)]))

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 import torch_file as files
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 
 NAME = 'infinity_vae_d16_small'
 
@@ -33,7 +33,7 @@ def test_features_bits_latents_and_picture_are_the_official_ones(v):
 
 
 def test_export_of_import_is_the_official_tokenizer_bit_for_bit(v):
-  out = torch.write(v.layouts[0].table, v.params, v.layouts[0].constants)
+  out = torch_format.to_state_dict(v.layouts[0].table, v.params, v.layouts[0].constants)
   assert {k: x.shape for k, x in out.items()} == v.keys
   for key, value in v.state.items():
     np.testing.assert_array_equal(out[key], value, err_msg=key)
@@ -57,7 +57,7 @@ def test_both_spellings_are_read_also_where_the_released_file_has_them(v, tmp_pa
       files.entries(('vae', weights), ('step', files.value(1))),
       {i: state[k] for k, i in names},
     )
-    jax.tree.map(np.testing.assert_array_equal, torch.load(path, v.layouts, v.shapes), v.params)
+    jax.tree.map(np.testing.assert_array_equal, torch_format.load(path, v.layouts, v.shapes), v.params)
 
 
 def test_a_wrong_tokenizer_is_refused_with_the_list_of_what_is_wrong(v, tmp_path):
@@ -68,7 +68,7 @@ def test_a_wrong_tokenizer_is_refused_with_the_list_of_what_is_wrong(v, tmp_path
   del state['encoder.norm_out.norm.weight']
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
   with pytest.raises(ValueError) as error:
-    torch.load(tmp_path / 'x.safetensors', v.layouts, v.shapes)
+    torch_format.load(tmp_path / 'x.safetensors', v.layouts, v.shapes)
   for line in (
     '- encoder.norm_out.norm.weight',
     '~ decoder.conv_out.conv.bias (4,)',

@@ -5,7 +5,7 @@ import numpy as np
 import official
 import pytest
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 
 NAMES = ('vqvae_small', 'var_tiny')
 
@@ -55,7 +55,7 @@ def test_transformer_inputs_and_picture_are_the_official_ones(run):
 @pytest.mark.parametrize('name', NAMES)
 def test_export_of_import_is_the_official_tokenizer_bit_for_bit(name):
   v = official.load(name, 'vae')
-  out = torch.write(v.layouts[0].table, v.params, v.layouts[0].constants)
+  out = torch_format.to_state_dict(v.layouts[0].table, v.params, v.layouts[0].constants)
   assert {k: x.shape for k, x in out.items()} == v.keys
   for key, value in v.state.items():
     assert out[key].dtype == value.dtype
@@ -70,7 +70,7 @@ def test_a_wrong_tokenizer_is_refused_with_the_list_of_what_is_wrong():
   state['decoder.conv_out.bias'] = np.zeros(4, np.float32)
   del state['quantize.quant_resi.qresi_ls.2.weight']
   with pytest.raises(ValueError) as error:
-    torch.read(v.layouts[0].table, state, v.shapes, v.constants)
+    torch_format.from_state_dict(v.layouts[0].table, state, v.shapes, v.constants)
   text = str(error.value)
   assert '- quantize.quant_resi.qresi_ls.2.weight' in text
   assert '~ decoder.conv_out.bias (4,)' in text and '+ quantize.extra' in text

@@ -211,7 +211,7 @@ def checkpoints(tmp_path_factory, one_device):
     shapes = flax.linen.unbox(jax.eval_shape(partial(python.init, model), jax.random.key(0)))
     found[name] = str(folder / name / 'checkpoints')
     params = {'policy': jax.tree.map(jnp.asarray, shaped(shapes, seed))}
-    store = stores.Store(pathlib.Path(found[name]), every=1, keep=1)
+    store = stores.Store(pathlib.Path(found[name]), every_steps=1, max_to_keep=1)
     store.save(0, State(params, {}), {}, {'config': '{}'}, force=True)
     store.close()
   return found
@@ -256,7 +256,7 @@ def test_a_run_without_a_good_update_ends_and_keeps_what_it_had(tmp_path, one_de
     ConfigDict(c.to_dict() | dict(steps=2)), tmp_path / 'good', say=lambda _: None
   )
   bad = State(jax.tree.map(lambda x: x * jnp.nan, state.params), {})
-  store = stores.Store(tmp_path / 'nan' / 'checkpoints', every=1, keep=1)
+  store = stores.Store(tmp_path / 'nan' / 'checkpoints', every_steps=1, max_to_keep=1)
   store.save(0, bad, {}, {}, force=True)
   store.close()
   c.init = dict(policy=str(tmp_path / 'nan' / 'checkpoints'))

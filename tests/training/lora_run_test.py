@@ -53,7 +53,7 @@ def one_device():
 
 def saved(folder, params):
   """The folder, with a checkpoint of this policy."""
-  store = stores.Store(pathlib.Path(folder), every=1, keep=1)
+  store = stores.Store(pathlib.Path(folder), every_steps=1, max_to_keep=1)
   store.save(0, State({'policy': params}, {}), {}, {'config': '{}'}, force=True)
   store.close()
   return str(folder)

@@ -63,7 +63,7 @@ def interrupt_at(workdir, row):
 
 
 def latest(workdir):
-  return stores.Store(workdir / 'checkpoints', every=1, keep=9).latest()
+  return stores.Store(workdir / 'checkpoints', every_steps=1, max_to_keep=9).latest()
 
 
 def test_interrupted_twice_and_continued_is_uninterrupted(tmp_path):

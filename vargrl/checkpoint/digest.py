@@ -1,4 +1,7 @@
-"""Digests of arrays, computed where the arrays are: orbax misses a flipped bit, these do not."""
+"""Digests of arrays, computed on the devices that hold them.
+
+Orbax does not notice a flipped bit in a checkpoint; these do.
+"""
 
 import functools
 import hashlib
@@ -10,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def named(tree) -> dict[str, jax.Array]:
-  """Returns {'params/blocks/q/w': leaf}, in the order of the tree."""
+def named_leaves(tree) -> dict[str, jax.Array]:
+  """Returns {'params/blocks/q/w': leaf}, in the order of the tree.
+
+  Raises ValueError if two leaves have the same name.
+  """
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   names = {}
   for path, leaf in leaves:
@@ -25,12 +31,12 @@ def named(tree) -> dict[str, jax.Array]:
 def digests(tree) -> dict[str, str]:
   """Returns {leaf name: 16 hex digits}, the same on every mesh, sharding and number of processes.
 
-  The arithmetic is exact (integers modulo 2**32), so neither the order of summation nor the place
-  matters. A change within one element always changes its digest, any other change escapes with
-  probability 2**-64. Shape and dtype are not part of it. Positions count modulo 2**32: in a leaf of
-  more elements, two that are exactly 2**32 apart could be swapped unnoticed.
+  The arithmetic is exact (integers modulo 2**32), so that neither the order of summation nor the
+  sharding matters. A change of one element always changes the digest; any other change is missed
+  with probability 2**-64. Shape and dtype are not part of it. Positions count modulo 2**32: in a
+  leaf of more elements, a swap of two that are exactly 2**32 apart would be missed.
   """
-  leaves = named(tree)
+  leaves = named_leaves(tree)
   # By leaf, not one program for the tree (which took 10 s to compile for 300 leaves on CPU): leaves
   # of one shape, such as parameters and both moments, share a compilation. All are under way before
   # the first is waited for.

@@ -1,9 +1,9 @@
-"""Reference checkpoint files as mappings of arrays that are read when they are used, and the
-writing of them.
+"""Reads and writes the files of reference checkpoints; arrays are read when they are used.
 
-A file is .safetensors (https://huggingface.co/docs/safetensors) or of torch.save; a folder is one
-of Hugging Face's, in which the weights lie under one of FOLDER's names, maybe in several files with
-an index."""
+A checkpoint is a .safetensors file (https://huggingface.co/docs/safetensors), a file of torch.save,
+or a folder of Hugging Face's. A folder contains one of WEIGHT_FILES, maybe an index of several
+files.
+"""
 
 from collections.abc import Mapping
 import contextlib
@@ -18,11 +18,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vargrl.checkpoint import pickled
+from vargrl.checkpoint import torch_archive
 
-PICKLED = ('.pth', '.pt', '.bin')
-ENDINGS = (*PICKLED, '.safetensors')
-FOLDER = (
+TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
+SUFFIXES = (*TORCH_SUFFIXES, '.safetensors')
+WEIGHT_FILES = (
   'model.safetensors',
   'model.safetensors.index.json',
   'open_clip_model.safetensors',
@@ -30,12 +30,10 @@ FOLDER = (
   'pytorch_model.bin',
   'pytorch_model.bin.index.json',
 )
-PARTS = ('text_config', 'rope_parameters', 'rope_scaling')  # of config.json
-IDENTITY = (
-  'architectures',
-  'model_type',
-  'type',
-)  # of config.json: the same weights may be used by others
+# Keys of config.json that contain other keys in some versions of transformers.
+SUBCONFIGS = ('text_config', 'rope_parameters', 'rope_scaling')
+# Keys of config.json that are not compared: the same weights may be used under another name.
+IDENTITY_KEYS = ('architectures', 'model_type', 'type')
 DTYPES = {
   'F64': 'float64',
   'F32': 'float32',
@@ -55,12 +53,12 @@ DTYPES = {name: np.dtype(dtype) for name, dtype in DTYPES.items()}
 
 
 class Safetensor:
-  """A handle on a tensor of a .safetensors file: np.asarray reads it."""
+  """A tensor of a .safetensors file that is read by np.asarray; has .shape and .dtype."""
 
   def __init__(self, file, path, key):
     self._file, self._path, self._key = file, path, key
-    about = file.get_slice(key)
-    self.shape, dtype = tuple(about.get_shape()), about.get_dtype()
+    entry = file.get_slice(key)
+    self.shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
     if dtype not in DTYPES:
       raise ValueError(f'{path}: {key} has dtype {dtype}, expected one of {sorted(DTYPES)}')
     self.dtype = DTYPES[dtype]
@@ -73,37 +71,40 @@ class Safetensor:
     return value if dtype is None else value.astype(dtype)
 
 
-def known(path):
-  """True if `path` names a reference checkpoint: by its ending, or as a folder that holds one."""
+def is_checkpoint(path):
+  """True if `path` ends like a reference checkpoint, or is a folder that contains one."""
   path = pathlib.Path(path).expanduser()
-  return path.suffix in ENDINGS or any((path / name).is_file() for name in FOLDER)
+  return path.suffix in SUFFIXES or any((path / name).is_file() for name in WEIGHT_FILES)
 
 
-def open(path):  # as in files.open(path)
-  """{key: array with .shape and .dtype, read by np.asarray} of a file or folder; values of .pth
-  files may be anything plain. FileNotFoundError says what was looked for, ValueError what is wrong
-  with a file."""
+def open_tensors(path):
+  """The tensors of a checkpoint file or folder: {key: array}, each read by np.asarray.
+
+  The arrays have .shape and .dtype. A file of torch.save may also hold plain values, and
+  dictionaries. Raises FileNotFoundError if there is no checkpoint, ValueError if it is damaged.
+  """
   path = pathlib.Path(path).expanduser()
   if path.is_dir():
-    found = [path / name for name in FOLDER if (path / name).is_file()]
+    found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
     if not found:
-      raise FileNotFoundError(f'{path}: none of {", ".join(FOLDER)} in this folder')
+      raise FileNotFoundError(f'{path}: none of {", ".join(WEIGHT_FILES)} in this folder')
     path = found[0]
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file')
   if path.name.endswith('.index.json'):
-    return together(path)
+    return open_indexed(path)
   if path.suffix == '.safetensors':
-    return safetensors(path)
-  if path.suffix not in PICKLED:
-    raise ValueError(f'{path}: ending {path.suffix!r}, expected one of {", ".join(ENDINGS)}')
-  value = pickled.load(path)
+    return open_safetensors(path)
+  if path.suffix not in TORCH_SUFFIXES:
+    raise ValueError(f'{path}: ending {path.suffix!r}, expected one of {", ".join(SUFFIXES)}')
+  value = torch_archive.load(path)
   if not isinstance(value, Mapping):
     raise ValueError(f'{path}: holds a {type(value).__name__}, expected a dictionary of tensors')
   return value
 
 
-def safetensors(path):
+def open_safetensors(path):
+  """{key: Safetensor} of a .safetensors file."""
   if not path.stat().st_size:
     raise ValueError(f'{path}: an empty file; download it again')
   try:
@@ -113,8 +114,11 @@ def safetensors(path):
   return {key: Safetensor(file, path, key) for key in file.keys()}
 
 
-def together(index):
-  """The tensors of all files that an index names; each of them must be in the file that it says."""
+def open_indexed(index):
+  """The tensors of all files that an index names.
+
+  Raises ValueError unless each tensor is in the file that the index says.
+  """
   try:
     where = dict(json.loads(index.read_text())['weight_map'])
     names = sorted({pathlib.PurePath(name) for name in where.values()})
@@ -122,66 +126,66 @@ def together(index):
     raise ValueError(
       f'{index}: no index with a weight_map ({type(e).__name__}: {e}); download it again'
     ) from e
-  if odd := [name for name in names if len(name.parts) != 1 or name.suffix not in ENDINGS]:
+  if odd := [name for name in names if len(name.parts) != 1 or name.suffix not in SUFFIXES]:
     raise ValueError(
       f'{index}: names {str(odd[0])!r}, expected a checkpoint file of the same folder'
     )
-  parts = {str(name): open(index.parent / name) for name in names}
+  parts = {str(name): open_tensors(index.parent / name) for name in names}
   if lost := [key for key, name in where.items() if key not in parts[name]]:
     raise ValueError(f'{index}: {lost[0]} is not in {where[lost[0]]}; download both again')
   return {key: parts[name][key] for key, name in where.items()}
 
 
-def refuse_config(path, wanted):
-  """ValueError unless config.json of the checkpoint folder `path`, if there is one, says what
-  `wanted` says.
+def check_config(path, expected):
+  """Raises ValueError if config.json of the checkpoint contradicts `expected`.
 
-  Keys may lie in parts of it, as of different versions of transformers; what it does not tell is
-  not compared."""
+  path: a folder, or a file in one; nothing is checked if it has no config.json. expected: {key:
+  value}. A key may be in one of SUBCONFIGS, as different versions of transformers write it; a key
+  that config.json does not have is not compared.
+  """
   path = pathlib.Path(path).expanduser()
   path = (path if path.is_dir() else path.parent) / 'config.json'
-  if not wanted or not path.is_file():
+  if not expected or not path.is_file():
     return
   try:
     config = dict(**json.loads(path.read_text(encoding='utf-8')))
   except (ValueError, TypeError) as e:
     raise ValueError(f'{path}: no dictionary in JSON ({e}); download it again') from e
-  if lines := list(differences(config, wanted)):
+  if lines := list(config_differences(config, expected)):
     raise ValueError(f'{path}: another model than that of the run: {"; ".join(lines)}')
 
 
-def differences(config, wanted):
-  """'key: found, expected' of all that differs."""
-  for key, value in wanted.items():
-    if key in IDENTITY:
+def config_differences(config, expected):
+  """Yields a line for each expected value that config.json contradicts."""
+  for key, value in expected.items():
+    if key in IDENTITY_KEYS:
       continue
     if key == 'vision_config':
       part = config.get(key)
       yield from (
-        f'{key}.{line}' for line in differences(part if isinstance(part, dict) else {}, value)
+        f'{key}.{line}'
+        for line in config_differences(part if isinstance(part, dict) else {}, value)
       )
     elif isinstance(value, dict):
-      yield from differences(config, value)
+      yield from config_differences(config, value)
     else:
       yield from (
         f'{key} {found!r} found, {value!r} expected'
-        for found in told(config, key)
+        for found in config_values(config, key)
         if found != value
       )
 
 
-def told(config, key):
-  """[what config.json says of a key, in it or in its parts], or []."""
+def config_values(config, key):
+  """The values of a key in a config, or in the first of its SUBCONFIGS that has it; or []."""
   if key in config:
     return [config[key]]
-  parts = [config[part] for part in PARTS if isinstance(config.get(part), dict)]
-  return next((found for part in parts if (found := told(part, key))), [])
+  parts = [config[part] for part in SUBCONFIGS if isinstance(config.get(part), dict)]
+  return next((found for part in parts if (found := config_values(part, key))), [])
 
 
-def check_ending(path):
-  """ValueError unless `path` can be written: the ending is known, and torch there if it is
-  needed.
-  """
+def check_suffix(path):
+  """Raises ValueError unless `path` can be written; .pth files need torch."""
   ending = pathlib.Path(path).suffix
   if ending not in ('.safetensors', '.pth'):
     raise ValueError(f'{path}: ending {ending!r}, expected .safetensors or .pth')
@@ -193,12 +197,12 @@ def check_ending(path):
 
 
 def write(path, shapes, arrays):
-  """Writes a whole file or none.
+  """Writes a checkpoint file, completely or not at all.
 
-  shapes: {key: (shape, dtype)}. arrays: (key, numpy array) of each, in the order of `shapes`; a
-  .safetensors file is written as they come, none is kept.
+  shapes: {key: (shape, dtype)}. arrays: yields (key, numpy array) of each, in the order of
+  `shapes`. A .safetensors file is written while they come and none is kept.
   """
-  check_ending(path)
+  check_suffix(path)
   path = pathlib.Path(path).expanduser()
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f'.{path.name}.{os.getpid()}.part')
@@ -215,17 +219,21 @@ def write(path, shapes, arrays):
       part.unlink()
 
 
-def write_folder(folder, shapes, arrays, *, limit, config):
-  """Writes a folder of Hugging Face's: files of at most `limit` bytes, or of one tensor, an index
-  if they are several, and config.json, which also says the weights' dtype. What is read first is
-  written last. See `write`."""
+def write_folder(folder, shapes, arrays, *, max_file_bytes, config):
+  """Writes a folder of Hugging Face's.
+
+  Its files have at most `max_file_bytes` of tensors, or a single tensor; several get an index.
+  config: of config.json, which also gets the dtype of the weights; {} writes none. The file that a
+  reader opens first is written last. shapes, arrays: see `write`. Raises ValueError if the folder
+  already contains a checkpoint.
+  """
   folder = pathlib.Path(folder).expanduser()
-  if known(folder):
+  if is_checkpoint(folder):
     raise ValueError(f'{folder}: a folder with weights found, one without them or none expected')
   size = lambda key: int(np.prod(shapes[key][0], dtype=object)) * np.dtype(shapes[key][1]).itemsize
   parts, used = [[]], 0
   for key in shapes:
-    if parts[-1] and used + size(key) > limit:
+    if parts[-1] and used + size(key) > max_file_bytes:
       parts, used = [*parts, []], 0
     parts[-1].append(key)
     used += size(key)
@@ -248,6 +256,7 @@ def write_folder(folder, shapes, arrays, *, limit, config):
 
 
 def write_safetensors(path, shapes, arrays):
+  """Writes a .safetensors file; see `write`."""
   codes, header, end = (
     {dtype: code for code, dtype in DTYPES.items()},
     {'__metadata__': {'format': 'pt'}},

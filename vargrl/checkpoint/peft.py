@@ -1,9 +1,10 @@
-"""Adapters of a LoRA run -> a folder that PEFT (https://github.com/huggingface/peft) loads.
+"""Writes the adapters of a LoRA run as a folder of PEFT (https://github.com/huggingface/peft).
 
-A reference model may fuse weights that have adapters of their own, as VAR does with q, k and v.
-Theirs are one adapter: the A's stacked, [3 r, in], and the B's on the diagonal of a [3 out, 3 r],
-with rank and alpha three times as large. The official VAR reads mat_qkv.weight and never calls the
-module, so that PEFT has no effect there before `merge_and_unload()`."""
+A reference model may fuse weights that have separate adapters here, as VAR fuses q, k and v. They
+become one adapter: its A stacks the A's, [3 r, in], and its B has the B's on the diagonal of a
+[3 out, 3 r]; rank and alpha are three times as large. The official VAR reads mat_qkv.weight and
+never calls the module, so that PEFT has no effect there before `merge_and_unload()`.
+"""
 
 import json
 import pathlib
@@ -14,18 +15,19 @@ from flax import traverse_util
 import numpy as np
 from safetensors.numpy import save_file
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 
 PREFIX = 'base_model.model.'
 
 
-def adapter(table, params, *, alpha):
-  """({PEFT's key: float32 array}, the dictionary of adapter_config.json) of a tree with adapters.
+def peft_adapter(table, params, *, alpha):
+  """Returns ({PEFT's key: float32 array}, the dictionary of adapter_config.json).
 
-  table: of the model's base, see vargrl/checkpoint/torch.py; alpha: the model's lora_alpha.
-  ValueError if there are no adapters."""
-  flat, arrays, ranks, lone = traverse_util.flatten_dict(params, sep='/'), {}, {}, 0
-  for names, layer, key, pattern in torch.rows(table, flat):
+  table: the table of the base model's TorchLayout. params: with adapters; ValueError if there are
+  none. alpha: the model's lora_alpha.
+  """
+  flat, arrays, ranks, rank_of_one = traverse_util.flatten_dict(params, sep='/'), {}, {}, 0
+  for names, layer, key, pattern in torch_format.entries(table, flat):
     pairs = [
       [flat.get(f'{name.removesuffix("/w")}/lora_{side}') for side in 'ab'] for name in names
     ]
@@ -34,9 +36,9 @@ def adapter(table, params, *, alpha):
     pairs = [
       [np.asarray(x if layer is None else x[layer], np.float32) for x in pair] for pair in pairs
     ]
-    lone = pairs[0][0].shape[-1]
+    rank_of_one = pairs[0][0].shape[-1]
     module = key.removesuffix('.weight')
-    A, B = matrices(pairs, pattern)
+    A, B = adapter_matrices(pairs, pattern)
     arrays |= {f'{PREFIX}{module}.lora_A.weight': A, f'{PREFIX}{module}.lora_B.weight': B}
     ranks[module if layer is None else re.sub(r'^.*\.\d+\.', '', module)] = len(
       A
@@ -45,13 +47,13 @@ def adapter(table, params, *, alpha):
     raise ValueError(
       'adapter: no lora_a in the weights, expected those of a run with lora_rank > 0'
     )
-  fused = {module: rank for module, rank in ranks.items() if rank != lone}
+  fused = {module: rank for module, rank in ranks.items() if rank != rank_of_one}
   return arrays, {
     'peft_type': 'LORA',
     'task_type': None,
     'base_model_name_or_path': None,
     'inference_mode': True,
-    'r': lone,
+    'r': rank_of_one,
     'lora_alpha': alpha,
     'lora_dropout': 0.0,
     'bias': 'none',
@@ -59,13 +61,15 @@ def adapter(table, params, *, alpha):
     'use_rslora': False,
     'target_modules': sorted(ranks),
     'rank_pattern': fused,
-    'alpha_pattern': {module: alpha * rank / lone for module, rank in fused.items()},
+    'alpha_pattern': {module: alpha * rank / rank_of_one for module, rank in fused.items()},
   }
 
 
-def matrices(pairs, pattern):
-  """[(a, b)] of the parts of one of their weights [out, in] -> its A [r, in] and B [out, r]; r of
-  all parts.
+def adapter_matrices(pairs, pattern):
+  """Returns A [r, in] and B [out, r] of one of their weights [out, in].
+
+  pairs: our [(a, b)] of the parts that the weight fuses; r is the sum of their ranks. pattern: the
+  weight's einops pattern.
   """
   theirs, ours = pattern.split('->')
   outs, ins = (side.strip('()').split() for side in re.findall(r'\(.*?\)|\S+', theirs))
@@ -82,9 +86,9 @@ def matrices(pairs, pattern):
   ), diagonal  # safetensors writes the memory as it lies
 
 
-def write(folder, table, params, *, alpha):
-  """Writes adapter_model.safetensors and adapter_config.json; what is there is replaced."""
-  arrays, config = adapter(table, params, alpha=alpha)
+def save(folder, table, params, *, alpha):
+  """Writes adapter_model.safetensors and adapter_config.json; existing files are replaced."""
+  arrays, config = peft_adapter(table, params, alpha=alpha)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   save_file(arrays, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})

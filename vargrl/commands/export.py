@@ -29,7 +29,7 @@ def main(flags):
   folder = not pathlib.Path(flags.out).suffix
   try:
     if not folder or not (adapted or along):
-      files.check_ending(flags.out)
+      files.check_suffix(flags.out)
   except ValueError as e:
     more = ', or a folder for the adapters alone' if adapted else ', or a folder' if along else ''
     raise ValueError(f'--out: {e}{more}') from e
@@ -48,7 +48,7 @@ def main(flags):
   )
   layout = python.torch_layouts(model.c)[0]
   if adapted and folder:
-    peft.write(flags.out, layout.table, params, alpha=model.c.lora_alpha)
+    peft.save(flags.out, layout.table, params, alpha=model.c.lora_alpha)
     params = lora.split(params)[1]
   else:
     if adapted:

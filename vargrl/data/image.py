@@ -94,7 +94,7 @@ def fit(image: np.ndarray, *, size: int, crop: str, rng: np.random.Generator | N
 
 
 def cover(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
-  """uint8 [height, width, 3]: as small as covers it, and cropped at the center."""
+  """uint8 [height, width, 3]: resized to the least size that covers it, then center-cropped."""
   y, x = image.shape[:2]
   ratio = max(height / y, width / x)
   y, x = max(height, round(y * ratio)), max(width, round(x * ratio))
@@ -102,17 +102,18 @@ def cover(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
   return image[top : top + height, left : left + width]
 
 
-def framed(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
-  """uint8 [y, x, 3]: of the picture's pixels, what `cover` shows."""
+def crop_to_aspect(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+  """The center of uint8 [y, x, 3] with the aspect ratio height : width, unresized.
+
+  It is the part of the image that `cover` keeps."""
   y, x = image.shape[:2]
   tall, wide = min(y, max(1, round(x * height / width))), min(x, max(1, round(y * width / height)))
   top, left = (y - tall) // 2, (x - wide) // 2
   return image[top : top + tall, left : left + wide]
 
 
-def shrunk(image: np.ndarray, *, most: int) -> np.ndarray:
-  """uint8 [y, x, 3] of at most so many pixels, by leaving some out: as LLaMA-Factory does, and
-  VARGPT-v1.1 with it.
+def limit_pixels(image: np.ndarray, *, max_pixels: int) -> np.ndarray:
+  """uint8 [y, x, 3] of at most `max_pixels` pixels, resized by nearest neighbour if it has more.
 
   https://github.com/hiyouga/LLaMA-Factory/blob/main/src/llamafactory/data/mm_plugin.py
   """

@@ -13,10 +13,14 @@ from vargrl.data import image as pictures
 ASPECT = 200  # a longer picture is refused
 
 
-def fitted(height: int, width: int, *, unit: int, least: int, most: int) -> tuple[int, int]:
-  """The size that a picture is resized to: multiples of `unit`, its aspect ratio, and least <=
-  pixels <= most as far as these allow."""
-  if max(height, width) > ASPECT * min(height, width):
+def fit_size(
+  height: int, width: int, *, unit: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+  """(height, width) that an image is resized to: multiples of `unit`, about its aspect ratio.
+
+  Its pixels are between min_pixels and max_pixels as far as these multiples allow. ValueError for
+  an aspect ratio above MAX_ASPECT."""
+  if max(height, width) > MAX_ASPECT * min(height, width):
     raise ValueError(
       f'picture: {height} x {width} pixels found, a ratio of at most {ASPECT} expected'
     )
@@ -34,11 +38,14 @@ def cut(image: np.ndarray, *, patch=14, merge=2, frames=2, least=56 * 56, most=2
   """uint8 [y, x, 3] -> (float32 [L, 3 * frames * patch * patch], (h, w)): its h * w = L patches,
   resized and normalised as for CLIP.
 
-  Patches that become one embedding, merge x merge of them, are neighbours in L too. Within a patch:
-  channel, frame (all the same), row, column. least, most: pixels, see `fitted`."""
-  y, x = fitted(*image.shape[:2], unit=patch * merge, least=least, most=most)
-  image = pictures.resize(image, height=y, width=x, how=Image.Resampling.BICUBIC)
-  mean, std = (np.asarray(value, np.float32) for value in (pictures.MEAN, pictures.STD))
+  The image is resized, see `fit_size`, and normalised as for CLIP. A patch is patch x patch pixels,
+  p = 3 * frames * patch ** 2 numbers in the order channel, frame (all the same), row, column. The
+  merge x merge patches of an embedding follow one another."""
+  y, x = fit_size(
+    *image.shape[:2], unit=patch * merge, min_pixels=min_pixels, max_pixels=max_pixels
+  )
+  image = imaging.resize(image, height=y, width=x, resample=Image.Resampling.BICUBIC)
+  mean, std = (np.asarray(value, np.float32) for value in (imaging.MEAN, imaging.STD))
   pixels = ((image.astype(np.float64) / 255).astype(np.float32) - mean) / std
   h, w = y // patch, x // patch
   pixels = pixels.reshape(h // merge, merge, patch, w // merge, merge, patch, 3).transpose(

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.models.judges import inception
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, rows
@@ -31,7 +31,7 @@ def network(*, weights, size):
   if weights and not path.exists():
     raise FileNotFoundError(f'weights: there is no {path}; `curl -L -o {path} {URL}` brings it')
   if weights:
-    torch.check(path, layouts, shapes)
+    torch_format.check(path, layouts, shapes)
 
   def load():
     mesh = meshes.current()
@@ -41,7 +41,7 @@ def network(*, weights, size):
       else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     )  # 95 MB: whole on every device
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    return torch.load(path, layouts, placed) if weights else jax.device_put(random(shapes), here)
+    return torch_format.load(path, layouts, placed) if weights else jax.device_put(random(shapes), here)
 
   return load, features
 

@@ -190,7 +190,7 @@ def with_head(c, params):
 
 
 def torch_block(ours, theirs, attention):
-  """Rows of a Layout's table for the attention and the mlp of a Block with l2_norm: their names
+  """Rows of a TorchLayout's table for the attention and the mlp of a Block with l2_norm: their names
   begin with `theirs`, and those of the attention go on with `attention`."""
   sa, ffn = f'{theirs}.{attention}', f'{theirs}.ffn'
   return {

@@ -22,7 +22,7 @@ from vargrl.models.layers import cache as caches
 from vargrl.models.layers.einsum import Einsum, letters
 from vargrl.models.var import WRAPPERS
 from vargrl.parallel.rules import gather, shard
-from vargrl.types import Layout, bounds, offsets
+from vargrl.types import TorchLayout, bounds, offsets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,8 +381,8 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """The official state dict, its blocks in chunks or not, alone or in a checkpoint of the official
-  trainer; see types.Layout. The temperatures are [1, H, 1, 1], or [1, 1, H, 1] where another
+  """The official state dict, its blocks in export_chunks or not, alone or in a checkpoint of the official
+  trainer; see types.TorchLayout. The temperatures are [1, H, 1, 1], or [1, 1, H, 1] where another
   attention was built."""
   size = c.depth // c.chunks
   chunked = (
@@ -391,13 +391,13 @@ def torch_layouts(c):
   )
   plain = 'blocks.{X}', lambda i: f'blocks.{i}'
   return tuple(
-    Layout(
+    TorchLayout(
       torch_table(c, block, shape),
       torch_constants(c, numbered),
       ignored=('lvl_1L', 'attn_bias_for_masking'),
-      nests=('trainer/gpt_fsdp', 'trainer/gpt_ema_fsdp'),
+      nested_at=('trainer/gpt_fsdp', 'trainer/gpt_ema_fsdp'),
       prefixes=WRAPPERS,
-      cut=('cfg_uncond',),
+      resized=('cfg_uncond',),
     )
     for block, numbered in (chunked, plain)
     for shape in ('1 N 1 1', '1 1 N 1')

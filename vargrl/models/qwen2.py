@@ -15,7 +15,7 @@ from vargrl.models.layers import attention, lora, masks, norms, rope, stack
 from vargrl.models.layers import cache as caches
 from vargrl.models.layers.einsum import Einsum, letters, normal, whole
 from vargrl.parallel.rules import gather, shard
-from vargrl.types import Layout
+from vargrl.types import TorchLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,7 @@ def torch_layouts(c):
     *((r'lm_head\.weight',) if c.tied else ()),
   )
   tables = [torch_table(c, theirs=theirs) for theirs in ('model.', 'model.language_model.')]
-  return tuple(Layout(table, ignored=more, config=described(c)) for table in tables)
+  return tuple(TorchLayout(table, ignored=more, config=hf_config(c)) for table in tables)
 
 
 def torch_table(c, ours='', theirs='model.'):

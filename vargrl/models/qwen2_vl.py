@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vargrl.models import qwen2, vit
 from vargrl.models.layers import stack
-from vargrl.types import Layout
+from vargrl.types import TorchLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,4 +116,4 @@ def torch_layouts(c):
     for text, image in spellings
   ]
   more = (r'.*\.rotary_(pos_)?emb\.inv_freq', *((r'lm_head\.weight',) if c.lm.tied else ()))
-  return tuple(Layout(table, ignored=more, config=described(c)) for table in tables)
+  return tuple(TorchLayout(table, ignored=more, config=described(c)) for table in tables)

@@ -17,7 +17,7 @@ from vargrl.models import infinity, qwen2, qwen2_vl, vit
 from vargrl.models.layers import norms, stack
 from vargrl.models.layers.einsum import Einsum, letters, normal, torch_dense
 from vargrl.parallel.rules import gather
-from vargrl.types import Layout
+from vargrl.types import TorchLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +261,7 @@ def parts(c):
 
 
 def torch_layouts(c):
-  """Of the released folder (see types.Layout), whose tokenizer is tokenizers/bsq.py's.
+  """Of the released folder (see types.TorchLayout), whose tokenizer is tokenizers/bsq.py's.
 
   Of the table of start embeddings the last row alone was ever read; others are zeros on export.
   """
@@ -282,13 +282,13 @@ def torch_layouts(c):
   }
   constants = lambda layout: {f'vargpt_gen.{key}': value for key, value in layout.constants.items()}
   return tuple(
-    Layout(
+    TorchLayout(
       table | under(layout.table),
       constants(layout),
       ignored=more,
-      cut=('vargpt_gen.cfg_uncond',),
-      last={'sos_embedding.weight': c.special[0] + 1},
-      config=described(c),
+      resized=('vargpt_gen.cfg_uncond',),
+      last_row_of={'sos_embedding.weight': c.image_tokens[0] + 1},
+      config=hf_config(c),
     )
     for layout in drawers
   )

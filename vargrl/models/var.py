@@ -16,7 +16,7 @@ from vargrl.models.layers import cache as caches
 from vargrl.models.layers import masks
 from vargrl.models.layers.einsum import Einsum, letters, normal
 from vargrl.parallel.rules import gather
-from vargrl.types import Layout, bounds, offsets
+from vargrl.types import TorchLayout, bounds, offsets
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -185,9 +185,9 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """The official state dict, alone or in a checkpoint of the official trainer; see types.Layout."""
+  """The official state dict, alone or in a checkpoint of the official trainer; see types.TorchLayout."""
   return (
-    Layout(torch_table(c), torch_constants(c), nests=('trainer/var_wo_ddp',), prefixes=WRAPPERS),
+    TorchLayout(torch_table(c), torch_constants(c), nested_at=('trainer/var_wo_ddp',), prefixes=WRAPPERS),
   )
 
 

@@ -14,7 +14,7 @@ from vargrl.models.layers import attention, rope, stack
 from vargrl.models.layers.einsum import Einsum, torch_dense, torch_mlp
 from vargrl.models.layers.norms import Norm, torch_norm
 from vargrl.parallel.rules import shard
-from vargrl.types import Layout
+from vargrl.types import TorchLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def init(model, key):
 def torch_layouts(c):
   """What a Qwen2-VL has of it, in both spellings."""
   return tuple(
-    Layout(
+    TorchLayout(
       torch_table(theirs=theirs),
       ignored=(rf'(?!{re.escape(theirs)}).*',),
       config={'vision_config': described(c)},

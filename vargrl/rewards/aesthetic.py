@@ -8,7 +8,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import files
 from vargrl.rewards import towers
 from vargrl.types import Judge
 
@@ -55,7 +55,7 @@ def affine(head, source):
       f'head: {path.name} was trained with ReLUs between its layers, a linear one expected; '
       f'{download()}'
     )
-  w_E, b = collapsed(torch.open(path), path)
+  w_E, b = collapsed(files.open_tensors(path), path)
   if len(w_E) != E:
     raise ValueError(
       f'head: {path} is for embeddings of width {len(w_E)}, {E} in CLIP {source.size!r}'

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.data import names as class_names
 from vargrl.models.judges import blip
 from vargrl.parallel import place
@@ -46,7 +46,9 @@ def judge(*, file, size, dtype, vocab, template, names):
   if path and not path.exists():
     raise FileNotFoundError(f'file: there is no {path}; {COMMANDS["file"].format(path.parent)}')
   if path:
-    torch.check(path, blip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
+    torch_format.check(
+      path, blip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0)))
+    )
   texts = prompts(template, names)
   where = pathlib.Path(vocab).expanduser() if vocab else path and path.parent
   t_VL = tokenized(where, texts, c.vocab) if where else letters(texts, c.vocab)
@@ -72,7 +74,7 @@ def weights(path, c, part, mesh):
   """One part of the network, 'image', 'text' or 'head', on the mesh."""
   shapes = place.abstract_params(init(c), mesh)
   if path:
-    return torch.load(path, blip.torch_layouts(c), shapes, only=f'{part}/')
+    return torch_format.load(path, blip.torch_layouts(c), shapes, subtree=f'{part}/')
   print(f'reward ImageReward {part}: no file, random weights')
   # Of this part alone: the rest is not compiled.
   return place.init_sharded(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.data import clip_bpe
 from vargrl.data import names as class_names
 from vargrl.models.judges import clip
@@ -58,7 +58,9 @@ def source(*, file, size, dtype, download):
   if not path.exists():
     raise FileNotFoundError(f'file: there is no {path}; {command(download.get(size), path)}')
   try:
-    torch.check(path, clip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0))))
+    torch_format.check(
+      path, clip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0)))
+    )
   except FileNotFoundError as e:  # an empty folder
     raise FileNotFoundError(f'file: {e}; {command(download.get(size), path)}') from e
   except ValueError as e:
@@ -95,7 +97,7 @@ def weights(source, part, mesh):
   """The weights of one part, 'image', 'text' or 'logit_scale', on the mesh."""
   shapes = abstract(source, mesh)
   if source.path:
-    return torch.load(source.path, clip.torch_layouts(source.c), shapes, only=part)
+    return torch_format.load(source.path, clip.torch_layouts(source.c), shapes, subtree=part)
   print(f'reward tower {source.size} {part}: no file, random weights')
   return place.init_sharded(init(source.c), jax.random.key(0), shapes)[part]
 

@@ -92,7 +92,7 @@ class Decoder(nn.Module):
 
 
 def torch_conv(ours, theirs):
-  """Rows of a Layout's table for a convolution."""
+  """Rows of a TorchLayout's table for a convolution."""
   return {
     f'{ours}/w': (f'{theirs}.weight', 'o i y x -> y x i o'),
     f'{ours}/b': (f'{theirs}.bias', 'o -> o'),

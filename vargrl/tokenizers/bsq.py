@@ -18,7 +18,7 @@ from vargrl.models.layers.stack import DTYPES
 from vargrl.models.var import WRAPPERS
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bilinear, resize
-from vargrl.types import Layout, bounds, leading, offsets, sides
+from vargrl.types import TorchLayout, bounds, leading, offsets, sides
 
 HUB = 'FoundationVision/infinity'  # where the published files are, on huggingface.co
 
@@ -251,7 +251,7 @@ def init(model, key):
 
 def torch_layouts(c):
   """The official file, whose weights lie under 'vae', in both spellings that its loader knows; and
-  those within the folder of VARGPT-v1.1. See types.Layout.
+  those within the folder of VARGPT-v1.1. See types.TorchLayout.
 
   The masks are powers of two that nothing is learned in, and that 64 bits have no room for:
   whatever they hold is ignored."""
@@ -262,11 +262,11 @@ def torch_layouts(c):
     for inner in (True, False)
   }
   alone = tuple(
-    Layout(table, constants, ignored=tuple(constants), nests=('vae',), prefixes=WRAPPERS)
+    TorchLayout(table, constants, ignored=tuple(constants), nested_at=('vae',), prefixes=WRAPPERS)
     for table in tables.values()
   )
   inside = {
     ours: (f'vae_local.{theirs}', pattern) for ours, (theirs, pattern) in tables[True].items()
   }
   masks = {'vae_local.quantizer.lfq.mask': mask}
-  return *alone, Layout(inside, masks, ignored=(r'(?!vae_local\.).*', *masks))
+  return *alone, TorchLayout(inside, masks, ignored=(r'(?!vae_local\.).*', *masks))

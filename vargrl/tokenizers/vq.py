@@ -17,7 +17,7 @@ from vargrl.models.layers.stack import DTYPES
 from vargrl.models.var import SCALES_256, SCALES_512, WRAPPERS
 from vargrl.tokenizers import autoencoder
 from vargrl.tokenizers.resize import area, bicubic, resize
-from vargrl.types import Layout, bounds, leading, offsets
+from vargrl.types import TorchLayout, bounds, leading, offsets
 
 HUB = 'FoundationVision/var'  # where the published files are, on huggingface.co
 
@@ -199,7 +199,7 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """The official state dict, alone or in a checkpoint of the official trainer; see types.Layout.
+  """The official state dict, alone or in a checkpoint of the official trainer; see types.TorchLayout.
 
   The record of code usage is not learned, and its shape tells of another schedule where the weights
   are the same: whatever it holds is ignored. So are convolutions that a short schedule leaves
@@ -212,11 +212,11 @@ def torch_layouts(c):
       f'{theirs}.bias': np.zeros(shape[0], np.float32),
     }
   return (
-    Layout(
+    TorchLayout(
       torch_table(c),
       constants,
       ignored=tuple(map(re.escape, constants)),
-      nests=('trainer/vae_local',),
+      nested_at=('trainer/vae_local',),
       prefixes=WRAPPERS,
     ),
   )

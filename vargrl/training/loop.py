@@ -39,7 +39,9 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
     check, begin_save = stack.enter_context(preemption.watch(say))
     multihost.on_all_hosts(lambda: check_resume(run, workdir))
     store = multihost.on_all_hosts(
-      lambda: stores.Store(workdir / 'checkpoints', every=config.save_every, keep=config.keep)
+      lambda: stores.Store(
+        workdir / 'checkpoints', every_steps=config.save_every, max_to_keep=config.keep
+      )
     )
     stack.callback(store.close)
     found = store.restore(run.shapes)
@@ -97,9 +99,9 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
         )
         and not stopped
       ):
-        saved()
-      took, store.took = store.took, None
-      return {'time/save_whole': took} if took else {}
+        on_save()
+      seconds, store.save_seconds = store.save_seconds, None
+      return {'time/save_whole': seconds} if seconds else {}
 
     def evaluate(step, state):
       for name, evaluator in due(step):
@@ -174,11 +176,10 @@ def read(data, phase):
 
 
 def check_resume(run, workdir):
-  """What a run cannot go on from is told before anything is compiled; all of a chain, before it
-  starts.
-  """
-  found = stores.peek(workdir / 'checkpoints', run.shapes, item='')
-  if not found:
+  """Raises ValueError for a checkpoint that the run cannot continue from, before anything is
+  compiled."""
+  checkpoint = stores.read_metadata(workdir / 'checkpoints', run.shapes, item='')
+  if not checkpoint:
     return
   step, data, _ = found
   if step > run.config.steps:

@@ -61,7 +61,7 @@ def checkpoint_path(config, name, root):
   if name not in config.init or not config.init[name] or hasattr(config.init[name], 'items'):
     return None
   path = str(config.init[name])
-  if '/' in path or path.endswith(files.ENDINGS):
+  if '/' in path or path.endswith(files.SUFFIXES):
     return path
   return str(pathlib.Path(root) / path / 'checkpoints')
 
@@ -106,11 +106,11 @@ def load_or_init(config, name, init, mesh, root, say=print):
     return place.init_sharded(init, key, shapes), meta
   if parts:
     tree = load_parts(parts, name, init, key, shapes, say)
-  elif files.known(path):
+  elif files.is_checkpoint(path):
     tree = torch_format.load(path, torch_layouts(config, name), shapes)
   else:
     item = checkpoint_item(name)
-    stored = lora.match_structure(shapes, stores.names(path, item=item))
+    stored = lora.match_structure(shapes, stores.leaf_names(path, item=item))
     _, tree, meta = stores.load(path, stored, item=item)
   return (add_adapters(tree, init, key, shapes) if name == 'policy' else tree), meta
 
@@ -122,7 +122,9 @@ def load_parts(parts, name, init, key, shapes, say):
   random = place.init_sharded(
     lambda key: lora.base_params({part: nn.unbox(init(key)[part]) for part in rest}), key, rest
   )
-  return {part: torch_format.load(x.path, x.layouts, x.shapes) for part, x in parts.items()} | random
+  return {
+    part: torch_format.load(x.path, x.layouts, x.shapes) for part, x in parts.items()
+  } | random
 
 
 def add_adapters(tree, init, key, shapes):
@@ -148,16 +150,16 @@ def check_sources(config, built, mesh, root, upstream):
     path, item = checkpoint_path(config, name, root), checkpoint_item(name)
     if not path:
       continue
-    if files.known(path):
+    if files.is_checkpoint(path):
       hub = assemble.module(config['policy' if name == 'reference' else name], name)[0].HUB
       check_reference_file(f'init.{name}', path, hub, torch_layouts(config, name), shapes)
     elif config.init[name] in upstream:
       have = upstream[config.init[name]].get(item.removeprefix('params/'), {})
       shapes = lora.match_structure(shapes, traverse_util.flatten_dict(have, sep='/'))
-      stores.refuse_others(f'init.{name}: run {config.init[name]!r}', have, shapes)
+      stores.check_same_leaves(f'init.{name}: run {config.init[name]!r}', have, shapes)
     else:
-      shapes = lora.match_structure(shapes, stores.names(path, item=item))
-      if not stores.peek(path, shapes, item=item):
+      shapes = lora.match_structure(shapes, stores.leaf_names(path, item=item))
+      if not stores.read_metadata(path, shapes, item=item):
         raise FileNotFoundError(f'init.{name}: no checkpoint in {path}')
 
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.models.judges import blip
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[2] / 'golden' / 'blip.npz')
@@ -26,7 +26,7 @@ def shapes(c):
 def their_shapes(layout, found):
   """{their key: shape}, by the table."""
   out, flat = {}, traverse_util.flatten_dict(found, sep='/')
-  for names, layer, key, pattern in torch.rows(layout.table, flat):
+  for names, layer, key, pattern in torch_format.entries(layout.table, flat):
     left, right = pattern.split('->')
     shape = flat[names[0]].shape[layer is not None :]
     size = dict(zip(right.split(), shape if len(names) == 1 else (len(names), *shape))) | {'1': 1}
@@ -39,7 +39,7 @@ def test_the_reference_is_reached_through_the_layout_of_imagereward():
   [layout] = blip.torch_layouts(C)
   theirs = their_shapes(layout, shapes(C))
   assert set(theirs) == set(GOLDEN['keys'])
-  params = torch.read(layout.table, {k: rule.weights(k, s) for k, s in theirs.items()}, shapes(C))
+  params = torch_format.from_state_dict(layout.table, {k: rule.weights(k, s) for k, s in theirs.items()}, shapes(C))
   image_Byxc, t_BL, mask_BL = rule.inputs()
 
   @jax.jit

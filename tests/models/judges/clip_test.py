@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.models.judges import clip
 
 GOLDEN = pathlib.Path(__file__).parents[2] / 'golden'
@@ -38,7 +38,7 @@ def loaded(arch, layout, state=None):
       k: clip_golden.weight(k, shape)
       for k, shape in stored()[0]['keys'][f'{arch}_{layout}'].items()
     }
-  return c, torch.read(clip.torch_layouts(c)[LAYOUTS.index(layout)].table, state, shapes(c))
+  return c, torch_format.from_state_dict(clip.torch_layouts(c)[LAYOUTS.index(layout)].table, state, shapes(c))
 
 
 @functools.lru_cache(None)
@@ -82,7 +82,7 @@ def test_published_sizes_have_the_published_number_of_parameters_and_tensors(siz
     jax.tree_util.keystr(k, simple=True, separator='/'): x
     for k, x in jax.tree_util.tree_leaves_with_path(tree)
   }
-  rows = [list(torch.rows(layout.table, flat)) for layout in clip.torch_layouts(c)]
+  rows = [list(torch_format.entries(layout.table, flat)) for layout in clip.torch_layouts(c)]
   assert len({key for _, _, key, _ in rows[0]}) == tensors
   for layout in rows:  # every parameter in exactly one row, but for the layers
     found = [name for names, layer, _, _ in layout if not layer for name in names]
@@ -93,7 +93,7 @@ def test_export_of_import_is_the_state_dict_bit_for_bit():
   for layout in LAYOUTS:
     state = {k: clip_golden.weight(k, s) for k, s in stored()[0]['keys'][f'h_{layout}'].items()}
     c, params = loaded('h', layout, state)
-    out = torch.write(clip.torch_layouts(c)[LAYOUTS.index(layout)].table, params, {})
+    out = torch_format.to_state_dict(clip.torch_layouts(c)[LAYOUTS.index(layout)].table, params, {})
     assert out.keys() == state.keys()
     for key, value in state.items():
       np.testing.assert_array_equal(out[key], value, err_msg=key)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vargrl.checkpoint import torch
+from vargrl.checkpoint import torch_format
 from vargrl.models.judges import inception
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[2] / 'golden' / 'inception.npz')
@@ -47,7 +47,7 @@ def test_resizing_is_that_of_tensorflow_1():
 def test_features_and_logits_are_those_of_the_reference():
   c, found = inception.SIZES['fid'], shapes('fid')
   [layout] = inception.torch_layouts(c)
-  params = torch.read(layout.table, state(layout, found), found)
+  params = torch_format.from_state_dict(layout.table, state(layout, found), found)
   model = inception.Model(c)
   pool_BD, logits_BV = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, rule.pictures())
   assert pool_BD.shape == (2, 2048) and logits_BV.shape == (2, 1008)

@@ -14,7 +14,7 @@ from vargrl.models.layers import attention, stack
 from vargrl.models.layers.einsum import Einsum, letters, normal, torch_dense, torch_mlp
 from vargrl.models.layers.norms import Norm, torch_norm
 from vargrl.parallel.rules import shard
-from vargrl.types import Layout
+from vargrl.types import TorchLayout
 
 HEAD = {
   0: 1024,
@@ -240,7 +240,7 @@ def torch_layouts(c):
     table |= torch_dense(f'head/{layer}', f'mlp.layers.{layer}', 'E D -> D E')
   # What BLIP was pretrained with and a score does not use.
   ignored = (r'blip\.(vision_proj|text_proj|itm_head)\..*', r'.*\.position_ids', r'blip\.temp')
-  return (Layout(table, ignored=ignored, prefixes=('module.',)),)
+  return (TorchLayout(table, ignored=ignored, prefixes=('module.',)),)
 
 
 def out(ours, theirs):

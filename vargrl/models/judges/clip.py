@@ -16,7 +16,7 @@ from vargrl.models.layers import attention, stack
 from vargrl.models.layers.einsum import Einsum, letters, normal, torch_mlp
 from vargrl.models.layers.norms import Norm, torch_norm
 from vargrl.parallel.rules import shard
-from vargrl.types import Layout
+from vargrl.types import TorchLayout
 
 ACTS = ('quick_gelu', 'gelu')
 EPS = 1e-5  # of the norms
@@ -228,11 +228,11 @@ def torch_layouts(c):
   clip |= torch_norm('image/pre', 'visual.ln_pre') | torch_norm('image/post', 'visual.ln_post')
   clip |= torch_norm('text/norm', 'ln_final')
   return (
-    Layout(hf, ignored=(r'.*\.position_ids',)),
-    Layout(
+    TorchLayout(hf, ignored=(r'.*\.position_ids',)),
+    TorchLayout(
       clip,
       ignored=(r'attn_mask|input_resolution|context_length|vocab_size',),
-      nests=('state_dict',),
+      nested_at=('state_dict',),
       prefixes=('module.',),
     ),
   )

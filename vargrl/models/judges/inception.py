@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.models.layers.einsum import letters
-from vargrl.types import Layout
+from vargrl.models.layers.einsum import with_axes
+from vargrl.types import TorchLayout
 
 EPS = 1e-3  # of the batch norms
 FULL = jax.lax.Precision.HIGHEST  # of products: accelerators' default moves FID in the second digit
@@ -232,4 +232,4 @@ def torch_layouts(c):
     *block, kind = name.split('/')
     theirs, pattern = kinds[kind]
     table[name] = ('.'.join([*block, theirs]), pattern)
-  return (Layout(table, ignored=(r'.*\.num_batches_tracked',)),)
+  return (TorchLayout(table, ignored=(r'.*\.num_batches_tracked',)),)

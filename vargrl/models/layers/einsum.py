@@ -118,7 +118,7 @@ def whole(w, axes, dtype):
 
 
 def torch_dense(ours, theirs, pattern):
-  """Rows of a types.Layout table, of an Einsum with bias, which has the first axis of the weight's
+  """Rows of a types.TorchLayout table, of an Einsum with bias, which has the first axis of the weight's
   pattern.
   """
   out = pattern[0]

@@ -13,18 +13,18 @@ import official
 import pytest
 import torch_file as made
 
-from vargrl.checkpoint import pickled
+from vargrl.checkpoint import torch_archive
 
 SIX = np.arange(6, dtype=np.float32)
 
 
 def read(tmp_path, code, storages=(('0', SIX),), **options):
-  return pickled.load(made.write(tmp_path / 'x.pth', code, storages, **options))
+  return torch_archive.load(made.write(tmp_path / 'x.pth', code, storages, **options))
 
 
 @pytest.mark.parametrize('name, which', [('var_tiny', 'transformer'), ('vae_tiny', 'vae')])
 def test_files_of_torch_hold_the_weights_bit_for_bit(name, which):
-  state = pickled.load(official.FOLDER / f'{name}.pth')
+  state = torch_archive.load(official.FOLDER / f'{name}.pth')
   m = official.stored('var_tiny')[0]['modules'][which]
   assert type(state) is dict and [[k, list(x.shape)] for k, x in state.items()] == m['keys']
   for key, x in fill.fill_state(m['keys'], m['salt'], skip=m['constants']).items():
@@ -33,10 +33,10 @@ def test_files_of_torch_hold_the_weights_bit_for_bit(name, which):
 
 
 def test_the_trainers_file_holds_the_same_weights_and_its_plain_values():
-  file = pickled.load(official.FOLDER / 'var_tiny_trainer.pth')
+  file = torch_archive.load(official.FOLDER / 'var_tiny_trainer.pth')
   assert [*file] == ['epoch', 'iter', 'trainer', 'args']
   for nest, name in (('var_wo_ddp', 'var_tiny'), ('vae_local', 'vae_tiny')):
-    alone, inside = pickled.load(official.FOLDER / f'{name}.pth'), file['trainer'][nest]
+    alone, inside = torch_archive.load(official.FOLDER / f'{name}.pth'), file['trainer'][nest]
     assert [*alone] == [*inside] and all(alone[k].tobytes() == inside[k].tobytes() for k in alone)
   args = file['args']
   assert args['patch_nums'] == (1, 2, 3, 4) and args['tclip'] == 2.0 and args['saln'] is False
@@ -267,14 +267,14 @@ def test_what_is_no_file_of_torch_is_told_in_a_sentence(tmp_path):
     (whole[:4], 'truncated'),
     (b'<!DOCTYPE html>', 'not a file of torch.save'),
     (pickle.dumps([1]), 'not a file of torch.save'),
-    (pickled.LEGACY + b'rest', 'before 1.6'),
+    (torch_archive.LEGACY + b'rest', 'before 1.6'),
     (tar, 'before 1.6'),
     (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS'),
   ):
     path = tmp_path / 'y.pth'
     path.write_bytes(content)
     with pytest.raises(ValueError, match=words) as error:
-      pickled.load(path)
+      torch_archive.load(path)
     assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)
   for options, words in (
     (dict(method=zipfile.ZIP_DEFLATED), 'compressed'),
@@ -286,9 +286,9 @@ def test_what_is_no_file_of_torch_is_told_in_a_sentence(tmp_path):
   with zipfile.ZipFile(tmp_path / 'z.pth', 'w') as file:
     file.writestr('other', b'')
   with pytest.raises(ValueError, match='0 data.pkl'):
-    pickled.load(tmp_path / 'z.pth')
+    torch_archive.load(tmp_path / 'z.pth')
   with pytest.raises(FileNotFoundError):
-    pickled.load(tmp_path / 'none.pth')
+    torch_archive.load(tmp_path / 'none.pth')
 
 
 def test_flipped_and_cut_bytes_give_a_value_or_a_sentence(tmp_path):
@@ -302,7 +302,7 @@ def test_flipped_and_cut_bytes_give_a_value_or_a_sentence(tmp_path):
   def attempt(content):
     path.write_bytes(content)
     try:
-      value = pickled.load(path)
+      value = torch_archive.load(path)
     except ValueError as e:
       counts['refused'] += 1
       assert '\n' not in str(e)
