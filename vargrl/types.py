@@ -49,6 +49,22 @@ class Rollout:
 
 
 @flax.struct.dataclass
+class Samples:
+  """What a reward sees of B sampled rows: their pictures, what they said, and their prompts.
+
+  image_Byxc: float32 in [-1, 1], or None where rows are text alone. texts: {name of a segment, such
+  as 'text' or 'text_1': what each row said in it}, as B strings, which reach host rewards alone, or
+  as token ids int32 t_BL, which reach device rewards alone. record: the record of each row's
+  prompt, as {'label': int32 label_B}, or as B dicts {'prompt': str, 'label': int, ...} with all
+  its metadata. Device rewards get the labels alone; host rewards get the dicts, in a
+  rewards.host_samples.HostSamples, where the pictures are uint8."""
+
+  image_Byxc: Any
+  texts: Any
+  record: Any
+
+
+@flax.struct.dataclass
 class Prompt:
   """What rows of text begin with; [...] of one prompt, [P, ...] outside.
 
@@ -227,27 +243,6 @@ class TorchLayout:
   resized: tuple[str, ...] = ()
   last_row_of: dict = dataclasses.field(default_factory=dict)
   config: dict = dataclasses.field(default_factory=dict)
-
-
-class Tower(NamedTuple):
-  """A frozen network that looks at images for one or several judges."""
-
-  load: Callable  # mesh -> weights
-  apply: (
-    Callable  # (weights, image_Byxc float32 in [-1, 1]) -> features, any pytree that leads with B
-  )
-  shapes: Callable  # mesh -> abstract weights, without any file
-
-
-class Judge(NamedTuple):
-  """A reward on the device that has weights. Towers of equal keys are loaded once and run once a
-  batch.
-  """
-
-  towers: dict  # {key: Tower}
-  load: Callable  # mesh -> its own weights
-  score: Callable  # (own weights, {key: features}, label_B) -> r_B float32
-  shapes: Callable  # mesh -> its own weights, abstract, without any file
 
 
 def sides(scale):

@@ -19,6 +19,7 @@ from vargrl.models.judges import clip
 from vargrl.parallel import mesh as meshes
 from vargrl.rewards import aesthetic, hps, mix, pickscore, preprocess, towers
 from vargrl.rewards import clip as clip_reward
+from vargrl.types import Samples
 
 GOLDEN = pathlib.Path(__file__).parent.parent / 'golden'
 KNOBS = dict(bind={}, max_failed=0.5, workers=1, timeout=1, retries=0, chunk=1)
@@ -66,7 +67,7 @@ def expected(checkpoint):
     return clip.Model(c).apply({'params': params}, x, ids)[:2]
 
   def embedded(texts):
-    found = [run(params, images(6), clip_bpe.tokens(folder, [text] * 6)) for text in texts]
+    found = [run(params, images(6), clip_bpe.encode(folder, [text] * 6)) for text in texts]
     return unit(found[0][0]), unit([t[0] for _, t in found])
 
   return embedded
@@ -80,7 +81,7 @@ def scored(rewards, image_Byxc, label_B, mesh=None):
   m, mesh = mix.make(rewards, **KNOBS), mesh or alone()
   with jax.set_mesh(mesh):
     weights = m.load(mesh)
-    return m, weights, m.score({'rewards': weights}, image_Byxc, label_B)
+    return m, weights, m.score({'rewards': weights}, Samples(image_Byxc, {}, {'label': label_B}), 1)
 
 
 def test_every_reward_on_one_clip_is_its_formula_and_the_tower_runs_once(
@@ -159,7 +160,8 @@ def test_towers_run_once_however_many_rewards_look_through_them():
       'towers': {key: shapes['image'] for key in m.towers},
       'judges': {name: own for name in rewards},
     }
-    lowered = m.device.lower({'rewards': weights}, jnp.zeros((4, 8, 8, 3)), jnp.zeros(4, jnp.int32))
+    rows = Samples(jnp.zeros((4, 8, 8, 3)), {}, {'label': jnp.zeros(4, jnp.int32)})
+    lowered = m.device.lower({'rewards': weights}, rows)
     return lowered.compile().cost_analysis()['flops']
 
   c = clip.SIZES['smoke']
@@ -225,11 +227,10 @@ def test_absent_weights_are_one_sentence_with_the_command_that_brings_them(
   with pytest.raises(FileNotFoundError) as error:
     module.judge(file=str(tmp_path / 'none'), size=size, dtype='bfloat16', **options)
   assert str(error.value) == (
-    f'file: there is no {tmp_path}/none; `huggingface-cli download {hub} --local-dir '
-    f'{tmp_path}/none` brings it'
+    f'file: there is no {tmp_path}/none; `hf download {hub} --local-dir {tmp_path}/none` brings it'
   )
   with pytest.raises(
-    ValueError, match=f"file: none given, .*'{size}' expected; `huggingface-cli download {hub} "
+    ValueError, match=f"file: none given, .*'{size}' expected; `hf download {hub} "
   ):
     module.judge(file='', size=size, dtype='bfloat16', **options)
 

@@ -60,7 +60,7 @@ def test_grpo_runs_on_rewards_with_weights_and_resumes(tmp_path, capsys):
   one.steps = 1
   loop.train(one, tmp_path)
   assert 'reward tower smoke image: no file, random weights' in capsys.readouterr().out
-  loop.train(config(), tmp_path, say=lambda _: None)
+  loop.train(config(), tmp_path, log=lambda _: None)
   rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   rows = [row for row in rows if row.get('rewards/clip') is not None]
   assert len(rows) == 2

@@ -13,6 +13,7 @@ pytest.importorskip('vargrl.rewards.preprocess')
 from vargrl.models.judges import blip
 from vargrl.parallel import mesh as meshes  # noqa: E402
 from vargrl.rewards import image_reward, preprocess  # noqa: E402
+from vargrl.types import Samples  # noqa: E402
 
 NAMES = ('tench', 'goldfish', 'great white shark')
 OPTIONS = dict(
@@ -30,7 +31,9 @@ def judged():
   with jax.set_mesh(mesh):
     seen, own = tower.load(mesh), judge.load(mesh)
   run = jax.jit(
-    lambda seen, own, image, label: judge.score(own, {key: tower.apply(seen, image)}, label)
+    lambda seen, own, image, label: judge.score(
+      own, {key: tower.apply(seen, image)}, Samples(image, {}, {'label': label})
+    )
   )
   return run, seen, own, mesh
 
@@ -85,7 +88,7 @@ def test_what_cannot_work_is_told_when_it_is_made(tmp_path):
     (
       dict(file='/nowhere/ImageReward.pt'),
       FileNotFoundError,
-      'no /nowhere/ImageReward.pt; `huggingface-cli',
+      'no /nowhere/ImageReward.pt; `hf',
     ),
     (dict(size='large'), ValueError, "file: '' found, the weights of size 'large'"),
     (dict(size='base'), ValueError, "size: 'base' found"),

@@ -7,6 +7,13 @@ import numpy as np
 from PIL import Image
 
 from vargrl.rewards import jpeg, mix
+from vargrl.rewards.host_samples import HostSamples
+from vargrl.types import Samples
+
+
+def samples(image_Byxc):
+  B = len(image_Byxc)
+  return HostSamples(image_Byxc, {}, [{'label': 0}] * B, np.arange(B))
 
 
 def noise(n):
@@ -19,8 +26,8 @@ def test_the_score_is_minus_the_kilobytes_of_pillows_file(tmp_path):
   for i, x_yxc in enumerate(x_Byxc):
     Image.fromarray(x_yxc).save(tmp_path / f'{i}.jpg', quality=80)
     by_hand.append(-os.path.getsize(tmp_path / f'{i}.jpg') / 1000)
-  assert jpeg.reward(x_Byxc, [0, 1], quality=80, sign=1) == by_hand
-  assert jpeg.reward(x_Byxc, [0, 1], quality=80, sign=-1) == [-r for r in by_hand]
+  assert jpeg.reward(samples(x_Byxc), quality=80, sign=1) == by_hand
+  assert jpeg.reward(samples(x_Byxc), quality=80, sign=-1) == [-r for r in by_hand]
 
 
 def test_the_file_is_the_image():
@@ -31,18 +38,19 @@ def test_the_file_is_the_image():
 
 def test_a_flat_image_beats_a_noisy_one_and_low_quality_beats_high():
   flat, noisy = jpeg.reward(
-    np.stack([np.full((32, 32, 3), 90, np.uint8), noise(1)[0]]), [0, 0], quality=95, sign=1
+    samples(np.stack([np.full((32, 32, 3), 90, np.uint8), noise(1)[0]])), quality=95, sign=1
   )
   assert noisy < flat < 0
-  assert noisy < jpeg.reward(noise(1), [0], quality=20, sign=1)[0]
+  assert noisy < jpeg.reward(samples(noise(1)), quality=20, sign=1)[0]
 
 
 def test_it_is_a_host_reward_of_a_mix():
   rewards = {'small': dict(name='rewards.jpeg', weight=1.0, quality=95, sign=1)}
   m = mix.make(rewards, bind={}, max_failed=0.0, workers=1, timeout=30, retries=0, chunk=8)
   try:
-    r_B, _, _ = m.score({}, noise(3).astype(np.float32) / 127.5 - 1, np.arange(3))
+    x_Byxc = noise(3).astype(np.float32) / 127.5 - 1
+    r_B, _, _ = m.score({}, Samples(x_Byxc, {}, {'label': np.arange(3)}), 1)
   finally:
     m.close()
-  by_hand = jpeg.reward(noise(3), [0, 1, 2], quality=95, sign=1)
+  by_hand = jpeg.reward(samples(noise(3)), quality=95, sign=1)
   np.testing.assert_allclose(r_B, by_hand, rtol=1e-6)

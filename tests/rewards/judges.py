@@ -15,52 +15,56 @@ import numpy as np
 NOT_A_FUNCTION = 3
 
 
-def mean(images, prompts):
-  return [float(image.mean()) for image in images]
+def labels(samples):
+  return [int(record['label']) for record in samples.record]
 
 
-def prompt(images, prompts, *, scale=1.0):
-  return np.asarray(prompts, np.float64) * scale
+def mean(samples):
+  return [float(image.mean()) for image in samples.image_Byxc]
 
 
-def parallel(images, prompts):
+def label(samples, *, scale=1.0):
+  return np.asarray(labels(samples), np.float64) * scale
+
+
+def parallel(samples):
   """In processes of its own."""
   with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as others:
-    return list(others.map(float, prompts))
+    return list(others.map(float, labels(samples)))
 
 
-def length(images, prompts):
-  return [len(text) for text in prompts]
+def length(samples):
+  return [len(record['prompt']) for record in samples.record]
 
 
-def holes(images, prompts):
-  """No verdict for prompts 1 to 4, in four ways."""
+def holes(samples):
+  """No verdict for labels 1 to 4, in four ways."""
   bad = {1: None, 2: float('nan'), 3: float('inf'), 4: 1e300}
-  return [bad.get(int(p), float(p)) for p in prompts]
+  return [bad.get(p, float(p)) for p in labels(samples)]
 
 
-def raises(images, prompts):
+def raises(samples):
   raise KeyError('no such detector')
 
 
-def raises_for(images, prompts, *, bad, seconds=0.0):
-  """Raises at once for one prompt; takes its time for the others."""
-  if bad in [int(p) for p in prompts]:
-    raise RuntimeError(f'prompt {bad} is not to my taste')
+def raises_for(samples, *, bad, seconds=0.0):
+  """Raises at once for one label; takes its time for the others."""
+  if bad in labels(samples):
+    raise RuntimeError(f'label {bad} is not to my taste')
   time.sleep(seconds)
-  return [float(p) for p in prompts]
+  return [float(p) for p in labels(samples)]
 
 
-def once(images, prompts, *, how, folder):
-  """Fails the first time it is called on a prompt, in any process."""
-  flag = os.path.join(folder, f'{int(prompts[0])}')
+def once(samples, *, how, folder):
+  """Fails the first time it is called on a label, in any process."""
+  flag = os.path.join(folder, f'{labels(samples)[0]}')
   if not os.path.exists(flag):
     open(flag, 'w').close()
     fail(how)
-  return [float(p) for p in prompts]
+  return [float(p) for p in labels(samples)]
 
 
-def always(images, prompts, *, how):
+def always(samples, *, how):
   fail(how)
 
 
@@ -75,28 +79,28 @@ def fail(how):
     time.sleep(1000)
 
 
-def poisoned(images, prompts, *, how, log=None):
-  """The mean of each image; `how` says for which prompts there is what instead."""
+def poisoned(samples, *, how, log=None):
+  """The mean of each image; `how` says for which labels there is what instead."""
   if log:
     with open(log, 'a') as f:
-      f.write(f'{len(images)}\n')
+      f.write(f'{len(samples.record)}\n')
   scores = []
-  for image, prompt in zip(images, prompts):
-    fail(how.get(int(prompt)))
-    if how.get(int(prompt)) != 'skip':
+  for image, row in zip(samples.image_Byxc, labels(samples)):
+    fail(how.get(row))
+    if how.get(row) != 'skip':
       scores.append(float(image.mean()))
   return scores
 
 
-def hangs_with_a_child(images, prompts, *, file):
+def hangs_with_a_child(samples, *, file):
   child = subprocess.Popen(['sleep', '1000'])
   with open(file, 'w') as f:
     f.write(str(child.pid))
   time.sleep(1000)
 
 
-def returns(images, prompts, *, what):
-  n = len(images)
+def returns(samples, *, what):
+  n = len(samples.record)
   return {
     'short': [0.0] * (n - 1),
     'scalar': 1.0,
@@ -111,15 +115,15 @@ def returns(images, prompts, *, what):
   }[what]
 
 
-def jax_is_here(images, prompts):
-  return [float('jax' in sys.modules)] * len(images)
+def jax_is_here(samples):
+  return [float('jax' in sys.modules)] * len(samples.record)
 
 
-def chunk_size(images, prompts):
-  return [float(len(images))] * len(images)
+def chunk_size(samples):
+  return [float(len(samples.record))] * len(samples.record)
 
 
-def remote(images, prompts, *, url):
+def remote(samples, *, url):
   """What a server answers to the bytes of the images: a JSON list of numbers."""
-  with urllib.request.urlopen(url, images.tobytes()) as answer:
+  with urllib.request.urlopen(url, samples.image_Byxc.tobytes()) as answer:
     return json.load(answer)

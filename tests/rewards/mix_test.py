@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vargrl.rewards import mix
+from vargrl.types import Samples
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -36,6 +37,10 @@ def images(n, y=4):
   return jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (n, y, y, 3)), jnp.float32)
 
 
+def samples(image_Byxc, label_B):
+  return Samples(image_Byxc, {}, {'label': np.asarray(label_B)})
+
+
 def uint8(image_Byxc):
   return np.clip(np.round((np.asarray(image_Byxc) + 1) / 2 * 255), 0, 255).astype(np.uint8)
 
@@ -44,9 +49,9 @@ def test_a_device_and_two_host_rewards_are_their_weighted_sum(make):
   rewards = ConfigDict()  # as an experiment holds them
   rewards.light = dict(name='rewards.brightness', weight=2.0)
   rewards.mean = dict(name='judges.mean', weight=-0.5)
-  rewards.label = dict(name='judges.prompt', weight=0.0, scale=10.0)  # a monitor
+  rewards.label = dict(name='judges.label', weight=0.0, scale=10.0)  # a monitor
   x, label_B = images(4), jnp.arange(4)
-  r_B, each, counts = make(rewards).score({}, x, label_B)
+  r_B, each, counts = make(rewards).score({}, samples(x, label_B), 1)
   light_B, mean_B = (np.asarray(x) + 1).mean((1, 2, 3)) / 2, uint8(x).mean((1, 2, 3))
   np.testing.assert_allclose(each['light'], light_B, rtol=1e-5)
   np.testing.assert_allclose(each['mean'], mean_B, rtol=1e-6)
@@ -58,13 +63,14 @@ def test_a_device_and_two_host_rewards_are_their_weighted_sum(make):
 
 def test_host_rewards_see_rounded_and_clipped_pixels(make):
   x = jnp.array([-1.2, -1, 0, 0.5, 1, 1.3]).reshape(6, 1, 1, 1) * jnp.ones((1, 2, 2, 3))
-  r_B, _, _ = make({'m': dict(name='judges.mean', weight=1)}).score({}, x, np.arange(6))
+  r_B, _, _ = make({'m': dict(name='judges.mean', weight=1)}).score({}, samples(x, np.arange(6)), 1)
   assert r_B.tolist() == [0, 0, 128, 191, 255, 255]
 
 
-def test_texts_are_prompts_of_host_rewards(make):
+def test_the_prompt_is_in_the_record(make):
   m = make({'length': dict(name='judges.length', weight=1)})
-  assert m.score({}, images(3), ['a', 'cat', ''])[0].tolist() == [1, 3, 0]
+  record = [{'prompt': text, 'label': 0} for text in ('a', 'cat', '')]
+  assert m.score({}, Samples(images(3), {}, record), 1)[0].tolist() == [1, 3, 0]
 
 
 def test_a_row_without_one_of_its_verdicts_is_masked_and_counted(make):
@@ -72,7 +78,7 @@ def test_a_row_without_one_of_its_verdicts_is_masked_and_counted(make):
     'holes': dict(name='judges.holes', weight=1.0),  # none for labels 1 to 4
     'sharp': dict(name='sharpness', weight=1.0, power=1),  # NaN for label 7
   }
-  r_B, each, counts = make(rewards, max_failed=0.75).score({}, images(8), np.arange(8))
+  r_B, each, counts = make(rewards, max_failed=0.75).score({}, samples(images(8), np.arange(8)), 1)
   assert np.isnan(r_B).tolist() == [False, True, True, True, True, False, False, True]
   assert np.isnan(each['sharp']).sum() == 1
   assert {k: v for k, v in counts.items() if v} == {'reward/nan': 5, 'reward/masked': 5}
@@ -84,7 +90,9 @@ def test_every_kind_of_failure_is_counted_by_its_name(make):
     'b': dict(name='judges.poisoned', weight=1.0, how={3: 'exit'}),
     'c': dict(name='judges.poisoned', weight=1.0, how={4: 'hang'}),
   }
-  r_B, _, counts = make(rewards, max_failed=0.9, timeout=1.0).score({}, images(6), np.arange(6))
+  r_B, _, counts = make(rewards, max_failed=0.9, timeout=1.0).score(
+    {}, samples(images(6), np.arange(6)), 1
+  )
   assert np.flatnonzero(np.isnan(r_B)).tolist() == [0, 3, 4, 5]
   assert counts == {
     'reward/nan': 0,
@@ -102,7 +110,7 @@ def test_too_many_failures_stop_the_run_and_name_the_function(make):
     r'(?s)reward judges.raises: no verdict for 3 of 8 .*0\.375.* allows 0\.25.*no such detector'
   )
   with pytest.raises(RuntimeError, match=text):  # at once, not after all of the 8
-    m.score({}, images(8), np.arange(8))
+    m.score({}, samples(images(8), np.arange(8)), 1)
 
 
 def test_a_share_of_all_rows_is_refused(make):
@@ -112,9 +120,9 @@ def test_a_share_of_all_rows_is_refused(make):
 
 def test_device_rewards_are_held_to_the_same_share(make):
   m = make({'sharp': dict(name='sharpness', weight=1.0, power=1)}, max_failed=0.25)
-  assert np.isnan(m.score({}, images(4), np.array([1, 7, 2, 3]))[0]).sum() == 1
+  assert np.isnan(m.score({}, samples(images(4), np.array([1, 7, 2, 3])), 1)[0]).sum() == 1
   with pytest.raises(RuntimeError, match='reward sharpness: no verdict for 2 of 4 .*NaN or Inf'):
-    m.score({}, images(4), np.array([1, 7, 7, 3]))
+    m.score({}, samples(images(4), np.array([1, 7, 7, 3])), 1)
 
 
 def test_rows_lost_to_different_rewards_add_up(make):
@@ -123,7 +131,7 @@ def test_rows_lost_to_different_rewards_add_up(make):
     'b': dict(name='judges.raises_for', weight=1.0, bad=2),
   }
   with pytest.raises(RuntimeError, match='no verdict for 2 of 8'):  # each of them alone: 1
-    make(rewards, max_failed=0.2).score({}, images(8), np.arange(8))
+    make(rewards, max_failed=0.2).score({}, samples(images(8), np.arange(8)), 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a reward function may do to its worker, and what it cannot do to the run."""
 
 import contextlib
+import dataclasses
 import http.server
 import os
 import pathlib
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from vargrl.rewards import pool as pools
+from vargrl.rewards.host_samples import HostSamples
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -33,6 +35,14 @@ def open_pool(name, workers=1, timeout=30.0, retries=0, chunk=2, **options):
 
 def images(n):
   return np.arange(n * 12, dtype=np.uint8).reshape(n, 2, 2, 3)
+
+
+def samples(label_n, image_nyxc=None, group_size=1):
+  """Rows of these labels, a number of rows for 0 .. n - 1."""
+  label_n = np.arange(label_n) if isinstance(label_n, int) else np.asarray(label_n)
+  image_nyxc = images(len(label_n)) if image_nyxc is None else image_nyxc
+  record = [{'label': int(label)} for label in label_n]
+  return HostSamples(image_nyxc, {}, record, np.arange(len(record)) // group_size)
 
 
 def pids(pool):
@@ -65,7 +75,7 @@ def failures(pool):
 def test_every_row_gets_its_own_score_whatever_the_chunks():
   with open_pool('judges.mean', workers=2, chunk=3) as pool:
     for n in (7, 1, 0, 8):
-      r_B = pool.scores(images(n), list(range(n)))
+      r_B = pool.scores(samples(n))
       assert r_B.dtype == np.float32
       np.testing.assert_array_equal(r_B, images(n).mean((1, 2, 3)))
     assert failures(pool) == {}
@@ -73,29 +83,29 @@ def test_every_row_gets_its_own_score_whatever_the_chunks():
 
 def test_rows_are_shared_by_all_workers_but_no_call_has_more_than_a_chunk():
   with open_pool('judges.chunk_size', workers=2, chunk=3) as pool:
-    assert pool.scores(images(4), np.arange(4)).tolist() == [2] * 4
-    assert pool.scores(images(7), np.arange(7)).tolist() == [3, 3, 3, 3, 3, 3, 1]
+    assert pool.scores(samples(4)).tolist() == [2] * 4
+    assert pool.scores(samples(7)).tolist() == [3, 3, 3, 3, 3, 3, 1]
 
 
 def test_a_function_may_start_processes_of_its_own():
   with open_pool('judges.parallel', chunk=4) as pool:
-    assert pool.scores(images(4), np.arange(4)).tolist() == [0, 1, 2, 3]
+    assert pool.scores(samples(4)).tolist() == [0, 1, 2, 3]
     assert failures(pool) == {}
 
 
 def test_none_nan_and_inf_cost_one_row_each_and_are_counted():
   with open_pool('judges.holes', chunk=8) as pool:
-    r_B = pool.scores(images(6), np.arange(6))
+    r_B = pool.scores(samples(6))
     np.testing.assert_array_equal(r_B, [0, np.nan, np.nan, np.nan, np.nan, 5])
     assert failures(pool) == {'nan': 4}
-    pool.scores(images(1), np.arange(1))
+    pool.scores(samples(1))
     assert failures(pool) == {}  # counts are of the latest scores
 
 
 @pytest.mark.parametrize('how', ['raise', 'exit', 'sigkill'])
 def test_failing_once_costs_a_retry_and_no_row(how, tmp_path):
   with open_pool('judges.once', workers=2, retries=1, how=how, folder=str(tmp_path)) as pool:
-    r_B = pool.scores(images(4), np.arange(4))
+    r_B = pool.scores(samples(4))
     np.testing.assert_array_equal(r_B, np.arange(4))
     assert failures(pool) == {'retry': 2}
 
@@ -110,7 +120,7 @@ def calls(log):
   'how, kind, error',
   [
     ('raise', 'error', 'RuntimeError: the service is away'),
-    ('skip', 'error', 'returned 0 scores, expected 1, one for each image'),
+    ('skip', 'error', 'returned 0 scores, expected 1, one for each row'),
     ('exit', 'death', 'exit code 3'),
     ('sigkill', 'death', 'exit code -9'),
   ],
@@ -118,7 +128,7 @@ def calls(log):
 def test_a_poisonous_image_costs_its_own_row_alone(how, kind, error, workers, n):
   bad = n - 5
   with open_pool('judges.poisoned', workers=workers, retries=1, chunk=16, how={bad: how}) as pool:
-    before, r_B = pids(pool), pool.scores(images(n), np.arange(n))
+    before, r_B = pids(pool), pool.scores(samples(n))
     expected_B = images(n).mean((1, 2, 3)).astype(np.float32)
     expected_B[bad] = np.nan
     np.testing.assert_array_equal(r_B, expected_B)
@@ -132,7 +142,7 @@ def test_a_poisonous_image_costs_its_own_row_alone(how, kind, error, workers, n)
 def test_guilty_rows_of_one_chunk_are_told_apart_and_counted_by_their_kinds():
   how = {2: 'raise', 3: 'exit', 9: 'skip', 14: 'sigkill'}
   with open_pool('judges.poisoned', chunk=16, how=how) as pool:
-    r_B = pool.scores(images(16), np.arange(16))
+    r_B = pool.scores(samples(16))
     assert np.flatnonzero(np.isnan(r_B)).tolist() == sorted(how)
     assert pool.counts['error'] == pool.counts['death'] == 2
 
@@ -141,7 +151,7 @@ def test_a_failing_chunk_is_tried_again_whole_and_each_of_its_halves_once(tmp_pa
   log = tmp_path / 'log'
   options = dict(how={1: 'raise'}, log=str(log))
   with open_pool('judges.poisoned', retries=2, chunk=8, **options) as pool:
-    pool.scores(images(16), np.arange(16))
+    pool.scores(samples(16))
     assert calls(log) == [8, 8, 8, 8, 4, 2, 1, 1, 2, 4]
     assert failures(pool) == {'error': 1, 'retry': 2 + 2 * 3}
     assert 'RuntimeError: the service is away' in pool.last_error
@@ -158,7 +168,7 @@ def test_a_function_that_always_fails_ends_the_run_before_all_rows_are_tried(how
   with open_pool('judges.poisoned', retries=1, chunk=16, **options) as pool:
     text = rf'(?s)reward judges.poisoned: no verdict for 4 of 64 .* allows 0\.05.*{error}'
     with pytest.raises(RuntimeError, match=text):
-      pools.run([pool], images(n), np.arange(n), max_failed=0.05)
+      pools.run([pool], samples(n), group_size=1, max_failed=0.05)
   each_chunk, once_more, two_a_row, down = 4, 1, 2 * 4, 2  # 'down' to the first single row
   assert len(calls(log)) <= each_chunk + once_more + two_a_row + down
 
@@ -168,7 +178,7 @@ def test_a_hang_costs_its_whole_chunk_and_one_timeout_a_try(tmp_path):
   options = dict(how={1: 'hang'}, log=str(log))
   with open_pool('judges.poisoned', timeout=1.0, retries=1, chunk=8, **options) as pool:
     start = time.monotonic()
-    r_B = pool.scores(images(16), np.arange(16))
+    r_B = pool.scores(samples(16))
     assert 1.9 < time.monotonic() - start < 10
     assert np.isnan(r_B[:8]).all() and not np.isnan(r_B[8:]).any()
     assert failures(pool) == {'timeout': 8, 'retry': 1} and '1 s' in pool.last_error
@@ -178,7 +188,7 @@ def test_a_hang_costs_its_whole_chunk_and_one_timeout_a_try(tmp_path):
 def test_a_half_that_hangs_is_lost_at_once_and_the_other_half_is_searched():
   options = dict(how={1: 'raise', 5: 'hang'})  # the first is met first
   with open_pool('judges.poisoned', timeout=1.0, chunk=8, **options) as pool:
-    r_B = pool.scores(images(8), np.arange(8))
+    r_B = pool.scores(samples(8))
     assert np.flatnonzero(np.isnan(r_B)).tolist() == [1, 4, 5, 6, 7]
     assert failures(pool) == {'error': 1, 'timeout': 4, 'retry': 6}
 
@@ -187,7 +197,7 @@ def test_a_hanging_function_is_killed_with_what_it_started(tmp_path):
   file = tmp_path / 'pid'
   with open_pool('judges.hangs_with_a_child', timeout=1.0, file=str(file)) as pool:
     before, start = pids(pool), time.monotonic()
-    assert np.isnan(pool.scores(images(2), np.arange(2))).all()
+    assert np.isnan(pool.scores(samples(2))).all()
     assert 0.9 < time.monotonic() - start < 10
     assert failures(pool) == {'timeout': 2} and '1 s' in pool.last_error
     assert gone(before[0])
@@ -199,7 +209,7 @@ def test_a_worker_killed_or_stopped_while_idle_costs_no_row():
     os.kill(pids(pool)[0], signal.SIGKILL)
     os.kill(pids(pool)[1], signal.SIGSTOP)
     big = np.zeros((4, 512, 512, 3), np.uint8)  # more than a pipe holds
-    assert pool.scores(big, np.arange(4)).tolist() == [0] * 4
+    assert pool.scores(samples(4, big)).tolist() == [0] * 4
     assert pool.counts['death'] == pool.counts['timeout'] == 0
 
 
@@ -242,7 +252,7 @@ def test_a_server_that_fails_or_is_silent_is_asked_a_bounded_number_of_times(sta
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f'http://127.0.0.1:{server.server_port}/'
     with open_pool('judges.remote', timeout=2, url=url) as pool:
-      scores = pool.scores(images(4), np.arange(4))
+      scores = pool.scores(samples(4))
     server.shutdown()
   assert len(asked) == calls
   if kind:
@@ -256,27 +266,29 @@ def test_a_server_that_is_not_there_costs_the_rows_alone():
     s.bind(('127.0.0.1', 0))
     url = f'http://127.0.0.1:{s.getsockname()[1]}/'
     with open_pool('judges.remote', retries=1, url=url) as pool:
-      assert np.isnan(pool.scores(images(2), np.arange(2))).all() and failures(pool) == {
+      assert np.isnan(pool.scores(samples(2))).all() and failures(pool) == {
         'error': 2,
         'retry': 3,
       }
       assert 'refused' in pool.last_error
 
 
-def test_images_of_the_wrong_type_and_too_few_prompts_are_errors():
+def test_images_of_the_wrong_type_and_too_few_records_are_errors():
   with open_pool('judges.mean') as pool:
-    with pytest.raises(ValueError, match=r'found float64 \(2, 2, 2, 3\)'):
-      pool.scores(images(2) / 255, np.arange(2))
-    with pytest.raises(ValueError, match='and 1 prompts'):
-      pool.scores(images(2), np.arange(1))
-    assert pool.scores(images(1), ['a']).shape == (1,)  # the pool survives both
+    with pytest.raises(ValueError, match=r'pictures float64 \(2, 2, 2, 3\) and 2 records found'):
+      pool.scores(samples(2, images(2) / 255))
+    with pytest.raises(ValueError, match='and 1 records found'):
+      pool.scores(samples(1, images(2)))
+    with pytest.raises(ValueError, match="1 of 'text' and 2 records found"):
+      pool.scores(dataclasses.replace(samples(2), texts={'text': ['a']}))
+    assert pool.scores(samples(1)).shape == (1,)  # the pool survives all
 
 
 def test_after_an_error_no_stale_answer_is_taken_for_a_new_one():
   with open_pool('judges.raises_for', workers=2, bad=0, seconds=0.3) as pool:
     with pytest.raises(RuntimeError, match='no verdict for 1 of 8'):
-      pools.run([pool], images(8), np.arange(8), max_failed=0.0)
-    assert pool.scores(images(2), np.arange(2) + 1).tolist() == [1, 2]
+      pools.run([pool], samples(8), group_size=1, max_failed=0.0)
+    assert pool.scores(samples([1, 2])).tolist() == [1, 2]
 
 
 def test_close_leaves_no_process_not_even_a_zombie():
@@ -285,18 +297,20 @@ def test_close_leaves_no_process_not_even_a_zombie():
     assert not any(map(gone, workers))
   assert all(map(gone, workers))
   with pytest.raises(ValueError, match='closed'):
-    pool.scores(images(1), [0])
+    pool.scores(samples(1))
 
 
 SCRIPT = """
 import sys
 import numpy as np
 from vargrl.rewards import pool as pools
+from vargrl.rewards.host_samples import HostSamples
 print('main runs', flush=True)
 pool = pools.Pool(sys.argv[1], {'how': 'hang'} if 'always' in sys.argv[1] else {},
                   workers=1, timeout=60, retries=0, chunk=2)
 print(pool.workers[0].process.pid, flush=True)
-print(pool.scores(np.zeros((2, 4, 4, 3), np.uint8), [0, 1]), flush=True)
+rows = HostSamples(np.zeros((2, 4, 4, 3), np.uint8), {}, [{'label': 0}, {'label': 1}], np.arange(2))
+print(pool.scores(rows), flush=True)
 """
 
 

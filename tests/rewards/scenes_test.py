@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from vargrl.rewards import mix, scenes, worker
+from vargrl.rewards.host_samples import HostSamples
 from vargrl.scenes import draw, records
 from vargrl.scenes import world as worlds
+from vargrl.types import Samples
 
 SMALL = worlds.find('small')
 
@@ -20,13 +22,20 @@ def drawn(n):
   )
 
 
+def samples(image_Byxc, prompts, key='prompt'):
+  record = [{key: prompt} for prompt in prompts]
+  return HostSamples(image_Byxc, {}, record, np.arange(len(record)))
+
+
 def test_a_picture_earns_one_for_its_own_caption_and_less_for_another():
   images, captions, meanings = drawn(14)
   knobs = dict(world='small', strict=True)
-  assert scenes.reward(images, captions, **knobs, partial=False) == [1.0] * 14
-  assert scenes.reward(images, meanings, **knobs, partial=False) == [1.0] * 14
-  other = scenes.reward(images, captions[1:] + captions[:1], **knobs, partial=False)
-  part = scenes.reward(images, captions[1:] + captions[:1], **knobs, partial=True)
+  assert scenes.reward(samples(images, captions), **knobs, partial=False) == [1.0] * 14
+  assert scenes.reward(samples(images, meanings), **knobs, partial=False) == [1.0] * 14
+  known = samples(images, meanings, 'meaning')
+  assert scenes.reward(known, **knobs, partial=False) == [1.0] * 14
+  other = scenes.reward(samples(images, captions[1:] + captions[:1]), **knobs, partial=False)
+  part = scenes.reward(samples(images, captions[1:] + captions[:1]), **knobs, partial=True)
   assert other == [0.0] * 14
   assert all(0 <= p < 1 for p in part) and max(part) > 0
 
@@ -38,7 +47,8 @@ def test_it_is_a_host_reward_of_a_mix():
     {'scenes': options}, bind={}, max_failed=0.0, workers=1, timeout=60, retries=0, chunk=8
   )
   try:
-    r_B, _, _ = m.score({}, images.astype(np.float32) / 127.5 - 1, captions)
+    record = [{'prompt': caption, 'label': 0} for caption in captions]
+    r_B, _, _ = m.score({}, Samples(images.astype(np.float32) / 127.5 - 1, {}, record), 1)
   finally:
     m.close()
   assert r_B.tolist() == [2.0, 2.0, 2.0]
@@ -47,10 +57,10 @@ def test_it_is_a_host_reward_of_a_mix():
 def test_wrong_options_and_prompts_are_told():
   images, captions, _ = drawn(1)
   with pytest.raises(ValueError, match="world: 'big' found, one of"):
-    scenes.reward(images, captions, world='big', strict=True, partial=False)
+    scenes.reward(samples(images, captions), world='big', strict=True, partial=False)
   with pytest.raises(ValueError, match="caption: 'a dog' found"):
-    scenes.reward(images, ['a dog'], world='small', strict=True, partial=False)
+    scenes.reward(samples(images, ['a dog']), world='small', strict=True, partial=False)
   with pytest.raises(ValueError, match='prompt: .*3.* found, a caption'):
-    scenes.reward(images, np.array([3]), world='small', strict=True, partial=False)
+    scenes.reward(samples(images, [3]), world='small', strict=True, partial=False)
   with pytest.raises(ValueError, match="unknown option 'strickt'; did you mean 'strict'"):
     worker.load('rewards.scenes', dict(world='small', strickt=True, partial=False))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vargrl.rewards import worker
+from vargrl.rewards.host_samples import HostSamples
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -18,13 +19,13 @@ def judges_are_importable(monkeypatch):
 def judges_return(what, n):
   import judges
 
-  return judges.returns([None] * n, None, what=what)
+  return judges.returns(HostSamples(None, {}, [{}] * n, np.arange(n)), what=what)
 
 
 @pytest.mark.parametrize(
   'what, found',
   [
-    ('short', '3 scores, expected 4, one for each image'),
+    ('short', '3 scores, expected 4, one for each row'),
     ('scalar', r'float of shape \(\), expected 4'),
     ('column', r'ndarray of shape \(4, 1\), expected 4'),
     ('nothing', r'NoneType of shape \(\), expected 4'),
@@ -48,7 +49,7 @@ def test_booleans_integers_and_object_arrays_are_scores():
   'name, options, message',
   [
     ('judges.NOT_A_FUNCTION', {}, 'found a int, expected a function'),
-    ('judges.prompt', {'scal': 2}, "unknown option 'scal'; did you mean 'scale'"),
+    ('judges.label', {'scal': 2}, "unknown option 'scal'; did you mean 'scale'"),
     ('judges.always', {}, "missing a required (keyword-only )?argument: 'how'"),
     ('sharpness.reward', {}, 'missing a required argument'),  # a device reward, called as host's
     ('broken.f', {}, r'importing broken: Traceback[\s\S]*OSError: weights not found'),

@@ -55,6 +55,7 @@ def make(
     features=('label', 'text', 'length', *images),
     classes=None,
     class_names=(),
+    record_count=count,
     max_unreadable=0.0,
     threads=4,
     workers=0,

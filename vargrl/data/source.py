@@ -43,6 +43,7 @@ class Stream:
     each: int = 1,
     shares: Sequence[str] = (),
     texts=None,
+    record_count: int | None = None,
   ):
     """`records` yields {'rows': {feature: [block, ...]}, 'bad': -1, or an unreadable's index, or
     several}.
@@ -55,6 +56,7 @@ class Stream:
     self._records, self._name, self._rows, self._pulls = records, name, rows, rows // block
     self._max_unreadable, self._threads, self._workers = max_unreadable, threads, workers
     self._each, self._shares, self.texts = each, dict.fromkeys(shares, 0), texts
+    self.record_count = record_count  # of the records that labels number; None: they are classes
     self._step = self._seen = self._skipped = 0
     self._running = []  # The iterator of the records, once there is one.
     # Also at exit: a worker that outlives the interpreter leaves its records in /dev/shm.

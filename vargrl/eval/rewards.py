@@ -7,6 +7,7 @@ from vargrl.eval import samples
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import rows
 from vargrl.rewards import mix
+from vargrl.types import Samples
 
 
 def make(models, *, classes, each, seed, preset, batch, rewards, pool):
@@ -28,6 +29,12 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
   ]:
     raise ValueError(f'rewards: {missing[0]} found, without a classifier in the config')
   mixed = mix.make(rewards, bind=models.bind, **pool)  # last: it starts processes
+  if mixed.groups:
+    mixed.close()
+    raise ValueError(
+      f'rewards: {mixed.groups[0]} found, which compares the rows of a prompt (GROUPS = True); '
+      'rewards of single rows expected'
+    )
 
   def weights():
     """{'rewards': weights} of the rewards that have some, read at the first use."""
@@ -43,7 +50,9 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
       image_Byxc = (
         some(params, frozen, label_B[row_B], keys_B[row_B]).astype(np.float32) / 127.5 - 1
       )
-      r_B, each_B, _ = mixed.score(scored, image_Byxc, label_B[row_B])
+      r_B, each_B, _ = mixed.score(
+        scored, Samples(image_Byxc, {}, {'label': label_B[row_B]}), group_size=1
+      )
       masked.append(~np.isfinite(r_B[counts_B]))
       for name, x_B in each_B.items():
         found.setdefault(name, []).append(x_B[counts_B])

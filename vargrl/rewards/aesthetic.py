@@ -10,9 +10,10 @@ import numpy as np
 
 from vargrl.checkpoint import files
 from vargrl.rewards import towers
-from vargrl.types import Judge
+from vargrl.rewards.judge import Judge
 
 HOST = False
+FILES = ('file', 'head')
 LAYERS = (0, 2, 4, 6, 7)  # what lies between them was dropout
 SITES = {
   'v1': 'https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth',
@@ -34,8 +35,8 @@ def judge(*, file, size, dtype, head):
 
   own = {'direction': w_E[None], 'scale': 1.0, 'bias': b}
 
-  def score(own, features, label_B):
-    return towers.affine(own, features[key], jnp.zeros_like(label_B))
+  def score(own, features, samples):
+    return towers.affine(own, features[key], jnp.zeros_like(samples.record['label']))
 
   return Judge({key: tower}, partial(towers.placed, own), score, partial(towers.planned, own))
 

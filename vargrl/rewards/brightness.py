@@ -7,10 +7,10 @@ import jax.numpy as jnp
 HOST = False
 
 
-def reward(frozen, image_Byxc, label_B):
+def reward(frozen, samples):
   """r_B in [0, 1]: black is 0, white is 1."""
-  del frozen, label_B
-  return jnp.mean((image_Byxc.astype(jnp.float32) + 1) / 2, axis=(1, 2, 3))
+  del frozen
+  return jnp.mean((samples.image_Byxc.astype(jnp.float32) + 1) / 2, axis=(1, 2, 3))
 
 
 def mask(image_Byxc, label_B, *, threshold):

@@ -3,6 +3,7 @@
 from vargrl.rewards import towers
 
 HOST = False
+FILES = ('file', 'tokenizer')
 
 
 def judge(*, file, size, dtype, tokenizer, template, names, scale):

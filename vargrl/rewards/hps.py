@@ -5,6 +5,7 @@ says which.
 from vargrl.rewards import towers
 
 HOST = False
+FILES = ('file', 'tokenizer')
 
 
 def judge(*, file, size, dtype, tokenizer, template, names):

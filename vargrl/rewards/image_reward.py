@@ -15,15 +15,16 @@ from vargrl.data import names as class_names
 from vargrl.models.judges import blip
 from vargrl.parallel import place
 from vargrl.rewards import preprocess
-from vargrl.types import Judge, Tower
+from vargrl.rewards.judge import Judge, Tower
 
 HOST = False
+FILES = ('file', 'vocab')
 LENGTH = 35  # tokens of a prompt; what is longer is cut, its end token kept
 # Of the scores that the head was trained to give, https://github.com/THUDM/ImageReward.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 COMMANDS = {
-  'file': '`huggingface-cli download THUDM/ImageReward ImageReward.pt --local-dir {}` brings it',
-  'vocab': '`huggingface-cli download bert-base-uncased vocab.txt --local-dir {}` brings it',
+  'file': '`hf download THUDM/ImageReward ImageReward.pt --local-dir {}` brings it',
+  'vocab': '`hf download bert-base-uncased vocab.txt --local-dir {}` brings it',
 }
 
 
@@ -61,7 +62,7 @@ def judge(*, file, size, dtype, vocab, template, names):
   return Judge(
     {key: tower},
     partial(load, path, c, t_VL),
-    lambda own, features, label_B: score(c, own, features[key], label_B),
+    lambda own, features, samples: score(c, own, features[key], samples.record['label']),
     partial(planned, c, t_VL),
   )
 
@@ -140,7 +141,7 @@ def prompts(template, names):
     raise ValueError(
       f'template: {template!r} found, one text with {{class}} as its only braces expected'
     )
-  return [template.replace('{class}', name) for name in class_names.names(names)]
+  return [template.replace('{class}', name) for name in class_names.load(names)]
 
 
 def tokenized(path, texts, vocab):

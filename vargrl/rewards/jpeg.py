@@ -7,10 +7,9 @@ from PIL import Image
 HOST = True
 
 
-def reward(image_Byxc, label_B, *, quality, sign):
+def reward(samples, *, quality, sign):
   """r_B = -sign * kilobytes (of 1000): sign=1 for images that compress well, -1 for the others."""
-  del label_B
-  return [-sign * len(encode(image_yxc, quality)) / 1000 for image_yxc in image_Byxc]
+  return [-sign * len(encode(image_yxc, quality)) / 1000 for image_yxc in samples.image_Byxc]
 
 
 def encode(image_yxc, quality) -> bytes:

@@ -10,22 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.checkpoint import digest
+from vargrl.data import names as class_names
 from vargrl.parallel import multihost, rows
 from vargrl.rewards import pool as pools
 from vargrl.rewards import preprocess, worker
+from vargrl.rewards.host_samples import HostSamples
+from vargrl.types import Samples
 
-FILES = ('file', 'head', 'tokenizer', 'vocab')  # options of judges that name files
 
-
-def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=False, texts=None):
+def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=False, records=None):
   """The Mix of {nickname: {'name': path, 'weight': float, **options}}.
 
-  lean: one that is only compiled: no file is looked for, no worker started. texts: labels -> what
-  host rewards get in the place of them, None: the labels.
+  bind: {parameter: function}, functions that no config can hold; a device reward gets those that it
+  has a keyword-only parameter for. max_failed: the share of a batch's rows that may be without a
+  verdict. workers, timeout, retries, chunk: of each host reward's pool, see rewards/pool.py. lean:
+  a Mix that is only compiled: no file is looked for, no worker started. records: labels of some
+  rows -> the records that host rewards see, dicts with all that the data says of a prompt; None:
+  {'label': label}.
 
-  Of `bind`, functions that no config can hold, a device reward gets those that it has a
-  keyword-only parameter for.
-  """
+  Raises ValueError or FileNotFoundError, in one sentence, for whatever cannot work."""
   if not 0 <= max_failed < 1 or not rewards:
     found = f'max_failed={max_failed} and {len(rewards)} rewards'
     raise ValueError(f'rewards: found {found}, expected a share in [0, 1) and at least one')
@@ -42,10 +45,7 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=Fa
         knobs = dict(workers=workers, timeout=timeout, retries=retries, chunk=chunk)
         host[nickname] = pools.Pool(name, options, **knobs)
       elif hasattr(module, 'judge'):
-        if lean:
-          options |= {k: None for k in FILES if k in options}
-        if lean and str(options.get('names')).endswith('.txt'):
-          options['names'] = ('',)  # a file too; any will do
+        options |= without_files(module, options) if lean else {}
         judges[nickname] = judge(nickname, name, module.judge, options)
       else:
         device[nickname] = bound(name, module.reward, options, bind)
@@ -53,7 +53,39 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=Fa
     for pool in host.values():
       pool.close()
     raise
-  return Mix(names, weights, device, judges, host, max_failed, texts)
+  return Mix(names, weights, device, judges, host, max_failed, records)
+
+
+def check_names(rewards, *, classes, records):
+  """Refuses a reward whose list of `names` does not fit the labels of its rows.
+
+  rewards: as in `make`. classes: how many classes labels are of, each with its name; 0 where labels
+  are the numbers of records, `records` of them, or None where nobody knows how many. Raises
+  ValueError."""
+  for nickname, section in rewards.items():
+    if 'names' not in section or not (classes or records):
+      continue
+    try:
+      count = len(class_names.load(section['names']))
+    except (ValueError, OSError):
+      continue  # `make` says what is wrong, in the words of the reward
+    if classes and count != classes:
+      raise ValueError(
+        f'reward {nickname}: {count} names of classes, {classes} classes in the policy'
+      )
+    if not classes and count < records:
+      raise ValueError(
+        f'reward {nickname}: {count} names found, at least {records} expected, one for each record '
+        'of the data'
+      )
+
+
+def without_files(module, options):
+  """Changes of a judge's options by which it looks for no file: None for each that names one."""
+  changes = {option: None for option in module.FILES if option in options}
+  if str(options.get('names')).endswith('.txt'):
+    changes['names'] = ('',)  # the names of classes are a file too; any will do
+  return changes
 
 
 def plain(x):
@@ -80,23 +112,26 @@ def device_module(name):
       f'HOST = True or False and a function `reward` or `judge` in it, or {name}.<function>'
     )
     raise ValueError(f'reward {name}: found a module, expected {expected}')
+  if hasattr(module, 'judge') and not hasattr(module, 'FILES'):
+    expected = 'the options of `judge` that name files, () if none do'
+    raise ValueError(f'reward {name}: found no FILES in the module, expected {expected}')
   return None if module.HOST else module
 
 
 def bound(name, function, options, bind):
-  """function(frozen, image_Byxc, label_B), its other parameters filled from `bind` and options."""
+  """function(frozen, samples), its other parameters filled from `bind` and options."""
   parameters = inspect.signature(function).parameters
   given = {k: v for k, v in bind.items() if k in parameters}
   if both := sorted(given.keys() & options.keys()):
     raise ValueError(f'reward {name}: {both[0]!r} is bound, expected no option of that name')
-  worker.check_options(name, function, options | given, ('frozen', 'image_Byxc', 'label_B'))
+  worker.check_options(name, function, options | given, ('frozen', 'samples'))
   return functools.partial(function, **options, **given)
 
 
 def judge(nickname, name, function, options):
-  """The types.Judge that a module's `judge` makes of its options; what is wrong with those is told
-  here.
-  """
+  """The Judge that a module's function makes of its options.
+
+  Raises ValueError or FileNotFoundError, naming the reward, for what is wrong with those."""
   worker.check_options(name, function, options, ())
   try:
     return function(**options)
@@ -108,9 +143,9 @@ def judge(nickname, name, function, options):
 class Mix:
   """A handle to the rewards of an experiment, made by `make`."""
 
-  def __init__(self, names, weights, device, judges, host, max_failed, texts=None):
+  def __init__(self, names, weights, device, judges, host, max_failed, records=None):
     self.names, self.weights, self.host, self.max_failed = names, weights, host, max_failed
-    self.judges, self.towers, self.texts = judges, {}, texts
+    self.judges, self.towers, self.records = judges, {}, records
     for judge in judges.values():
       self.towers = judge.towers | self.towers
     functions = functools.partial(device_scores, names, device, judges, self.towers)
@@ -132,30 +167,39 @@ class Mix:
       'judges': {nickname: judge.shapes(mesh) for nickname, judge in self.judges.items()},
     }
 
-  def score(self, frozen, image_Byxc, label_B):
+  def score(self, frozen, samples, group_size):
     """(r_B float32, NaN for rows without all verdicts; {nickname: r_B}; {name: rows or calls}).
 
-    image_Byxc in [-1, 1]; label_B an array, or texts if there are host rewards only. Every host
-    judges the rows that are its own, and has the verdicts of all."""
-    each = {}
-    pixels_Byxc = pixels(image_Byxc) if self.host else None  # first: it waits for no reward
+    samples: types.Samples of B rows, the `group_size` rows of a prompt adjacent. Every host judges
+    the rows that are its own with its host rewards, and has the verdicts of all. Raises
+    RuntimeError where more than the share `max_failed` of the rows has no verdict."""
+    each, B = {}, count(samples)
+    if B % group_size:
+      raise ValueError(
+        f'samples: {B} rows found, a multiple of the group size {group_size} expected'
+      )
+    pictures = self.host and samples.image_Byxc is not None
+    pixels_Byxc = pixels(samples.image_Byxc) if pictures else None  # first: it waits for no reward
     if self.device:
-      labels = label_B if hasattr(label_B, 'dtype') else np.asarray(label_B)
-      each |= self.device(frozen, image_Byxc, labels)
+      each |= self.device(frozen, device_samples(samples))
     if self.host:  # while the device works
-      image_nyxc, at = multihost.owned_rows(pixels_Byxc)
-      label_n = label_B[at] if hasattr(label_B, 'dtype') else [label_B[i] for i in at]
-      if self.texts:
-        label_n = self.texts(label_n)
-      allowed = min(
-        1.0, self.max_failed * len(label_B) / max(len(at), 1)
-      )  # the share is of the rows of all hosts
-      judged = lambda: pools.run(self.host.values(), image_nyxc, label_n, max_failed=allowed)
-      r = multihost.allgather_rows(multihost.on_all_hosts(judged), at, len(label_B))
+      image_nyxc, at = own_rows(pixels_Byxc, B, group_size if self.groups else 1)
+      allowed = min(1.0, self.max_failed * B / max(len(at), 1))  # the share is of all hosts' rows
+
+      def judge():
+        mine = host_samples(samples, image_nyxc, at, group_size, self.records)
+        return pools.run(self.host.values(), mine, group_size=group_size, max_failed=allowed)
+
+      r = multihost.allgather_rows(multihost.on_all_hosts(judge), at, B)
       each |= dict(zip(self.host, r, strict=True))
     each = {k: worker.finite(multihost.to_numpy(each[k])) for k in self.names}
     r_B = worker.finite(sum(self.weights[k] * each[k] for k in each))  # 0 * NaN is NaN: masked too
     return r_B, each, self.counts(r_B, each)
+
+  @property
+  def groups(self):
+    """Nicknames of the rewards that compare the rows of a prompt (GROUPS = True)."""
+    return [nickname for nickname, pool in self.host.items() if pool.groups]
 
   def counts(self, r_B, each):
     """Rows lost by kind, over all rewards, and rows masked; an error if those are too many."""
@@ -181,21 +225,84 @@ def pixels(image_Byxc):
   return preprocess.grey(rows.shard_rows(image_Byxc)).astype(jnp.uint8)
 
 
-def device_scores(names, functions, judges, towers, frozen, image_Byxc, label_B):
+def device_scores(names, functions, judges, towers, frozen, samples):
   """{nickname: r_B} of all device rewards: one program, in which every tower runs once."""
-  image_Byxc, label_B = rows.shard_rows((image_Byxc.astype(jnp.float32), label_B))
+  if samples.image_Byxc is not None:
+    samples = samples.replace(image_Byxc=samples.image_Byxc.astype(jnp.float32))
+  samples = rows.shard_rows(samples)
   weights, each = frozen['rewards'] if judges else {}, {}
-  features = {key: tower.apply(weights['towers'][key], image_Byxc) for key, tower in towers.items()}
+  for nickname, judge in judges.items():
+    if judge.towers and samples.image_Byxc is None:
+      raise ValueError(f'reward {names[nickname]}: rows without pictures found, pictures expected')
+  features = {
+    key: tower.apply(weights['towers'][key], samples.image_Byxc) for key, tower in towers.items()
+  }
   for nickname, function in functions.items():
-    each[nickname] = function(frozen, image_Byxc, label_B)
+    try:
+      each[nickname] = function(frozen, samples)
+    except (AttributeError, TypeError) as e:
+      if samples.image_Byxc is not None:
+        raise
+      raise ValueError(f'reward {names[nickname]}: fails on rows without pictures: {e}') from e
   for nickname, judge in judges.items():
     seen = {key: features[key] for key in judge.towers}
-    each[nickname] = judge.score(weights['judges'][nickname], seen, label_B)
+    each[nickname] = judge.score(weights['judges'][nickname], seen, samples)
+  B = count(samples)
   for nickname, r_B in each.items():
-    if r_B.shape != image_Byxc.shape[:1]:
-      found = f'returned shape {r_B.shape}, expected {image_Byxc.shape[:1]}'
-      raise ValueError(f'reward {names[nickname]}: {found}, one number for each image')
+    if r_B.shape != (B,):
+      found = f'returned shape {r_B.shape}, expected {(B,)}'
+      raise ValueError(f'reward {names[nickname]}: {found}, one number for each row')
   return {nickname: r_B.astype(jnp.float32) for nickname, r_B in each.items()}
+
+
+def count(samples):
+  """B, the number of rows of types.Samples."""
+  record = samples.record
+  return len(record['label'] if hasattr(record, 'items') else record)
+
+
+def device_samples(samples):
+  """What of types.Samples device rewards see: pictures, token ids of texts, labels."""
+  record = samples.record
+  if not hasattr(record, 'items'):
+    record = {'label': np.array([row['label'] for row in record], np.int32)}
+  ids = {name: x for name, x in (samples.texts or {}).items() if hasattr(x, 'dtype')}
+  return Samples(samples.image_Byxc, ids, {'label': record['label']})
+
+
+def host_samples(samples, image_nyxc, at, group_size, records):
+  """The HostSamples of the rows `at` of types.Samples, whose labels every host has. records: see
+  `make`."""
+  if hasattr(samples.record, 'items'):
+    label_n = np.asarray(samples.record['label'])[at]
+    record = records(label_n) if records else [{'label': label} for label in label_n.tolist()]
+  else:
+    record = [samples.record[i] for i in at]
+  texts = {
+    name: [said[i] for i in at]
+    for name, said in (samples.texts or {}).items()
+    if not hasattr(said, 'dtype')
+  }
+  return HostSamples(image_nyxc, texts, record, at // group_size)
+
+
+def own_rows(pixels_Byxc, B, unit):
+  """(uint8 pictures or None, positions) of the rows that this host judges; each row is one host's.
+
+  unit: so many adjacent rows are judged by one host together. A host has the rows whose pictures
+  lie on its devices; where these are not whole units, or there are no pictures, the units are dealt
+  out to the hosts in turn."""
+  if pixels_Byxc is not None and not cuts_units(pixels_Byxc, unit):
+    return multihost.owned_rows(pixels_Byxc)
+  units = np.arange(B).reshape(-1, unit)[jax.process_index() :: jax.process_count()]
+  at = units.reshape(-1)
+  return None if pixels_Byxc is None else multihost.to_numpy(pixels_Byxc)[at], at
+
+
+def cuts_units(x, unit):
+  """Whether some device holds a part of a unit of `unit` rows; every host finds the same."""
+  slices = [index[0] for index in x.sharding.devices_indices_map(x.shape).values()]
+  return any((s.start or 0) % unit or (len(x) if s.stop is None else s.stop) % unit for s in slices)
 
 
 def fingerprint(weights):

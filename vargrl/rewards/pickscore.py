@@ -7,6 +7,7 @@ import numpy as np
 from vargrl.rewards import towers
 
 HOST = False
+FILES = ('file', 'tokenizer')
 
 
 def judge(*, file, size, dtype, tokenizer, template, names):

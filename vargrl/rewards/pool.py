@@ -1,9 +1,10 @@
 """Worker processes for rewards that are not JAX: what fails there costs rows, not the run.
 
-A chunk of rows that raises, kills its worker or returns anything but one number for each image is
+A chunk of rows that raises, kills its worker or returns anything but one number for each row is
 tried `retries` times more, then halved, each half tried once, until the guilty rows are alone and
 the others have their scores. A chunk that hangs is lost whole, after 1 + retries times `timeout` (a
 half: after one): it is seldom one row's fault, and each step of a search would cost a timeout.
+Where a function compares the rows of a prompt, whole groups take the place of rows in all this.
 
 The run ends as soon as more rows are lost than max_failed allows: a function that always raises is
 called once for each chunk, and then about twice for each row allowed.
@@ -24,10 +25,11 @@ KINDS = ('nan', 'error', 'timeout', 'death')  # why a row has no verdict
 
 
 class Pool:
-  """A handle to processes that hold f(images uint8 [n,y,x,3], prompts, **options) -> n numbers.
+  """A handle to processes that hold function(HostSamples, **options) -> a number for each row.
 
-  `counts` are the latest scores' rows without a verdict by kind, and the calls that failures
-  cost ('retry': a chunk once more, or one of its halves).
+  `groups`: the function wants all rows of a prompt in one call (GROUPS = True). `counts` are the
+  latest scores' rows without a verdict by kind, and the calls that failures cost ('retry': a chunk
+  once more, or one of its halves).
   """
 
   def __init__(self, function_name, options, *, workers, timeout, retries, chunk):
@@ -37,8 +39,9 @@ class Pool:
     locate(function_name)  # before the cost of a process
     self.name, self.options, self.size, self.chunk = function_name, options, workers, chunk
     self.timeout, self.retries, self.workers, self.failed_starts = timeout, retries, [], 0
+    self.groups = False
     try:
-      self.begin(0)
+      self.begin(0, 1)
       while any(w.chunk for w in self.workers):
         wait([self])
         self.hear(max_failed=1.0)
@@ -46,15 +49,19 @@ class Pool:
       self.close()
       raise
 
-  def scores(self, images, prompts):
+  def scores(self, samples, group_size=1):
     """r_B float32, NaN where there is no verdict."""
-    return run([self], images, prompts, max_failed=1.0)[0]
+    return run([self], samples, group_size=group_size, max_failed=1.0)[0]
 
-  def begin(self, n):
-    """Forgets the rows before, queues n new ones and replaces the workers that were dropped."""
+  def begin(self, n, group_size):
+    """Forgets the rows before, queues n new ones and replaces the workers that were dropped.
+
+    The rows that are never parted, `unit` of them, are a group, or one."""
     if not self.size:
       raise ValueError(f'reward {self.name}: its pool is closed')
-    rows = max(1, min(self.chunk, -(-n // self.size)))  # a part for everyone, if less than a chunk
+    self.unit = group_size if self.groups else 1
+    # A part for every worker, if that is less than a chunk.
+    rows = max(1, min(self.chunk // self.unit, -(-n // (self.unit * self.size)))) * self.unit
     self.todo = collections.deque((i, min(i + rows, n)) for i in range(0, n, rows))
     self.r_B, self.tries = np.full(n, np.nan, np.float32), collections.Counter()
     self.counts, self.last_error = dict.fromkeys((*KINDS, 'retry'), 0), ''
@@ -64,7 +71,7 @@ class Pool:
   def scoring(self):
     return [w for w in self.workers if isinstance(w.chunk, tuple)]
 
-  def dispatch(self, images, prompts, folder):
+  def dispatch(self, samples, folder):
     """A chunk for each idle worker, in a file: a pipe would block us if that worker is stopped."""
     for i, worker in enumerate(self.workers):
       if worker.chunk is not None or not self.todo:
@@ -73,7 +80,7 @@ class Pool:
       path = os.path.join(folder, f'{start}-{stop}')
       if not os.path.exists(path):  # else another pool or an earlier try has written it
         with open(path, 'wb') as file:
-          pickle.dump((images[start:stop], prompts[start:stop]), file, protocol=5)
+          pickle.dump(samples.rows(start, stop), file, protocol=5)
       try:
         worker.conn.send(path)
         worker.begin(self.todo.popleft(), self.timeout)
@@ -101,6 +108,8 @@ class Pool:
   def started(self, kind, value):
     """An error of the import is final; a death (a crowded memory) may be tried again."""
     self.failed_starts = 0 if kind == 'ready' else self.failed_starts + 1
+    if kind == 'ready':
+      self.groups = value
     if kind == 'error':
       raise ValueError(value)
     if self.failed_starts > self.retries:
@@ -119,14 +128,14 @@ class Pool:
     if self.tries[chunk] <= self.retries:
       self.counts['retry'] += 1
       self.todo.append(chunk)
-    elif kind == 'timeout' or stop - start == 1:
+    elif kind == 'timeout' or stop - start == self.unit:
       self.counts[kind] += stop - start
     else:
       self.halve(start, stop)
 
   def halve(self, start, stop):
-    """One try for each half, ahead of all else: single rows, found early, are what ends a run."""
-    middle = (start + stop) // 2
+    """Queues one try for each half, ahead of all else: single rows, found early, end a run."""
+    middle = start + (stop - start) // self.unit // 2 * self.unit
     for half in ((middle, stop), (start, middle)):
       self.todo.appendleft(half)
       self.tries[half] = self.retries
@@ -148,20 +157,20 @@ class Pool:
     self.workers = [w for w in self.workers if w not in workers]
 
 
-def run(pools, images, prompts, *, max_failed):
-  """[r_B of each pool], all at work at once but watched by one thread: Ctrl-C leaves nothing."""
-  images = np.asarray(images)
-  prompts = np.asarray(prompts) if hasattr(prompts, 'dtype') else list(prompts)
-  if images.dtype != np.uint8 or images.ndim != 4 or len(prompts) != len(images):
-    found = f'found {images.dtype} {images.shape} and {len(prompts)} prompts'
-    raise ValueError(f'images: {found}, expected uint8 (n, y, x, 3) and n prompts')
+def run(pools, samples, *, group_size, max_failed):
+  """[r_B of each pool] of HostSamples, whose groups have `group_size` rows each.
+
+  All pools work at once but are watched by one thread: Ctrl-C leaves no process behind. Raises
+  ValueError for samples that do not fit together, RuntimeError where more than the share
+  `max_failed` of the rows has no verdict."""
+  samples.check()
   with tempfile.TemporaryDirectory(prefix='vargrl_rewards_') as folder:
     try:
       for pool in pools:
-        pool.begin(len(images))
+        pool.begin(len(samples.record), group_size)
       while busy := [p for p in pools if p.todo or p.scoring()]:
         for pool in busy:
-          pool.dispatch(images, prompts, folder)
+          pool.dispatch(samples, folder)
         wait(busy)
         for pool in busy:
           pool.hear(max_failed)
@@ -183,6 +192,6 @@ def refuse(name, failed, n, max_failed, last_error):
   """A few lost rows are weather; a share above max_failed is a broken reward."""
   if failed > max_failed * n:
     raise RuntimeError(
-      f'reward {name}: no verdict for {failed} of {n} images (a share of {failed / n:.3g}), '
+      f'reward {name}: no verdict for {failed} of {n} rows (a share of {failed / n:.3g}), '
       f'max_failed allows {max_failed:g}; last error: {last_error}'
     )

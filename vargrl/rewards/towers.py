@@ -18,7 +18,7 @@ from vargrl.models.judges import clip
 from vargrl.models.layers import norms
 from vargrl.parallel import multihost, place, rows
 from vargrl.rewards import preprocess
-from vargrl.types import Judge, Tower
+from vargrl.rewards.judge import Judge, Tower
 
 HUB = {
   'l14': 'openai/clip-vit-large-patch14',
@@ -40,7 +40,7 @@ def source(*, file, size, dtype, download):
   """The Source of these options, checked against the file's header.
 
   file: '' for random weights of size 'smoke', None where only shapes count. download: {size: what
-  `huggingface-cli download` is to be told}; other sizes than these and 'smoke' are refused. Raises
+  `hf download` is to be told}; other sizes than these and 'smoke' are refused. Raises
   FileNotFoundError, ValueError."""
   if size not in (known := [*download, 'smoke']):
     raise ValueError(f'size: {size!r} found, expected one of {known}')
@@ -72,10 +72,7 @@ def command(what, path):
   """How to bring `what` of the hub to `path`; of nothing that is published, nothing."""
   if not what:
     return 'a checkpoint expected'
-  return (
-    f'`huggingface-cli download {what} --local-dir {path.parent if path.suffix else path}` '
-    'brings it'
-  )
+  return f'`hf download {what} --local-dir {path.parent if path.suffix else path}` brings it'
 
 
 def init(c):
@@ -111,7 +108,7 @@ def image_tower(source, how):
     with jax.default_matmul_precision(
       'highest'
     ):  # what is float32 is so on every device; bfloat16 stays fast
-      return norms.unit(model.apply({'params': params}, x_Byxc))
+      return norms.l2_normalize(model.apply({'params': params}, x_Byxc))
 
   key = f'{source.path or "random"} {source.size} {c.dtype} {how}'
   return key, Tower(
@@ -129,7 +126,7 @@ def prompts(template, names):
   for t in templates:
     if any(brace in t.replace('{class}', '') for brace in '{}'):
       raise ValueError(f'template: {t!r} found, {{class}} expected as its only braces')
-  return [[t.replace('{class}', name) for t in templates] for name in class_names.names(names)]
+  return [[t.replace('{class}', name) for t in templates] for name in class_names.load(names)]
 
 
 def tokenized(source, tokenizer, texts):
@@ -147,7 +144,7 @@ def tokenized(source, tokenizer, texts):
     folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
     where = pathlib.Path(tokenizer or folder).expanduser()
     try:
-      t_BL = clip_bpe.tokens(where, texts, length=c.context)
+      t_BL = clip_bpe.encode(where, texts, length=c.context)
     except FileNotFoundError as e:
       raise FileNotFoundError(
         f'tokenizer: {e}; {command(HUB["l14"] + " tokenizer.json", where)}'
@@ -180,7 +177,10 @@ def text_judge(source, *, tokenizer, template, names, how, scale):
     )
 
   return Judge(
-    {key: tower}, load, lambda own, features, label_B: affine(own, features[key], label_B), shapes
+    {key: tower},
+    load,
+    lambda own, features, samples: affine(own, features[key], samples.record['label']),
+    shapes,
   )
 
 

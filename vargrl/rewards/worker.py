@@ -50,8 +50,10 @@ def locate(name):
   return module, '.'.join(rest) or 'reward'
 
 
-def load(name, options):
-  """The function; whatever can be wrong with its name and options is an error before any image."""
+def load(name, options, arrays=('samples',)):
+  """The function of a name, which is called as function(*arrays, **options).
+
+  Raises ValueError for whatever can be wrong with its name and options, before it sees a row."""
   module, path = locate(name)
   try:
     found = importlib.import_module(module)
@@ -65,8 +67,16 @@ def load(name, options):
     found = getattr(found, attribute)
   if not callable(found):
     raise ValueError(f'reward {name}: found a {type(found).__name__}, expected a function')
-  check_options(name, found, options, ('images', 'prompts'))
+  check_options(name, found, options, arrays)
   return found
+
+
+def wants_groups(name, function):
+  """Whether the function must see all rows of a prompt in one call, as it compares them.
+
+  It or its module says so by an attribute GROUPS = True."""
+  module = importlib.import_module(locate(name)[0])
+  return bool(getattr(function, 'GROUPS', getattr(module, 'GROUPS', False)))
 
 
 def check_options(name, function, options, arrays):
@@ -87,7 +97,7 @@ def check_options(name, function, options, arrays):
 
 
 def verdicts(scores, n):
-  """r_B, NaN for no verdict; anything but n real numbers is an error."""
+  """r_B float32, NaN for no verdict; ValueError for anything but n real numbers."""
   listed = isinstance(scores, (list, tuple)) or getattr(scores, 'dtype', None) == object
   try:
     r_B = np.asarray([np.nan if s is None else s for s in scores] if listed else scores)
@@ -96,7 +106,7 @@ def verdicts(scores, n):
   if r_B.shape != (n,):
     found = f'{type(scores).__name__} of shape {r_B.shape}'
     found = f'{len(r_B)} scores' if r_B.ndim == 1 else found
-    raise ValueError(f'returned {found}, expected {n}, one for each image')
+    raise ValueError(f'returned {found}, expected {n}, one for each row')
   if r_B.dtype.kind not in 'fiub':
     raise ValueError(f'returned dtype {r_B.dtype}, expected real numbers')
   return finite(r_B)
@@ -109,7 +119,7 @@ def finite(r_B):
 
 
 def work(conn, name, options):
-  """A worker's life: import, then one answer to each file it is told of, until the parent ends."""
+  """Runs in the process: imports, then answers each file whose path comes, till the parent ends."""
   os.setsid()  # its own group: Ctrl-C passes by, and a kill takes along the programs it started
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -122,22 +132,24 @@ def work(conn, name, options):
     function = load(name, options)
   except Exception as e:
     return conn.send(('error', str(e)))
-  conn.send(('ready', ''))
+  conn.send(('ready', wants_groups(name, function)))
   with contextlib.suppress(EOFError):
     while True:
       paths[:] = [conn.recv()]
       with open(paths[0], 'rb') as file:
-        images, prompts = pickle.load(file)
-      conn.send(answer(function, images, prompts, options))
+        samples = pickle.load(file)
+      conn.send(answer(function, samples, options))
 
 
-def answer(function, images, prompts, options):
+def answer(function, samples, options):
+  """('scores', r_B) of a call of the function, or ('error', what went wrong)."""
   try:
-    scores = function(images, prompts, **options)
+    scores = function(samples, **options)
   except Exception:
-    return 'error', traceback.format_exc()[-2000:]
+    rows = 'rows without pictures: ' if samples.image_Byxc is None else ''
+    return 'error', rows + traceback.format_exc()[-2000:]
   try:
-    return 'scores', verdicts(scores, len(images))
+    return 'scores', verdicts(scores, len(samples.record))
   except ValueError as e:
     return 'error', str(e)
 

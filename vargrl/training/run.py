@@ -49,7 +49,12 @@ class Run:
     self.check_data()
     self.evals = evaluators.make(config.evals, self.models)  # last: these two may start processes
     try:
-      self.models = building.scored(config, self.built, texts=getattr(self.data, 'texts', None))
+      self.models = building.scored(
+        config,
+        self.built,
+        texts=getattr(self.data, 'texts', None),
+        records=getattr(self.data, 'record_count', None),
+      )
     except BaseException:
       evaluators.close(self.evals)
       raise

@@ -83,6 +83,7 @@ def stream(
     features=features,
     classes=None,
     class_names=(),
+    record_count=found.count,
     max_unreadable=max_unreadable,
     threads=threads,
     workers=workers,
