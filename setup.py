@@ -7,6 +7,7 @@ setup(
   version='0.1.0',
   description='Training and RL post-training of unified visual autoregressive models in JAX',
   packages=find_packages(include=['vargrl', 'vargrl.*']),
+  entry_points={'console_scripts': ['vargrl = vargrl.main:main']},
   package_data={'vargrl.data': ['*.txt']},
   python_requires='>=3.11',
   install_requires=[
@@ -38,6 +39,7 @@ setup(
   extras_require={
     'torch': ['torch>=2.1'],
     'tpu': ['jax[tpu]'],
+    'wandb': ['wandb>=0.31'],
     'test': [
       'pytest>=8',
       'pytest-xdist>=3.8',

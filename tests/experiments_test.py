@@ -82,7 +82,7 @@ def test_full_size_fits_together(path, tmp_path):
       config.init = {}  # published files, which are not here
     run = Run(config, tmp_path, upstream=upstream, lean=True)
     upstream[name] = run.shapes.params
-    count = sum(np.prod(x.shape) for x in jax.tree.leaves(lora.off(run.shapes.params['policy'])))
+    count = sum(np.prod(x.shape) for x in jax.tree.leaves(lora.base_params(run.shapes.params['policy'])))
     if config.policy.size in SIZES:
       assert count == SIZES[config.policy.size]
     assert count > 0
@@ -121,14 +121,14 @@ def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
   assert '<svg' in (tmp_path / 'report.html').read_text()
   if path.stem in ('pretrain_var_d16_imagenet256', 'grpo_var_d16_jpeg'):
     assert (
-      main.main(['vargrl', 'sample', *argv, '--each=2', '--labels=1,3', f'--out={tmp_path}/s']) == 0
+      main.main(['vargrl', 'sample', *argv, '--per_class=2', '--labels=1,3', f'--out={tmp_path}/s']) == 0
     )
     images = np.load(tmp_path / 's.npz')
     assert images['image'].shape == (4, 8, 8, 3) and images['image'].dtype == np.uint8
     assert images['label'].tolist() == [1, 1, 3, 3]
     assert (tmp_path / 's.png').stat().st_size > 100
   if path.stem == 'grpo_var_d16_jpeg':
-    again, labels = sample.draw(f'{path}:smoke', tmp_path, labels=['one', 3], each=2)
+    again, labels = sample.draw(f'{path}:smoke', tmp_path, labels=['one', 3], per_class=2)
     np.testing.assert_array_equal(again, images['image'])
     assert labels.tolist() == [1, 1, 3, 3]
     assert (
@@ -137,7 +137,7 @@ def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
           'vargrl',
           'sample',
           *argv,
-          '--each=2',
+          '--per_class=2',
           '--labels=1,3',
           f'--folder={tmp_path}/folder',
           f'--npz={tmp_path}/arr_0.npz',

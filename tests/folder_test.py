@@ -9,12 +9,12 @@ import striped
 
 from vargrl.commands import sample
 
-ABOUT = {'step': 3, 'sampler': ''}
+SETTINGS = {'step': 3, 'sampler': ''}
 
 
 def fill(folder, **changes):
-  options = dict(classes=(0, 2, 3), each=5, seed=0, preset='', about=ABOUT, batch=4)
-  return sample.fill(folder, striped.MODELS, {'policy': {}}, {}, **options | changes)
+  options = dict(classes=(0, 2, 3), per_class=5, seed=0, preset='', settings=SETTINGS, batch=4)
+  return sample.resume_folder(folder, striped.MODELS, {'policy': {}}, {}, **options | changes)
 
 
 @pytest.fixture(scope='module')
@@ -43,15 +43,15 @@ def test_a_folder_that_was_cut_ends_with_the_same_files(whole, tmp_path):
 
 
 def test_an_image_depends_on_its_class_and_index_alone(whole, tmp_path):
-  paths, _ = fill(tmp_path / 'some', classes=(3,), each=2, batch=1)
+  paths, _ = fill(tmp_path / 'some', classes=(3,), per_class=2, batch=1)
   assert all(p.read_bytes() == whole[1][p.name] for p in paths) and len(paths) == 2
 
 
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(seed=1), 'begun with seed 0, 1 found'),
-    (dict(about=ABOUT | {'step': 4}), 'begun with step 3, 4 found'),
+    (dict(seed=1), 'started with seed 0, 1 found'),
+    (dict(settings=SETTINGS | {'step': 4}), 'started with step 3, 4 found'),
   ],
 )
 def test_a_folder_of_other_images_is_refused(whole, changes, message):

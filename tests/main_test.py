@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from vargrl import main
+from vargrl.commands import errors
 
 QUICK = 'experiments/quickstart.py:smoke'
 
@@ -77,13 +78,15 @@ def test_unknown_dataset_names_the_nearest(capsys, compiles, tmp_path):
 def test_memory_that_is_too_small_comes_with_advice():
   with pytest.raises(Exception) as found:
     jax.numpy.zeros(1 << 48).block_until_ready()
-  text = main.full(found.value)
+  text = errors.memory_advice(found.value)
   assert (
     text.startswith('a device has too little memory (Out of memory')
     and 'accum' in text
     and '\n' not in text
   )
-  assert main.full(RuntimeError('RESOURCE_EXHAUSTED: of a kind that is not memory')) == ''
+  assert (
+    errors.memory_advice(RuntimeError('RESOURCE_EXHAUSTED: of a kind that is not memory')) == ''
+  )
 
 
 def test_group_of_one(capsys, compiles, tmp_path):
@@ -226,9 +229,9 @@ def test_a_sampler_that_nobody_published(capsys, compiles, tmp_path):
     (
       'scenes',
       ['--labels=3'],
-      '--labels: models.unified found, which takes --prompts, --words and --begin',
+      '--labels: models.unified found, which takes --prompts, --max_text_tokens and --begin',
     ),
-    ('scenes', ['--each=8'], '--each: models.unified found'),
+    ('scenes', ['--per_class=8'], '--per_class: models.unified found'),
     (
       'grpo_var_d16_jpeg',
       ['--prompts=a.txt'],
@@ -244,8 +247,8 @@ def test_a_sampler_that_nobody_published(capsys, compiles, tmp_path):
     ('scenes', ['--prompts=none.json'], 'none.json found, which is no file'),
     (
       'scenes',
-      ['--prompts=none.json', '--words=a'],
-      "--words: 'a' found, numbers such as 64,64 expected",
+      ['--prompts=none.json', '--max_text_tokens=a'],
+      "--max_text_tokens: 'a' found, numbers such as 64,64 expected",
     ),
     ('scenes', ['--prompts={}/lost.json'], "lost.json: record 0: picture 'lost.png' found neither"),
     ('scenes', ['--prompts={}/empty.txt'], 'empty.txt: 0 records found'),

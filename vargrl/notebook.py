@@ -1,6 +1,4 @@
-"""For notebooks: the commands of vargrl.main in the process of the kernel, and the report
-inline.
-"""
+"""For notebooks: the commands in the process of the kernel, and the report inline."""
 
 import html
 import importlib.metadata
@@ -9,15 +7,15 @@ import platform
 
 import jax
 
-from vargrl import main
+from vargrl.commands import command_line, flags
 from vargrl.parallel import multihost
 
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'numpy', 'vargrl')
 
 
 def start():
-  """Prints versions and devices. It comes before all else: who asks JAX for its devices too early
-  hears no notice.
+  """Prints versions and devices. It comes before anything else: a notebook that asks JAX for its
+  devices first hears no preemption notice.
 
   A kernel is one process. On a TPU jax would look for others, and ask a metadata server that Colab
   may not have."""
@@ -33,19 +31,19 @@ def start():
   )
 
 
-def run(mode, *arguments):
-  """`python -m vargrl.main MODE ARGUMENTS`, in this process; RuntimeError where a shell would see
-  an exit code, so that the cells below do not go on."""
-  code = main.main(['vargrl', mode, *map(str, arguments)])
+def run(command, *arguments):
+  """`python -m vargrl.main COMMAND ARGUMENTS` in this process. Raises RuntimeError where a shell
+  would see an exit code, so that the cells below do not go on."""
+  code = command_line.main(['vargrl', command, *map(str, arguments)])
   if code:
-    raise RuntimeError(f'{mode} ended with exit code {code}, for the reason said above')
+    raise RuntimeError(f'{command} ended with exit code {code}, for the reason said above')
 
 
 def config(experiment, *arguments):
   """The config of an experiment, 'experiments/NAME.py[:variant]', changed by arguments such as
-  '--config.grpo.steps=200': what sample.draw takes."""
-  return main.parse(
-    ['vargrl', '--config', str(experiment), '--workdir', '.', *map(str, arguments)]
+  '--config.grpo.steps=200': what commands.sample.draw takes."""
+  return flags.parse(
+    'train', ['--config', str(experiment), '--workdir', '.', *map(str, arguments)]
   ).config
 
 

@@ -12,18 +12,20 @@ import pytest
 from small_chain import SCENES
 
 from vargrl import main
-from vargrl.commands import chat, experiment
+from vargrl.commands import chat, experiment, inference
 from vargrl.data import image, text
 from vargrl.data import scenes_tokenizer as scenes
 from vargrl.data.dialogue import encode
 from vargrl.data.dialogue import files as sharegpt
-from vargrl.training import chain
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
 ASKED = [
   'a red circle',
   [{'role': 'user', 'content': [PICTURE, 'what is this?']}],
-  {'messages': [{'role': 'user', 'content': '<image>make it red'}], 'images': [image.png(PICTURE)]},
+  {
+    'messages': [{'role': 'user', 'content': '<image>make it red'}],
+    'images': [image.encode_png(PICTURE)],
+  },
   *[f'{n} blue squares' for n in ('one', 'two', 'three', 'four', 'five', 'six', 'seven')],
 ]
 
@@ -67,7 +69,7 @@ def test_answers_are_words_and_pictures_in_turn(drawn, spoken):
   found = {kinds(answer) for answer in drawn}
   assert any('pp' in kind or 'pwp' in kind for kind in found), found  # two pictures of one dialogue
   assert any(kind in ('', 'w') for kind in found) and any('pw' in kind for kind in found), found
-  vocabulary = {scenes.words().tokenizer.id_to_token(n) for n in (100, 101)}
+  vocabulary = {scenes.build().tokenizer.id_to_token(n) for n in (100, 101)}
   for answer in drawn:
     for part in answer:
       if isinstance(part, str):
@@ -92,7 +94,7 @@ def test_one_call_does_it_all(drawn, spoken):
 
 
 def test_an_answer_is_cut_where_its_row_ended():
-  form = types.SimpleNamespace(words=scenes.words())
+  form = types.SimpleNamespace(words=scenes.build())
   plan = [('words', 2), ('bits', 3), ('words', 2), ('bits', 3), ('words', 1)]
   made = lambda begun, mask: chat.parted(
     types.SimpleNamespace(form=form, plan=plan), begun, words_L, np.array(mask), np.arange(2)
@@ -111,7 +113,7 @@ def files(folder):
 
 def asked(folder, count):
   """A file of the first dialogues, and what the users say."""
-  (folder / 'see.png').write_bytes(image.png(PICTURE))
+  (folder / 'see.png').write_bytes(image.encode_png(PICTURE))
   said = [x if isinstance(x, str) else '<image>what is this?' for x in ASKED]
   said[2] = '<image>make it red'
   records = [
@@ -134,12 +136,12 @@ def test_the_command_writes_data(spoken, tmp_path, capsys):
     str(spoken.workdir),
     '--begin=it is a cat.',
     f'--prompts={path}',
-    '--words=0,2',
+    '--max_text_tokens=0,2',
   ]
   out = tmp_path / 'out'
   assert main.main([*argv, f'--out={out}']) == 0, capsys.readouterr().err
   assert f'step 7: 7 answers in {out}/index.html, 7 of them given now' in capsys.readouterr().out
-  read, count = sharegpt.opened(str(out / 'answers.jsonl'), '', '', ends='answer')
+  read, count = sharegpt.open_source(str(out / 'answers.jsonl'), '', '', ends='answer')
   assert count == 7
   for i in range(count):
     found = read(i)
@@ -148,15 +150,15 @@ def test_the_command_writes_data(spoken, tmp_path, capsys):
       f'{"here is a circle." if i == 2 else "it is a cat."}<image_gen>'
     )
     assert found.pictures[-1] == str(out / f'{i:05d}_0.png')
-    assert encode.pictured(found.pictures[-1]).shape == (32, 32, 3)
-  np.testing.assert_array_equal(encode.pictured(read(1).pictures[0]), PICTURE)
+    assert encode.load_image(found.pictures[-1]).shape == (32, 32, 3)
+  np.testing.assert_array_equal(encode.load_image(read(1).pictures[0]), PICTURE)
   page = (out / 'index.html').read_text()
   assert page.count('<img src="data:image/png;base64,') == 9 and page.count('<section>') == 7
   before = files(out)
   assert main.main([*argv, f'--out={out}']) == 0 and files(out) == before
   assert '7 answers' in (said := capsys.readouterr().out) and '0 of them given now' in said
   assert main.main([*argv, f'--out={out}', '--seed=1']) == 2
-  assert f'--out: {out} was begun with seed 0, 1 found' in capsys.readouterr().err
+  assert f'--out: {out} was started with seed 0, 1 found' in capsys.readouterr().err
 
 
 def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
@@ -173,7 +175,7 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
     patches=0,
   )
   with jax.set_mesh(made.run.mesh):
-    params, frozen, _ = chain.restored(made.run, made.folder)
+    params, frozen, _ = inference.restore(made.run, made.folder)
     go = lambda folder: chat.fill(made, folder, said, params, frozen, seed=0, about={}, batch=1)[1]
     assert go(tmp_path / 'whole') == 10
     whole, cut = files(tmp_path / 'whole'), tmp_path / 'cut'

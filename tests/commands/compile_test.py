@@ -104,7 +104,8 @@ def test_the_compilers_words_about_memory_are_made_short():
     'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
     '(18.00G) exceeds available HBM (15.75G).'
   ).startswith('Ran out of memory on HBM')
-  text = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm. Exceeded hbm capacity by 4.35G.
+  text = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. \
+Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm. Exceeded hbm capacity by 4.35G.
 
 Largest program allocations in hbm:
 

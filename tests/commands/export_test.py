@@ -158,7 +158,7 @@ def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_p
   )
   prefixes = {key.split('.')[0] for key in safetensors.numpy.load_file(out / 'model.safetensors')}
   assert {'vae_local', 'vargpt_gen', 'visual', 'model'} <= prefixes
-  form = encode.form(tokenizer=str(out), look=config.data.look, size=(32, 32), crop='cover')
+  form = encode.make_format(tokenizer=str(out), look=config.data.look, size=(32, 32), crop='cover')
   with config.unlocked():
     config.data.tokenizer = str(out)
   check_words(config.data, again.models.config)

@@ -249,7 +249,7 @@ assert 'tensorflow' not in sys.modules and 'clu.metric_writers' not in sys.modul
 def test_a_full_disk_for_events_stops_nothing(tmp_path):
   writer = writing.Writer(tmp_path, first=0)
   # The real file of a full disk: every flush to it fails.
-  writer._events._py_recordio_writer._writer = open('/dev/full', 'wb')
+  writer._sinks['TensorBoard events'].events._py_recordio_writer._writer = open('/dev/full', 'wb')
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     for step in range(12):

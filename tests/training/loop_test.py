@@ -224,7 +224,7 @@ def test_grpo_starts_at_the_old_policy_and_raises_the_reward(tmp_path, checkpoin
   c.data.update(classes=2, prompts=2)
   c.objective.collect.rollouts = 32
   c.objective.collect.rewards = ConfigDict(dict(light=dict(name='rewards.brightness', weight=1.0)))
-  train.train(c, tmp_path, say=lambda _: None)
+  train.train(c, tmp_path, log=lambda _: None)
   rows = [row for row in writing.load(tmp_path) if 'reward' in row]
   first = {k: v for k, v in rows[0].items() if k.startswith(('ratio', 'kl', 'clip_ratio'))}
   assert len(first) > 10 and first.pop('ratio') == 1
@@ -241,7 +241,7 @@ def test_dpo_learns_to_prefer_the_chosen(tmp_path, checkpoints):
   c.objective.collect = {}
   c.data = dict(quickstart.get_config('smoke').pretrain.data)
   c.data.update(dataset='digit_pairs', split='train[:8]', batch=8, dir=str(tmp_path / 'tfds'))
-  train.train(c, tmp_path / 'run', say=lambda _: None)
+  train.train(c, tmp_path / 'run', log=lambda _: None)
   rows = [row for row in writing.load(tmp_path / 'run') if 'loss' in row]
   assert rows[0]['loss'] == pytest.approx(np.log(2), abs=1e-5)
   assert rows[0]['rewards/margins'] == pytest.approx(0, abs=1e-5)
@@ -253,7 +253,7 @@ def test_a_run_without_a_good_update_ends_and_keeps_what_it_had(tmp_path, one_de
   c = quickstart.get_config('smoke').classifier
   c.steps, c.evals = 100, {}
   state = train.train(
-    ConfigDict(c.to_dict() | dict(steps=2)), tmp_path / 'good', say=lambda _: None
+    ConfigDict(c.to_dict() | dict(steps=2)), tmp_path / 'good', log=lambda _: None
   )
   bad = State(jax.tree.map(lambda x: x * jnp.nan, state.params), {})
   store = stores.Store(tmp_path / 'nan' / 'checkpoints', every_steps=1, max_to_keep=1)
@@ -261,7 +261,7 @@ def test_a_run_without_a_good_update_ends_and_keeps_what_it_had(tmp_path, one_de
   store.close()
   c.init = dict(policy=str(tmp_path / 'nan' / 'checkpoints'))
   with pytest.raises(FloatingPointError, match=f'no update of the {train.SKIPS} steps up to 9'):
-    train.train(c, tmp_path / 'run', say=lambda _: None)
+    train.train(c, tmp_path / 'run', log=lambda _: None)
   rows = [row for row in writing.load(tmp_path / 'run') if 'skipped' in row]
   assert [row['skipped'] for row in rows] == [1] * (train.SKIPS + 1)
   assert not any('loss' in row or 'grad_norm' in row for row in rows)

@@ -72,7 +72,7 @@ def test_interrupted_twice_and_continued_is_uninterrupted(tmp_path):
   for row in (5, 30):
     interrupt_at(tmp_path / 'cut', row)
     with pytest.raises(preemption.Stop, match='interrupted'):
-      loop.train(config(steps), tmp_path / 'cut', say=said.append)
+      loop.train(config(steps), tmp_path / 'cut', log=said.append)
     assert row <= latest(tmp_path / 'cut') == len(rows(tmp_path / 'cut')) < steps
   assert sum('once more to stop at once' in text for text in said) == 2
   cut = loop.train(config(steps), tmp_path / 'cut')
@@ -186,8 +186,8 @@ def test_an_evaluator_is_cut_between_two_of_its_calls(tmp_path):
 @pytest.mark.parametrize('mode, ends', [('sample', True), ('train', False)])
 def test_only_who_listens_for_a_notice_keeps_sigterm_from_ending_the_process(mode, ends):
   code = (
-    'import time, types\nfrom vargrl import main\n'
-    f'main.start({mode!r}, types.SimpleNamespace(heartbeat=100))\nprint("begun", '
+    'import time, types\nfrom vargrl.commands import process\n'
+    f'process.initialize({mode!r}, types.SimpleNamespace(heartbeat=100))\nprint("begun", '
     'flush=True)\ntime.sleep(100)'
   )
   with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as process:

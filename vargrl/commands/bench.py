@@ -58,7 +58,7 @@ def peak(dtype, repeats):
 
 def main(flags):
   """Prints one line per piece."""
-  _, config = chain.chosen(flags.config, flags.run)
+  _, config = chain.select_run(flags.config, flags.run)
   if config.objective.name not in OBJECTIVES:
     raise ValueError(f'bench: {config.objective.name} found, a run of one of {OBJECTIVES} expected')
   if config.policy.name != 'models.var':

@@ -17,12 +17,13 @@ import numpy as np
 
 from vargrl.checkpoint import digest
 from vargrl.commands import experiment as experiments
-from vargrl.commands import sample
+from vargrl.commands import folder as folders
+from vargrl.commands import inference
 from vargrl.data import text
 from vargrl.data.dialogue import encode, pack
 from vargrl.data.dialogue import files as sharegpt
 from vargrl.data.dialogue import train as mixing
-from vargrl.data.dialogue.encode import DRAWN, SEEN, Dialogue
+from vargrl.data.dialogue.encode import IMAGE_GEN, IMAGE, Dialogue
 from vargrl.eval import scenes
 from vargrl.parallel import multihost, rows
 from vargrl.reporting import images as pictures
@@ -36,9 +37,11 @@ CONTEXT = 32768  # tokens of a sequence, as Qwen2 knows them (https://arxiv.org/
 ROOM = 16
 SHOWN, BYTES = 100, 4_000_000  # dialogues on the page, and their pictures before base64
 STYLE = """
-body{margin:0 auto;max-width:760px;padding:2rem 1rem;color:#18181b;font:16px/1.5 system-ui,sans-serif}
-h1{font-size:1.3rem} section{border-top:1px solid #e4e4e7;padding:1rem 0} p{margin:.3rem 0;white-space:pre-wrap}
-.user,.system{color:#52525b} .assistant{padding-left:2rem} b{font-weight:600;font-size:.8rem;color:#71717a}
+body{margin:0 auto;max-width:760px;padding:2rem 1rem;color:#18181b;
+font:16px/1.5 system-ui,sans-serif}
+h1{font-size:1.3rem} section{border-top:1px solid #e4e4e7;padding:1rem 0}
+p{margin:.3rem 0;white-space:pre-wrap} .user,.system{color:#52525b} .assistant{padding-left:2rem}
+b{font-weight:600;font-size:.8rem;color:#71717a}
 img{display:inline-block;vertical-align:top;margin:.2rem;min-width:128px;max-width:100%;height:auto;
 border:1px solid #e4e4e7;image-rendering:pixelated}
 """
@@ -50,7 +53,7 @@ class Talk(NamedTuple):
 
   run: Run
   folder: pathlib.Path
-  form: encode.Form
+  form: encode.DialogueFormat
   sampler: Any
   plan: list
   prompts: dict
@@ -114,7 +117,7 @@ def draw(
 def answered(talk: Talk, *, seed, batch):
   """[answer] of a Talk by the last good checkpoint."""
   with jax.set_mesh(talk.run.mesh):
-    params, frozen, _ = chain.restored(talk.run, talk.folder)
+    params, frozen, _ = inference.restore(talk.run, talk.folder)
     return [
       answer for _, some in answers(talk, params, frozen, seed=seed, batch=batch) for answer in some
     ]
@@ -125,22 +128,22 @@ def dialogue(given, where) -> Dialogue:
   if isinstance(given, str):
     given = [{'role': 'user', 'content': given}]
   record = dict(given) if isinstance(given, dict) else {'messages': given}
-  given, rest = sharegpt.lists(record, where)
+  given, rest = sharegpt.messages_and_images(record, where)
   messages, images = [], []
   for message in given:
     content = message.get('content') if isinstance(message, dict) else None
     for part in content if isinstance(content, (list, tuple)) else [content or '']:
-      count = len(encode.PLACE.findall(part)) if isinstance(part, str) else 0
+      count = len(encode.IMAGE_PATTERN.findall(part)) if isinstance(part, str) else 0
       images += rest[:count] if isinstance(part, str) else [part]
       rest = rest[count:]
     if isinstance(content, (list, tuple)):
       message = message | {
-        'content': ''.join(part if isinstance(part, str) else SEEN for part in content)
+        'content': ''.join(part if isinstance(part, str) else IMAGE for part in content)
       }
     messages.append(message)
   images += rest
-  parts, images = sharegpt.checked({'messages': messages, 'images': images}, where, 'prompt')
-  return asking(sharegpt.dialogue(parts, [picture(x, where) for x in images]), where)
+  parts, images = sharegpt.check_record({'messages': messages, 'images': images}, where, 'prompt')
+  return asking(sharegpt.to_dialogue(parts, [picture(x, where) for x in images]), where)
 
 
 def picture(given, where):
@@ -162,12 +165,12 @@ def asking(said: Dialogue, where) -> Dialogue:
   """The same, if there is something to answer."""
   *before, (_, last), _ = said.messages
   if not last.strip():
-    raise ValueError(f'{where}: an empty message to answer found, words or {SEEN} expected')
-  if DRAWN in ''.join(content for _, content in before):
+    raise ValueError(f'{where}: an empty message to answer found, words or {IMAGE} expected')
+  if IMAGE_GEN in ''.join(content for _, content in before):
     raise ValueError(
-      f'{where}: {DRAWN} before the last answer found, which no prompt can hold; show that '
+      f'{where}: {IMAGE_GEN} before the last answer found, which no prompt can hold; show that '
       'picture as '
-      f"{SEEN} in the user's message"
+      f"{IMAGE} in the user's message"
     )
   return said
 
@@ -179,12 +182,12 @@ def listed(path):
     raise ValueError(
       f'--prompts: {path} found, a file that ends with {" or ".join(sharegpt.FILES)} expected'
     )
-  read, count = sharegpt.opened(path, '', '', ends='prompt')
+  read, count = sharegpt.open_source(path, '', '', ends='prompt')
   names = [f'{path}: record {i}' for i in range(count)]
   return [asking(read(i), name) for i, name in enumerate(names)], names
 
 
-def speaks(config):
+def is_unified(config):
   """True of a run whose policy answers in words and pictures."""
   return 'rollout' in config and hasattr(lookup(config.rollout.name), 'PROMPT')
 
@@ -196,14 +199,16 @@ def prepared(
   errors.
   """
   trained = max(one.data.get('length', 0) for _, one in chain.runs(config))
-  name, config = chain.chosen(config, run)
+  name, config = chain.select_run(config, run)
   root = pathlib.Path(workdir)
-  if not speaks(config):
+  if not is_unified(config):
     raise ValueError(
       f'--run: {name or root.name} trains {config.policy.name}, a policy that answers in words and '
       'pictures expected'
     )
-  form = encode.form(**{key: config.data[key] for key in ('tokenizer', 'look', 'size', 'crop')})
+  form = encode.make_format(
+    **{key: config.data[key] for key in ('tokenizer', 'look', 'size', 'crop')}
+  )
   model = assemble.module(config.policy, 'policy')[1].c
   check_words(config.data, model)
   if begin is not None:
@@ -211,8 +216,8 @@ def prepared(
       raise ValueError(
         f'words: {tuple(words)} found, two numbers at least expected where a picture begins'
       )
-    if encode.PLACE.search(begin):
-      raise ValueError(f'begin: {begin!r} found, words without {DRAWN} and {SEEN} expected')
+    if encode.IMAGE_PATTERN.search(begin):
+      raise ValueError(f'begin: {begin!r} found, words without {IMAGE_GEN} and {IMAGE} expected')
     words = (0, *words[1:])
     said = [opened(x, begin) for x in said]
   if not words or min(words) < 0 or not 0 < sum(words) <= CONTEXT:
@@ -222,9 +227,9 @@ def prepared(
     form, said, names, draw=begin is not None, length=length, patches=patches, most=trained
   )
   lookup(config.rollout.name).check_room(sampler, model, prompts['tokens'].shape[-1])
-  begun = [x.messages[-1][1].split(DRAWN)[0].strip() if begin is not None else '' for x in said]
-  plan = lookup(config.rollout.name, 'plan').plan(sampler, model.draw.length)
-  run = chain.lean(config, root)
+  begun = [x.messages[-1][1].split(IMAGE_GEN)[0].strip() if begin is not None else '' for x in said]
+  plan = lookup(config.rollout.name, 'plan').plan(sampler, model.decoder.length)
+  run = inference.build(config, root)
   return Talk(
     run,
     root / name,
@@ -240,7 +245,9 @@ def prepared(
 def opened(said: Dialogue, begin) -> Dialogue:
   """With an answer that a picture is in."""
   *before, (role, answer) = said.messages
-  return said if DRAWN in answer else said._replace(messages=(*before, (role, begin + DRAWN)))
+  return (
+    said if IMAGE_GEN in answer else said._replace(messages=(*before, (role, begin + IMAGE_GEN)))
+  )
 
 
 def asked(form, said, names, *, draw, length, patches, most):
@@ -249,12 +256,14 @@ def asked(form, said, names, *, draw, length, patches, most):
   """
 
   def each(call, some):
-    found = [mixing.told(name, lambda x=x: call(x)) for name, x in zip(names, some, strict=True)]
+    found = [
+      mixing.try_encode(name, lambda x=x: call(x)) for name, x in zip(names, some, strict=True)
+    ]
     if wrong := [why for _, why in found if why]:
       raise ValueError(wrong[0])
     return [x for x, _ in found]
 
-  told = each(lambda x: encode.opening(form, x, draw=draw), said)
+  told = each(lambda x: encode.encode_prompt(form, x, draw=draw), said)
   longest = lambda sizes, unit: -(-max(sizes) // unit) * unit
   for name, x in zip(names, told):
     if not length and len(x.tokens) > most:
@@ -265,9 +274,9 @@ def asked(form, said, names, *, draw, length, patches, most):
   warn_of_unknown(form, told, names)
   length = length or longest([len(x.tokens) for x in told], ROOM)
   patches = patches or longest([len(x.seen.patches) for x in told], ROOM * form.merge**2)
-  pack.check_room(pack.Room(length, patches, 0, 1), form)
-  rows = each(lambda x: pack.prompt(x, form, length=length, patches=patches), told)
-  return {key: np.stack([row[key] for row in rows]) for key in pack.PROMPT}
+  pack.check_budget(pack.RowBudget(length, patches, 0, 1), form)
+  rows = each(lambda x: pack.prompt_row(x, form, length=length, patches=patches), told)
+  return {key: np.stack([row[key] for row in rows]) for key in pack.PROMPT_FEATURES}
 
 
 def warn_of_unknown(form, told, names):
@@ -324,25 +333,14 @@ def parted(talk, begun, words_L, mask_L, image_Iyxc):
 
 
 def main(flags):
-  """Answers every dialogue of --prompts: PNG files, answers.jsonl and index.html in --out. A policy
-  that is not of words and pictures draws as sample.main does."""
-  name, config = chain.chosen(flags.config, flags.run)
-  ours, theirs = ('prompts', 'words', 'begin'), ('labels', 'each', 'preset', 'folder', 'npz')
-  if given := [flag for flag in (theirs if speaks(config) else ours) if flags[flag].present]:
-    raise ValueError(
-      f'--{given[0]}: {config.policy.name} found, '
-      + (
-        'which takes --prompts, --words and --begin'
-        if speaks(config)
-        else 'a policy of words and pictures expected'
-      )
-    )
-  if not speaks(config):
-    return sample.main(flags)
+  """Answers every dialogue of --prompts: PNG files, answers.jsonl and index.html in --out."""
+  config = chain.select_run(flags.config, flags.run)[1]
   if not flags.prompts:
     raise ValueError(f'--prompts is missing: {config.policy.name} answers dialogues')
-  if not all(x.isdigit() for x in flags.words):
-    raise ValueError(f'--words: {",".join(flags.words)!r} found, numbers such as 64,64 expected')
+  if not all(x.isdigit() for x in flags.max_text_tokens):
+    raise ValueError(
+      f'--max_text_tokens: {",".join(flags.max_text_tokens)!r} found, numbers such as 64,64 expected'
+    )
   said, names = listed(flags.prompts)
   talk = prepared(
     flags.config,
@@ -350,13 +348,13 @@ def main(flags):
     said,
     names,
     run=flags.run,
-    words=[*map(int, flags.words)],
+    words=[*map(int, flags.max_text_tokens)],
     begin=flags.begin,
     length=0,
     patches=0,
   )
   with jax.set_mesh(talk.run.mesh):
-    params, frozen, step = chain.restored(talk.run, talk.folder)
+    params, frozen, step = inference.restore(talk.run, talk.folder)
     folder = pathlib.Path(flags.out or pathlib.Path(flags.workdir) / 'answers')
     about = {
       'step': step,
@@ -380,7 +378,7 @@ def fill(talk, folder, said, params, frozen, *, seed, about, batch=BATCH):
   What answers.jsonl has is kept: the same call goes on where it was cut, and ends with the same
   files, as batches are cut alike. about: what else the answers depend on; a folder of another seed
   or `about` is refused."""
-  sample.settle(folder, about | {'seed': seed}, flag='--out')
+  folders.check_folder(folder, about | {'seed': seed}, flag='--out')
   path, records, new = folder / 'answers.jsonl', [], 0
   if path.exists():
     records = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
@@ -406,9 +404,11 @@ def record(folder, i, said: Dialogue, answer):
       continue
     names.append(f'{i:05d}_{len(names)}.png')
     pictures.save_png(folder / names[-1], part)
-    content += DRAWN
+    content += IMAGE_GEN
   messages = [{'role': role, 'content': words} for role, words in (*before, ('assistant', content))]
-  shown = [os.path.abspath(path) for path in said.pictures[: len(encode.places(before))]]
+  shown = [
+    os.path.abspath(path) for path in said.pictures[: len(encode.image_placeholders(before))]
+  ]
   return {'messages': messages, 'images': shown + names}
 
 
@@ -420,9 +420,9 @@ def page(folder, records):
     for message in record['messages']:
       parts = [
         pictures.inline(folder / next(images), budget, part)[0]
-        if part in (SEEN, DRAWN)
+        if part in (IMAGE, IMAGE_GEN)
         else html.escape(part)
-        for part in encode.PLACE.split(message['content'])
+        for part in encode.IMAGE_PATTERN.split(message['content'])
       ]
       lines.append(f'<p class="{message["role"]}"><b>{message["role"]}</b> {"".join(parts)}</p>')
     sections.append(f'<section>{"".join(lines)}</section>')

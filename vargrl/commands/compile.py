@@ -36,7 +36,7 @@ def main(flags):
   """Prints some lines for each program of each run. Returns the exit code, 1 if one does not fit;
   ValueError for what cannot be compiled. The process is left as it was: in a notebook, a TPU may be
   used after it."""
-  found = chain.runs(flags.config) if not flags.run else [chain.chosen(flags.config, flags.run)]
+  found = chain.runs(flags.config) if not flags.run else [chain.select_run(flags.config, flags.run)]
   where = {name: flags.topology or config.get('pod', '') for name, config in found}
   if not all(where.values()):
     raise ValueError('compile: neither --topology nor a pod in the config found, one expected')

@@ -9,11 +9,12 @@ import pathlib
 import jax
 
 from vargrl.checkpoint import files, peft, store, torch_format
+from vargrl.commands import inference
 from vargrl.data import text
 from vargrl.data.dialogue import encode
 from vargrl.models.layers import lora
 from vargrl.training import assemble, chain, weights
-from vargrl.training import loop as training
+from vargrl.training import loop
 
 
 def main(flags):
@@ -23,7 +24,7 @@ def main(flags):
   A policy that is published as a folder takes a path without an ending: its tokenizer's weights,
   its config and the files of its words lie there too. The adapters of a LoRA run are merged into a
   file; a path without an ending gets them alone, as PEFT's folder."""
-  (name, config), root = chain.chosen(flags.config, flags.run), pathlib.Path(flags.workdir)
+  (name, config), root = chain.select_run(flags.config, flags.run), pathlib.Path(flags.workdir)
   python, model = assemble.module(config.policy, 'policy')
   adapted, along = bool(getattr(model.c, 'lora_rank', 0)), getattr(python, 'ALONG', {})
   folder = not pathlib.Path(flags.out).suffix
@@ -38,11 +39,11 @@ def main(flags):
       f'--run: {name or root.name} trains {config.policy.name}, which has no reference layout'
     )
   words = (
-    encode.worded(config.data.tokenizer)
+    encode.load_tokenizer(config.data.tokenizer)
     if folder and along and 'tokenizer' in config.data
     else None
   )
-  run = chain.lean(config, root, tuple(along))
+  run = inference.build(config, root, tuple(along))
   step, params, meta = store.load(
     root / name / 'checkpoints', run.shapes.params['policy'], item='params/policy'
   )
@@ -54,7 +55,7 @@ def main(flags):
     if adapted:
       params = lora.merge(params, alpha=model.c.lora_alpha)
     frozen = run.frozen(only=tuple(along)) if along else {}
-    training.check_frozen(meta, run.fingerprints(frozen), root / name)
+    loop.check_frozen(meta, run.fingerprints(frozen), root / name)
     torch_format.save(flags.out, *together(config, layout, params, frozen, along))
     if words:
       text.copy_files(words, flags.out)

@@ -27,7 +27,7 @@ def main(flags):
   """Draws and scores --groups groups with the weights that the GRPO run --config would begin with,
   and writes the data set; interrupted, the same command goes on."""
   out = pathlib.Path(flags.out)
-  _, config = chain.chosen(flags.config, flags.run)
+  _, config = chain.select_run(flags.config, flags.run)
   if config.objective.name not in ('objectives.grpo', 'objectives.vmr'):
     raise ValueError(
       f'pairs: {config.objective.name} found, a run of objectives.grpo expected: it says what to '

@@ -1,8 +1,7 @@
-"""Checkpoint + classes -> images."""
+"""The command `sample`: images of classes from a checkpoint; chat.py answers dialogues."""
 
 from concurrent.futures import ThreadPoolExecutor
 import difflib
-import json
 import os
 import pathlib
 import zipfile
@@ -12,18 +11,22 @@ import numpy as np
 from numpy.lib import format as npy
 
 from vargrl.checkpoint import digest
+from vargrl.commands import chat, inference
 from vargrl.commands import experiment as experiments
+from vargrl.commands import folder as folders
 from vargrl.data import image, names
 from vargrl.eval import samples
 from vargrl.parallel import rows
-from vargrl.reporting import images as pictures
+from vargrl.reporting import images
 from vargrl.training import assemble, chain
 
-ABOUT = '.samples.json'  # in a folder of images: what they were drawn from
+# Flags of the command that policies of classes take, and those that policies of text and images do.
+CLASS_FLAGS = ('labels', 'per_class', 'preset', 'folder', 'npz')
+DIALOGUE_FLAGS = ('prompts', 'max_text_tokens', 'begin')
 
 
-def draw(experiment, workdir, *, labels=(), each=8, seed=0, run='', preset=''):
-  """(image_Byxc uint8, label_B) of the last good checkpoint: `each` images of every class in
+def draw(experiment, workdir, *, labels=(), per_class=8, seed=0, run='', preset=''):
+  """(image_Byxc uint8, label_B) of the last good checkpoint: `per_class` images of every class in
   `labels`.
 
   experiment: 'experiments/NAME.py[:variant]', trained in `workdir`, or its config. labels: classes,
@@ -32,111 +35,86 @@ def draw(experiment, workdir, *, labels=(), each=8, seed=0, run='', preset=''):
   config = (
     experiments.load(experiment) if isinstance(experiment, (str, os.PathLike)) else experiment
   )
-  return images(config, workdir, labels=labels, each=each, seed=seed, run=run, preset=preset)[:2]
+  return draw_images(
+    config, workdir, labels=labels, per_class=per_class, seed=seed, run=run, preset=preset
+  )[:2]
 
 
-def images(config, workdir, *, labels, each, seed, run, preset):
+def draw_images(config, workdir, *, labels, per_class, seed, run, preset):
   """(image_Byxc uint8, label_B, step of the checkpoint)."""
-  run, folder, classes = prepared(config, workdir, labels=labels, each=each, run=run)
+  run, folder, classes = prepare(config, workdir, labels=labels, per_class=per_class, run=run)
   draw = samples.sampler(run.models, preset)
   with jax.set_mesh(run.mesh):
-    params, frozen, step = chain.restored(run, folder)
-    image_Byxc, label_B = draw(params, frozen, classes=classes, each=each, seed=seed)
+    params, frozen, step = inference.restore(run, folder)
+    image_Byxc, label_B = draw(params, frozen, classes=classes, each=per_class, seed=seed)
   return image_Byxc, label_B, step
 
 
-def prepared(config, workdir, *, labels, each, run):
-  """(the Run without what only training needs, its folder, the classes of `labels`)."""
-  name, config = chain.chosen(config, run)
+def prepare(config, workdir, *, labels, per_class, run):
+  """(the Run for inference, its folder, the classes of `labels`). Raises ValueError for a run
+  without a policy, for labels that the model does not have, and for less than 1 image of each."""
+  name, config = chain.select_run(config, run)
   root = pathlib.Path(workdir)
   if 'rollout' not in config:
     raise ValueError(f'--run: {name or root.name} has no policy to sample from')
-  if each < 1:
-    raise ValueError(f'--each: {each}, expected at least 1')
-  classes = classes_of(config, labels)
-  return chain.lean(config, root), root / name, classes
+  if per_class < 1:
+    raise ValueError(f'--per_class: {per_class}, expected at least 1')
+  classes = parse_labels(config, labels)
+  return inference.build(config, root), root / name, classes
 
 
-def to_folder(config, workdir, *, folder, labels, each, seed, run, preset):
+def to_folder(config, workdir, *, folder, labels, per_class, seed, run, preset):
   """(paths of the PNG files, how many of them were drawn now, step of the checkpoint); see
-  `fill`.
+  `resume_folder`.
   """
-  run, where, classes = prepared(config, workdir, labels=labels, each=each, run=run)
+  run, where, classes = prepare(config, workdir, labels=labels, per_class=per_class, run=run)
   samples.batch_sampler(run.models, preset)  # says what is wrong with the preset
   with jax.set_mesh(run.mesh):
-    params, frozen, step = chain.restored(run, where)
-    about = {
+    params, frozen, step = inference.restore(run, where)
+    settings = {
       'step': step,
       'policy': digest.digest(params['policy']),
       'sampler': preset or run.config.rollout.to_json_best_effort(),
     }
-    return *fill(
+    return *resume_folder(
       pathlib.Path(folder),
       run.models,
       params,
       frozen,
       classes=classes,
-      each=each,
+      per_class=per_class,
       seed=seed,
       preset=preset,
-      about=about,
+      settings=settings,
     ), step
 
 
-def fill(folder, models, params, frozen, *, classes, each, seed, preset, about, batch=64):
-  """(paths, how many were drawn now): FOLDER/CLASS_INDEX.png, `each` of every class, one file per
-  image.
+def resume_folder(
+  folder, models, params, frozen, *, classes, per_class, seed, preset, settings, batch=64
+):
+  """(paths, how many were drawn now): FOLDER/CLASS_INDEX.png, `per_class` images of every class.
 
   Image r of a class is a function of seed, class and r. A file that is there is kept: the same call
-  goes on where it was cut, and ends with the same files, as batches are cut alike. about: what else
-  the images depend on; a folder of another seed or `about` is refused. batch: images on a device at
-  once."""
-  settle(folder, about | {'seed': seed})
-  some, new = samples.batch_sampler(models, preset), 0
+  continues where it was cut, and ends with the same files, as batches are cut alike. settings: what
+  else the images depend on. Raises ValueError for a folder of another seed or other settings. batch:
+  images on a device at once."""
+  folders.check_folder(folder, settings | {'seed': seed}, flag='--folder')
+  draw_batch, new = samples.batch_sampler(models, preset), 0
   # By index first: a folder that is cut has about as many images of every class.
-  label_B, index_B = np.tile(classes, each), np.repeat(np.arange(each), len(classes))
+  label_B, index_B = np.tile(classes, per_class), np.repeat(np.arange(per_class), len(classes))
   paths = [folder / f'{k:04d}_{r:05d}.png' for k, r in zip(label_B, index_B)]
-  keys = models.keys(jax.random.key(seed), models.classes + 1, each)
+  keys = models.keys(jax.random.key(seed), models.classes + 1, per_class)
   with ThreadPoolExecutor() as threads:
     for row_B, counts_B in rows.batches(len(paths), batch):
       missing = [i for i, row in enumerate(row_B) if counts_B[i] and not paths[row].exists()]
       if not missing:
         continue
       image_Byxc = np.asarray(
-        some(params, frozen, label_B[row_B], keys[label_B[row_B], index_B[row_B]])
+        draw_batch(params, frozen, label_B[row_B], keys[label_B[row_B], index_B[row_B]])
       )
-      list(threads.map(lambda i: pictures.save_png(paths[row_B[i]], image_Byxc[i]), missing))
+      list(threads.map(lambda i: images.save_png(paths[row_B[i]], image_Byxc[i]), missing))
       new += len(missing)
   return paths, new
-
-
-def settle(folder, about, flag='--folder'):
-  """Writes down what the images of a folder are drawn from; ValueError if it has others. flag:
-  which names it.
-  """
-  path = folder / ABOUT
-  if folder.exists() and not folder.is_dir():
-    raise ValueError(f'{flag}: {folder} found, a folder expected')
-  names = [x.name for x in folder.iterdir()] if folder.exists() else []
-  if names and ABOUT not in names:
-    raise ValueError(
-      f'{flag}: {folder} holds files that were not drawn by this command, expected a new folder'
-    )
-  if set(names) <= {ABOUT}:
-    pictures.save_bytes(path, json.dumps(about, indent=2).encode())  # nothing is drawn yet
-  differs(
-    json.loads(path.read_text()), json.loads(json.dumps(about)), f'{flag}: {folder} was begun with'
-  )
-
-
-def differs(old, new, begun):
-  """ValueError where a value is not the same, of dictionaries the innermost."""
-  for key, value in new.items():
-    was = old.get(key)
-    if isinstance(was, dict) and isinstance(value, dict):
-      differs(was, value, f'{begun} {key}')
-    elif was != value:
-      raise ValueError(f'{begun} {key} {was}, {value} found; choose another folder')
 
 
 def to_npz(path, paths, seed=0):
@@ -161,11 +139,29 @@ def to_npz(path, paths, seed=0):
 
 
 def main(flags):
+  """Draws images of classes, or answers dialogues, as the policy of the run does."""
+  config = chain.select_run(flags.config, flags.run)[1]
+  unified = chat.is_unified(config)
+  for flag in CLASS_FLAGS if unified else DIALOGUE_FLAGS:
+    if flags[flag].present:
+      expected = (
+        'which takes --prompts, --max_text_tokens and --begin'
+        if unified
+        else 'a policy of text and images expected'
+      )
+      raise ValueError(f'--{flag}: {config.policy.name} found, {expected}')
+  return chat.main(flags) if unified else draw_classes(flags)
+
+
+def draw_classes(flags):
   """Writes OUT.png (one row per class) and OUT.npz (image uint8 [B, y, x, 3], label int32 [B]), or
-  a folder.
-  """
+  one PNG per image in a folder."""
   options = dict(
-    labels=flags.labels, each=flags.each, seed=flags.seed, run=flags.run, preset=flags.preset
+    labels=flags.labels,
+    per_class=flags.per_class,
+    seed=flags.seed,
+    run=flags.run,
+    preset=flags.preset,
   )
   if flags.npz and not flags.folder:
     raise ValueError('--npz: it is made of the images of --folder, which is missing')
@@ -176,22 +172,22 @@ def main(flags):
       to_npz(flags.npz, paths)
       print(f'arr_0 of {len(paths)} images in {flags.npz}')
     return
-  image_Byxc, label_B, step = images(flags.config, flags.workdir, **options)
-  out = flags.out or str(pathlib.Path(flags.workdir) / 'samples')
-  pictures.save_png(
-    f'{out}.png', pictures.grid(image_Byxc, [f'class {k}' for k in label_B], columns=flags.each)
-  )
+  image_Byxc, label_B, step = draw_images(flags.config, flags.workdir, **options)
+  out = flags.out.removesuffix('.png') or str(pathlib.Path(flags.workdir) / 'samples')
+  captions = [f'class {k}' for k in label_B]
+  images.save_png(f'{out}.png', images.grid(image_Byxc, captions, columns=flags.per_class))
   np.savez(f'{out}.npz', image=image_Byxc, label=label_B.astype(np.int32))
   print(f'step {step}: {len(image_Byxc)} images in {out}.png and {out}.npz')
 
 
-def classes_of(config, labels):
-  """Labels, numbers or names, as ints, checked against the model."""
+def parse_labels(config, labels):
+  """int array of the classes that `labels` names, by number or name. Raises ValueError for one that
+  the model does not have, and for a policy that reads text."""
   c = assemble.module(config.policy, 'policy')[1].c
   if not hasattr(c, 'classes'):
     raise ValueError(
-      f'sample: {config.policy.name} found, which reads text, one of labels expected; vargrl.commands.chat '
-      'draws of dialogues, the evaluator eval.prompts of text features'
+      f'sample: {config.policy.name} found, which reads text, one of labels expected; '
+      'vargrl.commands.chat draws of dialogues, the evaluator eval.prompts of text features'
     )
   count = c.classes
   if not len(labels):
@@ -199,15 +195,15 @@ def classes_of(config, labels):
   if list(labels) == ['all']:
     return np.arange(count)
   known = {
-    name: k for k, name in reversed([*enumerate(names.known(count))])
+    name: k for k, name in reversed([*enumerate(names.for_count(count))])
   }  # the first of equal names
-  found = [
+  classes = [
     known.get(label, int(label) if label.isdigit() else count + 1) for label in map(str, labels)
   ]
-  if bad := [label for label, k in zip(labels, found) if k > count]:
+  if bad := [label for label, k in zip(labels, classes) if k > count]:
     near = difflib.get_close_matches(str(bad[0]), known, 1)
     raise ValueError(
       f"--labels: {bad[0]!r}, expected 'all' or classes 0 .. {count - 1} ({count}: unconditional)"
       + (f'; did you mean {near[0]!r}?' if near else '')
     )
-  return np.array(found)
+  return np.array(classes)

@@ -11,9 +11,11 @@ import numpy as np
 
 from vargrl.reporting import images as pictures
 
+# The order of the panels; '' is everything else.
 ORDER = (
-  'reward', 'judge', 'loss', 'kl', 'entropy', 'ratio', 'clip_ratio', 'grad_norm', '', 'lr', 'time', 'speed',
-)  # fmt: skip  # the order of the panels; '' is everything else
+  *('reward', 'judge', 'loss', 'kl', 'entropy', 'ratio', 'clip_ratio', 'grad_norm'),
+  *('', 'lr', 'time', 'speed'),
+)
 COLOURS = ('#2563eb', '#ea580c', '#0d9488', '#9333ea', '#ca8a04', '#db2777')
 SHOWN = 6  # pictures per name: the first, some between, the last
 BYTES = 1_600_000  # of all pictures of a page, before base64

@@ -1,4 +1,5 @@
-"""The writer that records metrics and images one step late: JSON lines, PNG files, TensorBoard."""
+"""The writer that records metrics and images one step late: JSON lines and PNG files, and beside them
+TensorBoard and, where it is asked for, Weights & Biases."""
 
 from collections.abc import Collection, Mapping
 import io
@@ -7,7 +8,6 @@ import math
 import os
 import pathlib
 import re
-import time
 import warnings
 
 from clu.metrics import Average
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-SECONDS = 30  # TensorBoard sees what is older than this, or what was flushed
+from vargrl.reporting import tensorboard, wandb_run
 
 
 def load(workdir: str | os.PathLike) -> list[dict]:
@@ -28,10 +28,18 @@ class Writer:
 
   A run that continues at step `first` writes the steps >= first again: what an earlier run left of
   them is removed, and the files become those of a run that was never interrupted. Every process
-  opens a writer and only the first one writes, so that all of them stop at the same nan."""
+  opens a writer and only the first one writes, so that all of them stop at the same nan.
+
+  allow_nonfinite: metrics that may be nan or infinite. wandb: a project of Weights & Biases, '' for
+  none. What goes wrong in TensorBoard or Weights & Biases is said once and stops nothing."""
 
   def __init__(
-    self, workdir: str | os.PathLike, *, first: int, allow_nonfinite: Collection[str] = ()
+    self,
+    workdir: str | os.PathLike,
+    *,
+    first: int,
+    allow_nonfinite: Collection[str] = (),
+    wandb: str = '',
   ):
     if '://' in str(workdir):
       raise ValueError(f'workdir: {workdir} found, a local folder expected')
@@ -41,7 +49,7 @@ class Writer:
     self._pending = None
     self.row = {}  # the last one that `add` has written
     self._files = {}
-    self._events, self._told = None, time.monotonic()
+    self._sinks = {}
     self._active = jax.process_index() == 0
     if not self._active:
       return
@@ -51,10 +59,9 @@ class Writer:
     for path in self._workdir.glob('images/*/*.png'):
       if path.stem.isdigit() and int(path.stem) >= first:
         path.unlink()
-    try:
-      self._events = _event_file(self._workdir / 'tensorboard', first)
-    except Exception as error:  # the import too: tensorboardX and protobuf do not always agree
-      self._silence(error)
+    self._open('TensorBoard events', tensorboard.EventFile, self._workdir / 'tensorboard', first)
+    if wandb:
+      self._open('Weights & Biases logs', wandb_run.WandbRun, self._workdir, wandb)
 
   def add(self, step: int, values: Mapping[str, Average | jax.Array | float]) -> None:
     """Records `values` when the next step is added, so that the host never waits for the step it
@@ -95,7 +102,7 @@ class Writer:
       folder = self._workdir / 'images' / re.sub(r'[^\w-]+', '_', name)
       folder.mkdir(exist_ok=True)
       _replace(folder / f'{int(step):08d}.png', data.getvalue())
-      self._tell(step, lambda s, n=name, i=image: s.image(n, i, dataformats='HWC'))
+      self._send('write_images', step, {name: image})
 
   def flush(self) -> None:
     """Everything added is on disk. A loop calls it before it saves a state: a step that is not
@@ -104,7 +111,7 @@ class Writer:
     for file in self._files.values():
       if not file.closed:
         os.fsync(file.fileno())
-    self._try(lambda events: events.flush())
+    self._send('flush')
 
   def close(self) -> None:
     try:
@@ -112,8 +119,8 @@ class Writer:
     finally:
       for file in self._files.values():
         file.close()
-      self._try(lambda events: events.close())
-      self._events = None
+      self._send('close')
+      self._sinks = {}
 
   def _write_pending(self):
     if not self._pending:
@@ -134,9 +141,7 @@ class Writer:
   def _write_row(self, step, values):
     finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
     self._append('metrics.jsonl', {'step': step} | finite)
-    for name, value in finite.items():
-      if value is not None:
-        self._tell(step, lambda s, n=name, v=value: s.scalar(n, v))
+    self._send('write_scalars', step, {n: v for n, v in finite.items() if v is not None})
     bad = [f'{n}: {v}' for n, v in values.items() if finite[n] is None and n not in self._allowed]
     if bad:
       raise FloatingPointError(f'{", ".join(bad)} found at step {step}, finite values expected')
@@ -149,49 +154,26 @@ class Writer:
     self._files[name].write(_line(row))
     self._files[name].flush()  # to the system: a killed process loses nothing, fsync can wait
 
-  def _tell(self, step, make):
-    """One TensorBoard event; `make` builds its summary with tensorboardX.summary."""
-    self._try(lambda events: events.write_event(_event(step, make)))
-    if time.monotonic() - self._told > SECONDS:
-      self._told = time.monotonic()
-      self._try(lambda events: events.flush())
+  def _open(self, name, sink, *args):
+    """Opens a sink; its import too may fail: tensorboardX and protobuf do not always agree."""
+    try:
+      self._sinks[name] = sink(*args)
+    except Exception as error:
+      _warn(name, error)
 
-  def _try(self, act):
-    """TensorBoard is a convenience: what goes wrong there is said once and stops nothing."""
-    if self._events:
+  def _send(self, method, *args):
+    """Calls a method of every sink; one that fails gets nothing more."""
+    for name, sink in [*self._sinks.items()]:
       try:
-        act(self._events)
+        getattr(sink, method)(*args)
       except Exception as error:
-        self._silence(error)
-
-  def _silence(self, error):
-    warnings.warn(
-      f'no TensorBoard events from here on: {type(error).__name__}: {error}', stacklevel=2
-    )
-    self._events = None
+        del self._sinks[name]
+        _warn(name, error)
 
 
-def _event_file(folder, first):
-  """An event file that hides the steps >= first of earlier ones.
-
-  Not a SummaryWriter: its thread dies when the disk is full, and the eleventh event after that
-  waits forever."""
-  from tensorboardX import event_file_writer
-  from tensorboardX.proto import event_pb2
-
-  folder.mkdir(exist_ok=True)
-  # The name has the second only: two runs within one would write over each other.
-  events = event_file_writer.EventsWriter(str(folder / 'events'), f'.{time.time_ns() % 10**9:09d}')
-  start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  events.write_event(event_pb2.Event(step=first, wall_time=time.time(), session_log=start))
-  return events
-
-
-def _event(step, make):
-  from tensorboardX import summary
-  from tensorboardX.proto import event_pb2
-
-  return event_pb2.Event(step=int(step), wall_time=time.time(), summary=make(summary))
+def _warn(name, error):
+  text = f'no {name} from here on: {type(error).__name__}: {error}'
+  warnings.warn(text, stacklevel=4)
 
 
 def _check(name, value):

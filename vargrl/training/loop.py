@@ -15,28 +15,29 @@ from tqdm import tqdm
 
 from vargrl.checkpoint import store as stores
 from vargrl.parallel import multihost, preemption
-from vargrl.reporting import images as pictures
+from vargrl.reporting import images
 from vargrl.reporting.writer import Writer
 from vargrl.training import optim, timing, update
 from vargrl.training.run import Run
 
-SEEN = 'evaluated'  # a file: the evaluators have looked at the last state, which was saved without
-SKIPS = 10  # steps in a row without one good update, after which a run ends: it would not recover
+FINAL_EVAL_FILE = 'evaluated'  # the evaluators have run on the last state, saved before they did
+MAX_SKIPPED_STEPS = 10  # in a row; a run without one good update would not recover
 
 
-def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None):
+def train(config, workdir, *, root=None, run=None, log=print, on_save=lambda: None, wandb=''):
   """Runs or continues the run in `workdir`; returns its final State.
 
-  root: the chain's workdir. run: the Run of config, if it is there already. saved: called after
-  every save has begun. Raises ValueError for what does not fit, FloatingPointError after SKIPS
+  root: the chain's workdir. run: the Run of config, if it is built already. log: receives lines for
+  the user. on_save: called after every save has begun. wandb: a project of Weights & Biases, '' for
+  none. Raises ValueError for what does not fit, FloatingPointError after MAX_SKIPPED_STEPS
   steps whose updates were all skipped, and preemption.Stop, with the last complete step saved, when
   the machine is taken away or a person has interrupted; what was saved before stays good."""
   workdir, began = pathlib.Path(workdir), time.perf_counter()
   run = run or Run(config, root or workdir)
-  say = say if multihost.is_first_host() else lambda _: None
+  log = log if multihost.is_first_host() else lambda _: None
   with contextlib.ExitStack() as stack, jax.set_mesh(run.mesh):
     stack.callback(run.close)
-    check, begin_save = stack.enter_context(preemption.watch(say))
+    check, begin_save = stack.enter_context(preemption.watch(log))
     multihost.on_all_hosts(lambda: check_resume(run, workdir))
     store = multihost.on_all_hosts(
       lambda: stores.Store(
@@ -44,30 +45,30 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
       )
     )
     stack.callback(store.close)
-    found = store.restore(run.shapes)
-    first, state, data, meta = found or (0, None, None, {})
-    frozen = run.frozen(say)
+    checkpoint = store.restore(run.shapes)
+    first, state, data, meta = checkpoint or (0, None, None, {})
+    frozen = run.frozen(log)
     fingerprints = run.fingerprints(frozen)
     check_frozen(meta, fingerprints, workdir)
-    seen = workdir / SEEN
-    seen = multihost.allgather_text(seen.read_text() if seen.exists() else '')[0]
-    unseen = first == config.steps and meta.get('unseen', False) and seen != str(first)
-    if first == config.steps and not unseen:
-      tell_changes(run, workdir, lambda text: say(f'{text}, without effect on what is finished'))
-      say(f'{workdir.name}: finished, {config.steps} steps')
+    final_eval = workdir / FINAL_EVAL_FILE
+    evaluated = multihost.allgather_text(final_eval.read_text() if final_eval.exists() else '')[0]
+    finished = first == config.steps
+    if finished and not (meta.get('unseen', False) and evaluated != str(first)):
+      log_config_diff(run, workdir, lambda text: log(f'{text}, without effect on what is finished'))
+      log(f'{workdir.name}: finished, {config.steps} steps')
       return state
-    if found:
+    if checkpoint:
       run.data.set_state(data)
     else:
-      state, source = run.initial(say)
-      if differ(source, fingerprints, 'tokenizer'):
-        say(
+      state, source = run.initial(log)
+      if has_changed(source, fingerprints, 'tokenizer'):
+        log(
           f'init.policy: was trained with another tokenizer, {source["frozen"]["tokenizer"]}, than '
           f'init.tokenizer, {fingerprints["tokenizer"]}'
         )
     meta = {'config': config.to_json_best_effort(), 'frozen': fingerprints}
-    describe(run, workdir, first, say)
-    writer = Writer(workdir, first=first)
+    log_overview(run, workdir, first, log)
+    writer = Writer(workdir, first=first, wandb=wandb)
     stack.callback(writer.close)
     bar = stack.enter_context(
       tqdm(
@@ -105,19 +106,21 @@ def train(config, workdir, *, root=None, run=None, say=print, saved=lambda: None
 
     def evaluate(step, state):
       for name, evaluator in due(step):
-        record(writer, step, name, evaluator(state.params, frozen, partial(watch.phase, 'eval')))
+        write_values(
+          writer, step, name, evaluator(state.params, frozen, partial(watch.phase, 'eval'))
+        )
         watch.phase('eval')
       if step == config.steps and multihost.is_first_host():
-        pictures.save_bytes(workdir / SEEN, str(step).encode())
+        images.save_bytes(workdir / FINAL_EVAL_FILE, str(step).encode())
 
-    return loop(run, state, frozen, first, writer, save, evaluate, bar, watch)
+    return run_steps(run, state, frozen, first, writer, save, evaluate, bar, watch)
 
 
-def loop(run, state, frozen, first, writer, save, evaluate, bar, watch):
+def run_steps(run, state, frozen, first, writer, save, evaluate, bar, watch):
   """Steps first .. config.steps - 1, with save(step, state, data) and evaluate(step, state) before
   each and after the last. What evaluators look at is saved before: they may take longer than the
   machine is there."""
-  config, rng, idle = run.config, jax.random.key(run.config.seed), 0
+  config, rng, n_skipped = run.config, jax.random.key(run.config.seed), 0
   collect, step_update = run.pieces()
   halve = jax.jit(partial(update.split, n=config.minibatches))
   for step in range(first, config.steps + 1):
@@ -133,7 +136,7 @@ def loop(run, state, frozen, first, writer, save, evaluate, bar, watch):
       if multihost.is_multihost():
         watch.phase('wait_for_update', state.params)  # the next line would, and be blamed
       batch = multihost.global_batch(
-        multihost.on_all_hosts(partial(read, run.data, watch.phase)), run.mesh, run.rows
+        multihost.on_all_hosts(partial(next_batch, run.data, watch.phase)), run.mesh, run.rows
       )
       watch.phase('data')
       batch, metrics, show = collect(
@@ -144,8 +147,8 @@ def loop(run, state, frozen, first, writer, save, evaluate, bar, watch):
       save(step, state, data, stopped=True)
       raise
     if show and step % config.show_every == 0:  # before the update: it takes the state's buffers
-      for name, (images, captions) in show().items():
-        writer.write_images(step, {name: pictures.grid(images, captions, columns=8)})
+      for name, (image_Byxc, captions) in show().items():
+        writer.write_images(step, {name: images.grid(image_Byxc, captions, columns=8)})
     for _ in range(config.epochs):
       parts = halve(batch)
       for i in range(config.minibatches):
@@ -154,17 +157,17 @@ def loop(run, state, frozen, first, writer, save, evaluate, bar, watch):
     writer.add(step, metrics | {f'data/{k}': v for k, v in run.data.counts.items()})
     writer.add(step, {'lr': run.rate(step * run.updates_per_step)} | saves | watch.rates(batch))
     watch.trace(step + 1, state)
-    idle = idle + 1 if writer.row.get('skipped') == 1 else 0  # of the step before
-    if idle == SKIPS:
+    n_skipped = n_skipped + 1 if writer.row.get('skipped') == 1 else 0  # of the step before
+    if n_skipped == MAX_SKIPPED_STEPS:
       raise FloatingPointError(
-        f'{bar.desc}: no update of the {SKIPS} steps up to {writer.row["step"]} had a '
+        f'{bar.desc}: no update of the {MAX_SKIPPED_STEPS} steps up to {writer.row["step"]} had a '
         'finite gradient and a row with a verdict'
       )
     bar.update()
 
 
-def read(data, phase):
-  """The next batch. A signal to all processes of a terminal or job ends the workers of the data
+def next_batch(data, phase):
+  """The next batch of an iterator. A signal to all processes of a terminal or job ends the workers of the data
   first: where there has been one, this is no error but a notice."""
   try:
     return next(data)
@@ -181,7 +184,7 @@ def check_resume(run, workdir):
   checkpoint = stores.read_metadata(workdir / 'checkpoints', run.shapes, item='')
   if not checkpoint:
     return
-  step, data, _ = found
+  step, data, _ = checkpoint
   if step > run.config.steps:
     raise ValueError(
       f'steps: {run.config.steps}, expected at least {step}, the newest checkpoint of {workdir}'
@@ -191,58 +194,59 @@ def check_resume(run, workdir):
 
 
 def check_frozen(meta, fingerprints, workdir):
-  """The weights that a run uses must stay those that it was begun with."""
+  """Raises ValueError unless the frozen weights are those that the run was started with."""
   for name in fingerprints:
-    if differ(meta, fingerprints, name):
+    if has_changed(meta, fingerprints, name):
       raise ValueError(
         f'init.{name}: weights {fingerprints[name]} found, {meta["frozen"][name]} expected, with '
-        f'which {workdir} was begun; move it away to begin anew'
+        f'which {workdir} was started; move it away to start anew'
       )
 
 
-def differ(meta, fingerprints, name):
-  """True if the checkpoint of `meta` knows weights `name`, and they are others than these."""
+def has_changed(meta, fingerprints, name):
+  """True if the checkpoint of `meta` was made with other weights `name` than these."""
   old = meta.get('frozen', {}).get(name)
   return old is not None and name in fingerprints and old != fingerprints[name]
 
 
-def record(writer, step, prefix, values):
-  """Numbers and pictures of an evaluator, under its name."""
+def write_values(writer, step, prefix, values):
+  """Writes the numbers and images of an evaluator under its name."""
   for name, value in values:
     write = writer.write_images if np.ndim(value) == 3 else writer.write_scalars
     write(step, {f'{prefix}/{name}': value})
 
 
-def tell_changes(run, workdir, say):
-  """What has changed since config.json was written."""
+def log_config_diff(run, workdir, log):
+  """Logs the keys that have changed since config.json was written."""
   new, path = json.loads(run.config.to_json_best_effort()), workdir / 'config.json'
   old = json.loads(path.read_text()) if path.exists() else new
   for key in sorted(set(old) | set(new)):
     if old.get(key) != new.get(key):
-      say(f'config: {key} changed from {old.get(key)} to {new.get(key)}')
+      log(f'config: {key} changed from {old.get(key)} to {new.get(key)}')
 
 
-def describe(run, workdir, first, say):
-  """Shapes once, at start; and config.json, with what has changed since it was written."""
+def log_overview(run, workdir, first, log):
+  """Logs sizes and mesh once, at the start, and what has changed in the config; writes
+  config.json."""
   config = run.config
   if first:
-    tell_changes(run, workdir, say)
+    log_config_diff(run, workdir, log)
   text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
   if multihost.is_first_host():
-    pictures.save_bytes(workdir / 'config.json', text.encode())
+    images.save_bytes(workdir / 'config.json', text.encode())
   leaves = jax.tree.leaves(run.shapes.params)
   count = sum(math.prod(x.shape) for x in leaves)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
-  learned = sum(
+  n_trained = sum(
     math.prod(x.shape) for x in jax.tree.leaves(optim.part(run.shapes.params, run.trained)[0])
   )
-  trained = '' if learned == count else f' ({learned:,} trained)'
-  held = sum(
+  trained = '' if n_trained == count else f' ({n_trained:,} trained)'
+  state_bytes = sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(run.shapes)
   )
-  say(
+  log(
     f'{workdir.name}: {config.objective.name} on {config.policy.name} {config.policy.size}, '
-    f'{count:,} parameters{trained}, mesh {shape}, {held / 2**20:.1f} MiB of state a device, '
+    f'{count:,} parameters{trained}, mesh {shape}, {state_bytes / 2**20:.1f} MiB of state a device, '
     f'steps {first} to {config.steps}'
   )
