@@ -5,8 +5,8 @@ r"""Training VAR's multi-scale tokenizer (ch160, 4096 codes of 32) on ImageNet a
 VAR ships no tokenizer training; the terms are the paper's, the numbers follow the same author's
 single-scale trainer where it says them. The perceptual term is off: it needs a trained network, a
 section c.perceptual = dict(name=..., size=...) of a module whose model has `features`
-(models.judges.classifier is one) and its checkpoint in c.init.perceptual. The adversarial term is best
-switched on for a second run that starts from the first: --config.init.policy=...
+(models.judges.classifier is one) and its checkpoint in c.init.perceptual. The adversarial term is
+best switched on for a second run that starts from the first: --config.init.policy=...
 --config.objective.loss.adversarial=0.4 (and init.critic for a third).
 
   --config experiments/tokenizer_msvq_imagenet256.py:smoke     tiny sizes on digits, all terms, two

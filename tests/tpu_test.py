@@ -43,8 +43,9 @@ if argv[3] == 'describe':
   states = open(top + '/states').read().split()
   if states[1:]: open(top + '/states', 'w').write(' '.join(states[1:]))
   if states[0] == 'ABSENT':
-    sys.exit("ERROR: (gcloud.compute.tpus.describe) NOT_FOUND: Resource 'projects/my-project/locations/us-west4-a/"
-             "nodes/%s' was not found. This command is authenticated as me" % argv[4])
+    sys.exit("ERROR: (gcloud.compute.tpus.describe) NOT_FOUND: Resource "
+             "'projects/my-project/locations/us-west4-a/nodes/%s' was not found. "
+             "This command is authenticated as me" % argv[4])
   if states[0] == 'DENIED': sys.exit('ERROR: (gcloud.compute.tpus.describe) PERMISSION_DENIED: pod')
   print('WARNING: a line on stderr', file=sys.stderr)
   print(states[0])

@@ -44,7 +44,9 @@ def write(folder, tensors):
 @pytest.mark.parametrize('name', sorted(rule.TEXT))
 def test_logits_are_those_of_transformers(tmp_path, name):
   c = qwen2.Config(**rule.TEXT[name])
-  params = torch_format.load(write(tmp_path / 'hf', state(name)), qwen2.torch_layouts(c), shapes(qwen2, c))
+  params = torch_format.load(
+    write(tmp_path / 'hf', state(name)), qwen2.torch_layouts(c), shapes(qwen2, c)
+  )
   logits = jax.jit(lambda params, t_BL: qwen2.Model(c).apply({'params': params}, t_BL))(
     params, rule.tokens(c.vocab)
   )
@@ -63,7 +65,9 @@ def vl():
   """A state dict in the spelling of the hub -> params."""
 
   def call(tensors):
-    return torch_format.from_state_dict(qwen2_vl.torch_layouts(VL)[0].table, tensors, shapes(qwen2_vl, VL))
+    return torch_format.from_state_dict(
+      qwen2_vl.torch_layouts(VL)[0].table, tensors, shapes(qwen2_vl, VL)
+    )
 
   tensors = state('vl')
   for new, old in OLD:

@@ -50,7 +50,8 @@ def test_a_loop_runs_up_to_what_its_condition_compares_with(step, runs):
   %at = s32[] get-tuple-element(%p), index=0
   %step = s32[]{{:T(128)}} constant({step})
   %next = s32[] add(%at, %step)
-  %sum = f32[4,8]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}},{{2,3}}}}, to_apply=%add
+  %sum = f32[4,8]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}},{{2,3}}}}, \
+to_apply=%add
   ROOT %both = (s32[], f32[4,8]) tuple(%next, %sum)
 }}
 
@@ -83,7 +84,8 @@ def test_products_count_exactly_also_as_a_tpu_writes_them():
   text = """ENTRY %main (x: bf16[2,64,1], w: bf16[64,6,32]) -> bf16[2,6,32] {
   %x = bf16[2,64,1]{1,0,2:T(2,128)(2,1)} parameter(0)
   %w = bf16[64,6,32]{2,0,1:T(8,128)(2,1)} parameter(1)
-  ROOT %c = bf16[2,6,32]{2,0,1:T(2,128)(2,1)} convolution(%x, %w), window={size=6 pad=5_5 rhs_reversal=1}, dim_labels=bf0_i0o->b0f, metadata={op_name="a/b"}
+  ROOT %c = bf16[2,6,32]{2,0,1:T(2,128)(2,1)} convolution(%x, %w), \
+window={size=6 pad=5_5 rhs_reversal=1}, dim_labels=bf0_i0o->b0f, metadata={op_name="a/b"}
 }"""
   assert hlo.flops(hlo.parse(text), lambda scope: scope) == {'a/b': 2 * 2 * 64 * 6 * 32}
 

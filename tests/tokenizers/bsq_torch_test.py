@@ -57,7 +57,9 @@ def test_both_spellings_are_read_also_where_the_released_file_has_them(v, tmp_pa
       files.entries(('vae', weights), ('step', files.value(1))),
       {i: state[k] for k, i in names},
     )
-    jax.tree.map(np.testing.assert_array_equal, torch_format.load(path, v.layouts, v.shapes), v.params)
+    jax.tree.map(
+      np.testing.assert_array_equal, torch_format.load(path, v.layouts, v.shapes), v.params
+    )
 
 
 def test_a_wrong_tokenizer_is_refused_with_the_list_of_what_is_wrong(v, tmp_path):

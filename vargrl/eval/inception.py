@@ -41,7 +41,9 @@ def network(*, weights, size):
       else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     )  # 95 MB: whole on every device
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    return torch_format.load(path, layouts, placed) if weights else jax.device_put(random(shapes), here)
+    return (
+      torch_format.load(path, layouts, placed) if weights else jax.device_put(random(shapes), here)
+    )
 
   return load, features
 

@@ -187,7 +187,9 @@ def init(model, key):
 def torch_layouts(c):
   """The official state dict, alone or in a checkpoint of the official trainer; see types.TorchLayout."""
   return (
-    TorchLayout(torch_table(c), torch_constants(c), nested_at=('trainer/var_wo_ddp',), prefixes=WRAPPERS),
+    TorchLayout(
+      torch_table(c), torch_constants(c), nested_at=('trainer/var_wo_ddp',), prefixes=WRAPPERS
+    ),
   )
 
 

@@ -33,8 +33,8 @@ DTYPE_BYTES = {
   'c64': 8,
   'c128': 16,
 }
-# How the name of a call of the kernel in models/layers/splash.py begins. The program's text does not
-# contain the kernel's arithmetic.
+# How the name of a call of the kernel in models/layers/splash.py begins. The program's text does
+# not contain the kernel's arithmetic.
 SPLASH_KERNEL = '%splash_'
 COMPUTATION_START = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{\s*$')
 OPERATION_LINE = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')

@@ -199,7 +199,8 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """The official state dict, alone or in a checkpoint of the official trainer; see types.TorchLayout.
+  """The official state dict, alone or in a checkpoint of the official trainer; see
+  types.TorchLayout.
 
   The record of code usage is not learned, and its shape tells of another schedule where the weights
   are the same: whatever it holds is ignored. So are convolutions that a short schedule leaves

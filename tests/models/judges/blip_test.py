@@ -39,7 +39,9 @@ def test_the_reference_is_reached_through_the_layout_of_imagereward():
   [layout] = blip.torch_layouts(C)
   theirs = their_shapes(layout, shapes(C))
   assert set(theirs) == set(GOLDEN['keys'])
-  params = torch_format.from_state_dict(layout.table, {k: rule.weights(k, s) for k, s in theirs.items()}, shapes(C))
+  params = torch_format.from_state_dict(
+    layout.table, {k: rule.weights(k, s) for k, s in theirs.items()}, shapes(C)
+  )
   image_Byxc, t_BL, mask_BL = rule.inputs()
 
   @jax.jit

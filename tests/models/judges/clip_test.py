@@ -38,7 +38,9 @@ def loaded(arch, layout, state=None):
       k: clip_golden.weight(k, shape)
       for k, shape in stored()[0]['keys'][f'{arch}_{layout}'].items()
     }
-  return c, torch_format.from_state_dict(clip.torch_layouts(c)[LAYOUTS.index(layout)].table, state, shapes(c))
+  return c, torch_format.from_state_dict(
+    clip.torch_layouts(c)[LAYOUTS.index(layout)].table, state, shapes(c)
+  )
 
 
 @functools.lru_cache(None)

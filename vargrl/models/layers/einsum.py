@@ -118,8 +118,8 @@ def whole(w, axes, dtype):
 
 
 def torch_dense(ours, theirs, pattern):
-  """Rows of a types.TorchLayout table, of an Einsum with bias, which has the first axis of the weight's
-  pattern.
+  """Rows of a types.TorchLayout table, of an Einsum with bias, which has the first axis of the
+  weight's pattern.
   """
   out = pattern[0]
   return {
