@@ -127,3 +127,29 @@ def remote(samples, *, url):
   """What a server answers to the bytes of the images: a JSON list of numbers."""
   with urllib.request.urlopen(url, samples.image_Byxc.tobytes()) as answer:
     return json.load(answer)
+
+
+def says(samples, *, segment, word):
+  """Whether a row says a word; looks at no picture."""
+  return [float(word in said.split()) for said in samples.texts[segment]]
+
+
+def describes(samples):
+  """Whether a row calls its own picture what it is, dark or bright."""
+  pairs = zip(samples.image_Byxc, samples.texts['text'], strict=True)
+  return [float(said == ('bright' if image.mean() > 127 else 'dark')) for image, said in pairs]
+
+
+def includes(samples):
+  """The share of a record's list `include` that its row says."""
+  rows = zip(samples.texts['text'], samples.record, strict=True)
+  return [np.mean([word in said for word in record['include']]) for said, record in rows]
+
+
+def best(samples):
+  """1 for the longest answer to each prompt, 0 for the others."""
+  lengths, group = np.array([len(said) for said in samples.texts['text']]), samples.group
+  return [float(n == lengths[group == g].max()) for n, g in zip(lengths, group)]
+
+
+best.GROUPS = True
