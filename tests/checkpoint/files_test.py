@@ -14,7 +14,7 @@ import official
 import pytest
 import safetensors
 import safetensors.numpy
-import torch_file as made
+import torch_file
 
 from vargrl.checkpoint import files
 
@@ -85,8 +85,10 @@ def test_folders_are_those_of_hugging_face(tmp_path):
   with pytest.raises(FileNotFoundError, match='none of model.safetensors, '):
     files.open_tensors(tmp_path)
   assert not files.is_checkpoint(tmp_path)
-  made.write(
-    tmp_path / 'pytorch_model.bin', made.entries(('old', made.of(STATE['w']))), {'0': STATE['w']}
+  torch_file.write(
+    tmp_path / 'pytorch_model.bin',
+    torch_file.dict_of(('old', torch_file.tensor_of(STATE['w']))),
+    {'0': STATE['w']},
   )
   assert set(files.open_tensors(tmp_path)) == {'old'} and files.is_checkpoint(tmp_path)
   safetensors.numpy.save_file(first, tmp_path / 'part1.safetensors')
@@ -136,7 +138,7 @@ def test_what_is_no_checkpoint_is_told_by_its_name(tmp_path):
   ):
     files.open_tensors(tmp_path / 'x.npz')
   with pytest.raises(ValueError, match='holds a list, expected a dictionary'):
-    files.open_tensors(made.write(tmp_path / 'x.pt', made.value([1])))
+    files.open_tensors(torch_file.write(tmp_path / 'x.pt', torch_file.plain([1])))
   assert (
     files.is_checkpoint('a.pth')
     and files.is_checkpoint('a/b.safetensors')

@@ -13,7 +13,7 @@ import numpy as np
 import official
 import pytest
 import safetensors.numpy
-import torch_file as made
+import torch_file
 
 from vargrl.checkpoint import files, torch_format
 from vargrl.models import infinity, var
@@ -42,12 +42,12 @@ class Counting(dict):
     return super().__getitem__(key)
 
 
-def random(shapes, seed=0):
+def random_params(shapes, seed=0):
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), shapes)
 
 
-def equal(a, b):
+def assert_equal(a, b):
   a, b = (traverse_util.flatten_dict(x, sep='/') for x in (a, b))
   assert set(a) == set(b)
   for name in a:
@@ -55,7 +55,7 @@ def equal(a, b):
     assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
 
 
-def message(call, *args, **kwargs):
+def error_message(call, *args, **kwargs):
   with pytest.raises(ValueError) as error:
     call(*args, **kwargs)
   return str(error.value)
@@ -71,8 +71,12 @@ def tiny():
 @pytest.mark.parametrize('which', ['transformer', 'vae'])
 def test_file_and_the_trainers_file_load_bit_equal_to_the_rule(which):
   m = official.load('var_tiny', which)
-  equal(m.params, torch_format.load(official.FOLDER / 'var_tiny_trainer.pth', m.layouts, m.shapes))
-  equal(m.params, torch_format.from_state_dict(m.layouts[0].table, m.state, m.shapes, m.constants))
+  assert_equal(
+    m.params, torch_format.load(official.FOLDER / 'var_tiny_trainer.pth', m.layouts, m.shapes)
+  )
+  assert_equal(
+    m.params, torch_format.from_state_dict(m.layouts[0].table, m.state, m.shapes, m.constants)
+  )
   for key, x in torch_format.to_state_dict(m.layouts[0].table, m.params, {}).items():
     assert x.tobytes() == m.state[key].tobytes(), key
 
@@ -81,12 +85,12 @@ def test_file_and_the_trainers_file_load_bit_equal_to_the_rule(which):
 def test_export_of_import_of_export_is_the_same_file(name, tmp_path):
   module, c = CASES[name]
   (layout,), shapes = module.torch_layouts(c), official.abstract(module, c)
-  params = random(shapes)
+  params = random_params(shapes)
   one, two = tmp_path / '1.safetensors', tmp_path / '2.safetensors'
   torch_format.save(one, layout, params)
   torch_format.check(one, (layout,), shapes)
   again = torch_format.load(one, (layout,), shapes)
-  equal(again, params)
+  assert_equal(again, params)
   torch_format.save(two, layout, again)
   assert one.read_bytes() == two.read_bytes()
   keys = set(safetensors.numpy.load_file(one))
@@ -98,9 +102,9 @@ def test_export_of_import_of_export_is_the_same_file(name, tmp_path):
 def test_pth_by_torch_and_back(tmp_path):
   theirs = pytest.importorskip('torch')
   (layout,), shapes = var.torch_layouts(TINY), official.abstract(var, TINY)
-  params = random(shapes)
+  params = random_params(shapes)
   torch_format.save(tmp_path / 'x.pth', layout, params)
-  equal(torch_format.load(tmp_path / 'x.pth', (layout,), shapes), params)
+  assert_equal(torch_format.load(tmp_path / 'x.pth', (layout,), shapes), params)
   state = theirs.load(tmp_path / 'x.pth', weights_only=True)
   assert state['lvl_1L'].dtype == theirs.int64 and len(state) == 12 + 13 * 2
 
@@ -139,7 +143,7 @@ def test_released_d30_has_the_official_number_of_tensors():
 
 def test_each_tensor_is_read_once_and_only_what_is_asked_for():
   (layout,), shapes = var.torch_layouts(TINY), official.abstract(var, TINY)
-  params = random(shapes)
+  params = random_params(shapes)
   state = Counting(torch_format.to_state_dict(layout.table, params, {}))
   state.reads = []
   named = torch_format.leaves(shapes)
@@ -155,24 +159,28 @@ def test_only_a_part_is_the_subtree_and_the_rest_is_still_checked(tiny, tmp_path
   layouts, shapes, path = tiny
   whole = torch_format.load(path, layouts, shapes)
   for only in ('blocks', 'blocks/'):
-    equal(torch_format.load(path, layouts, shapes, subtree=only), whole['blocks'])
+    assert_equal(torch_format.load(path, layouts, shapes, subtree=only), whole['blocks'])
   assert (torch_format.load(path, layouts, shapes, subtree='start') == whole['start']).all()
-  equal(torch_format.load(path, layouts, shapes, subtree='head'), whole['head'])  # and not head_ada
+  assert_equal(
+    torch_format.load(path, layouts, shapes, subtree='head'), whole['head']
+  )  # and not head_ada
   state = {k: np.asarray(x) for k, x in files.open_tensors(path).items() if k != 'head.bias'}
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
-  text = message(torch_format.load, tmp_path / 'x.safetensors', layouts, shapes, subtree='blocks/')
+  text = error_message(
+    torch_format.load, tmp_path / 'x.safetensors', layouts, shapes, subtree='blocks/'
+  )
   assert '- head.bias (64,)' in text
 
 
 def test_any_mesh_holds_the_same_weights_on_the_shardings_asked_for(tmp_path):
   model = var.Model(TINY)
   (layout,), plain = var.torch_layouts(TINY), official.abstract(var, TINY)
-  torch_format.save(tmp_path / 'x.safetensors', layout, random(plain))
+  torch_format.save(tmp_path / 'x.safetensors', layout, random_params(plain))
   for sizes in ((1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 8, 1)):
     mesh = meshes.make(tuple(zip(meshes.AXES, sizes)))
     shapes = place.abstract_params(lambda key: var.init(model, key), mesh)
     params = torch_format.load(tmp_path / 'x.safetensors', (layout,), shapes)
-    equal(params, random(plain))
+    assert_equal(params, random_params(plain))
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s.sharding, params, shapes))
   split = params['blocks']['fc1']['w']
   assert split.sharding.shard_shape(split.shape)[1] * 8 == split.shape[1]
@@ -195,7 +203,7 @@ def test_other_floats_are_cast_and_numbers_that_are_none_are_refused(tiny, tmp_p
   safetensors.numpy.save_file(
     state | {'head.bias': np.zeros(64, np.int8)}, tmp_path / 'x.safetensors'
   )
-  assert '~ head.bias int8 in file, floating point expected' in message(
+  assert '~ head.bias int8 in file, floating point expected' in error_message(
     torch_format.check, tmp_path / 'x.safetensors', layouts, shapes
   )
 
@@ -207,7 +215,7 @@ def test_a_file_that_does_not_match_is_refused_with_a_list_of_ten(tiny, tmp_path
   state |= {'blocks.0.extra': np.zeros(3), 'head.weight': np.zeros((65, 64), np.float32)}
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
   for call in (torch_format.check, torch_format.load):
-    text = message(call, tmp_path / 'x.safetensors', layouts, shapes)
+    text = error_message(call, tmp_path / 'x.safetensors', layouts, shapes)
     assert text.startswith(
       f'{tmp_path}/x.safetensors: not the weights of this model, 4 tensors differ'
     )
@@ -218,14 +226,14 @@ def test_a_file_that_does_not_match_is_refused_with_a_list_of_ten(tiny, tmp_path
       '~ head.weight (65, 64) in file, (64, 64) in model',
     }
   deeper = var.Config(3, 64, 1, (1, 2, 3, 4), 64, 8, 10)
-  text = message(
+  text = error_message(
     torch_format.check, path, var.torch_layouts(deeper), official.abstract(var, deeper)
   )
   assert (
     '26 tensors differ' in text and text.endswith('... and 16 more') and text.count('\n  -') == 10
   )
   v = official.load('var_tiny', 'vae')
-  assert "no weights of this model, its first keys are ['encoder.conv_in.weight'" in message(
+  assert "no weights of this model, its first keys are ['encoder.conv_in.weight'" in error_message(
     torch_format.check, v.path, layouts, shapes
   )
 
@@ -235,7 +243,9 @@ def test_another_schedule_is_told_by_its_constants(tiny):
   c = var.Config(1, 64, 1, (1, 3, 2, 4), 64, 8, 10)  # as many tokens, in another order
   shapes = official.abstract(var, c)
   torch_format.check(path, var.torch_layouts(c), shapes)  # headers do not tell
-  assert 'lvl_1L is not what' in message(torch_format.load, path, var.torch_layouts(c), shapes)
+  assert 'lvl_1L is not what' in error_message(
+    torch_format.load, path, var.torch_layouts(c), shapes
+  )
 
 
 def test_the_usage_record_of_another_schedule_is_ignored_and_written_as_zeros(tmp_path):
@@ -243,7 +253,7 @@ def test_the_usage_record_of_another_schedule_is_ignored_and_written_as_zeros(tm
   state = {k: np.asarray(x) for k, x in files.open_tensors(v.path).items()}
   state['quantize.ema_vocab_hit_SV'] = np.full((10, 3), 0.5, np.float32)
   safetensors.numpy.save_file(state, tmp_path / 'x.safetensors')
-  equal(torch_format.load(tmp_path / 'x.safetensors', v.layouts, v.shapes), v.params)
+  assert_equal(torch_format.load(tmp_path / 'x.safetensors', v.layouts, v.shapes), v.params)
   torch_format.save(tmp_path / 'y.safetensors', v.layouts[0], v.params)
   hit = np.asarray(files.open_tensors(tmp_path / 'y.safetensors')['quantize.ema_vocab_hit_SV'])
   assert hit.shape == (4, 64) and not hit.any()
@@ -263,19 +273,23 @@ def test_prefixes_nests_and_the_layout_are_found(tmp_path):
     {'a/w': ('t', 'o i -> i o'), 's': ('scale', '-> ')}, ignored=(r'position\.\d+',)
   )
   w, s = fill.fill('w', (2, 3)), np.array(7, np.float32)
-  inner = made.entries(('module.w', made.of(w)), ('module.scale', made.of(s, '1')))
-  outer = made.entries(('epoch', made.value(3)), ('state_dict', inner))
-  path = made.write(tmp_path / 'x.pth', outer, {'0': w, '1': s})
+  inner = torch_file.dict_of(
+    ('module.w', torch_file.tensor_of(w)), ('module.scale', torch_file.tensor_of(s, '1'))
+  )
+  outer = torch_file.dict_of(('epoch', torch_file.plain(3)), ('state_dict', inner))
+  path = torch_file.write(tmp_path / 'x.pth', outer, {'0': w, '1': s})
   expected = {'a': {'w': jnp.asarray(w)}, 's': jnp.asarray(s)}
-  equal(torch_format.load(path, (two, one), shapes), expected)
+  assert_equal(torch_format.load(path, (two, one), shapes), expected)
   state = {'t': np.ascontiguousarray(w.T), 'scale': s, 'position.3': np.arange(3)}
   safetensors.numpy.save_file(state, tmp_path / 'y.safetensors')
   for layouts in ((one, two), (two, one)):  # `scale` is in both
-    equal(torch_format.load(tmp_path / 'y.safetensors', layouts, shapes), expected)
-  half = made.write(
-    tmp_path / 'z.pth', made.entries(('w', made.of(w)), ('scale', made.value(7))), {'0': w}
+    assert_equal(torch_format.load(tmp_path / 'y.safetensors', layouts, shapes), expected)
+  half = torch_file.write(
+    tmp_path / 'z.pth',
+    torch_file.dict_of(('w', torch_file.tensor_of(w)), ('scale', torch_file.plain(7))),
+    {'0': w},
   )
-  assert '~ scale int in file, an array expected' in message(
+  assert '~ scale int in file, an array expected' in error_message(
     torch_format.check, half, (one, two), shapes
   )
 
@@ -291,9 +305,9 @@ def test_adapters_are_in_no_file(tiny, tmp_path):
   )
   torch_format.check(path, layouts, more)
   params = torch_format.load(path, layouts, more)
-  equal(params, torch_format.load(path, layouts, shapes))
+  assert_equal(params, torch_format.load(path, layouts, shapes))
   params['blocks']['q']['lora_a'] = jnp.zeros((1, 64, 4))
-  assert 'blocks/q/lora_a has no place' in message(
+  assert 'blocks/q/lora_a has no place' in error_message(
     torch_format.save, tmp_path / 'x.safetensors', layouts[0], params
   )
 
@@ -304,11 +318,11 @@ def test_a_table_must_match_its_model_once():
     'b': jax.ShapeDtypeStruct((2,), jnp.float32),
   }
   row = lambda key: (key, 'D -> D')
-  assert "no row for ['b']" in message(torch_format.expected_shapes, {'a': row('x')}, shapes)
-  assert 'x is in two rows' in message(
+  assert "no row for ['b']" in error_message(torch_format.expected_shapes, {'a': row('x')}, shapes)
+  assert 'x is in two rows' in error_message(
     torch_format.expected_shapes, {'a': row('x'), 'b': row('x')}, shapes
   )
-  assert "['c'] are no parameters" in message(
+  assert "['c'] are no parameters" in error_message(
     torch_format.expected_shapes, {'a': row('x'), 'c': row('y')}, shapes
   )
 

@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-DEVICES = {'save': 8, 'restore': 1, 'many': 2, 'loop': 1}
+DEVICES = {'save': 8, 'restore': 1, 'two_processes': 2, 'loop': 1}
 os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={DEVICES[sys.argv[1]]}'
 
 import jax  # noqa: E402  After the flags, which are read once.
@@ -27,7 +27,7 @@ def state(step, rows=64):
   }
 
 
-def placed(tree, mesh, *axes):
+def put_on_mesh(tree, mesh, *axes):
   """Returns tree on the mesh: each leaf split over as many of the axes as it has dimensions."""
 
   def one(x):
@@ -41,11 +41,11 @@ def abstract(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def mesh_of(*shape):
+def make_mesh(*shape):
   return Mesh(np.array(jax.devices()).reshape(shape), ('data', 'model')[: len(shape)])
 
 
-def same(tree, other):
+def is_equal(tree, other):
   """Compares what this process can see."""
   return all(
     np.asarray(shard.data).tobytes() == np.asarray(y)[shard.index].tobytes()
@@ -56,57 +56,63 @@ def same(tree, other):
 
 def save(folder):
   """Saves on one layout of eight devices, restores on another; prints the digests on many."""
-  keep = store.Store(folder, every_steps=1, max_to_keep=3)
-  keep.save(7, placed(state(7), mesh_of(4, 2), 'data', 'model'), {'next': 7}, {})
-  keep.close()
-  tree = placed(state(0), mesh_of(2, 4), 'model', 'data')
+  checkpoints = store.Store(folder, every_steps=1, max_to_keep=3)
+  checkpoints.save(7, put_on_mesh(state(7), make_mesh(4, 2), 'data', 'model'), {'next': 7}, {})
+  checkpoints.close()
+  tree = put_on_mesh(state(0), make_mesh(2, 4), 'model', 'data')
   step, found, data, _ = store.Store(folder, every_steps=1, max_to_keep=3).restore(abstract(tree))
-  assert step == 7 and data == {'next': 7} and same(found, state(7))
+  assert step == 7 and data == {'next': 7} and is_equal(found, state(7))
   assert found['params']['w'].sharding == tree['params']['w'].sharding
   print(digest.digests(jax.tree.map(jnp.asarray, state(3))))
   for shape, axes in (((8,), (None, 'data')), ((4, 2), (('data', 'model'),))):
-    print(digest.digests(placed(state(3), mesh_of(*shape), *axes)))
+    print(digest.digests(put_on_mesh(state(3), make_mesh(*shape), *axes)))
 
 
 def restore(folder):
   """Without shardings: onto the only device."""
   wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state(7))
   step, found, _, _ = store.Store(folder, every_steps=1, max_to_keep=3).restore(wanted)
-  assert jax.device_count() == 1 and step == 7 and same(found, state(7))
-  assert same(store.load(folder, wanted['params'])[1], state(7)['params'])
+  assert jax.device_count() == 1 and step == 7 and is_equal(found, state(7))
+  assert is_equal(store.load(folder, wanted['params'])[1], state(7)['params'])
 
 
-def many(folder, port, index):
+def two_processes(folder, port, index):
   """One of two processes with two devices each: saves, then falls back from a corrupt step."""
   jax.distributed.initialize(f'localhost:{port}', 2, int(index))
-  tree = placed(state(1), mesh_of(2, 2), 'data', 'model')
-  keep = store.Store(folder, every_steps=1, max_to_keep=3)
+  tree = put_on_mesh(state(1), make_mesh(2, 2), 'data', 'model')
+  checkpoints = store.Store(folder, every_steps=1, max_to_keep=3)
   for step in (1, 2):
-    keep.save(step, placed(state(step), mesh_of(2, 2), 'data', 'model'), {'next': step}, {})
-  keep.wait()
-  step, found, _, _ = keep.restore(abstract(tree))
-  assert step == 2 and same(found, state(2))
+    checkpoints.save(
+      step, put_on_mesh(state(step), make_mesh(2, 2), 'data', 'model'), {'next': step}, {}
+    )
+  checkpoints.wait()
+  step, found, _, _ = checkpoints.restore(abstract(tree))
+  assert step == 2 and is_equal(found, state(2))
   if index == '0':
     pathlib.Path(folder, '2/meta/metadata').write_text('{}')
   multihost_utils.sync_global_devices('harmed')
-  step, found, data, _ = keep.restore(abstract(tree))
-  assert step == 1 and data == {'next': 1} and same(found, state(1))
-  assert keep.save(2, placed(state(2), mesh_of(2, 2), 'data', 'model'), {'next': 2}, {})
-  keep.close()
-  print(digest.digests(placed(state(3), mesh_of(2, 2), 'data', 'model')))
+  step, found, data, _ = checkpoints.restore(abstract(tree))
+  assert step == 1 and data == {'next': 1} and is_equal(found, state(1))
+  assert checkpoints.save(
+    2, put_on_mesh(state(2), make_mesh(2, 2), 'data', 'model'), {'next': 2}, {}
+  )
+  checkpoints.close()
+  print(digest.digests(put_on_mesh(state(3), make_mesh(2, 2), 'data', 'model')))
 
 
 def loop(folder):
   """Trains for ever: resumes, saves every step without waiting, and says what it does."""
-  keep = store.Store(folder, every_steps=1, max_to_keep=3)
+  checkpoints = store.Store(folder, every_steps=1, max_to_keep=3)
   tree = jax.tree.map(jnp.asarray, state(0, 4096))
-  found = keep.restore(abstract(tree))
+  found = checkpoints.restore(abstract(tree))
   first = found[0] + 1 if found else 1
-  print('resumed', first - 1, found is None or same(found[1], state(first - 1, 4096)), flush=True)
+  print(
+    'resumed', first - 1, found is None or is_equal(found[1], state(first - 1, 4096)), flush=True
+  )
   for step in range(first, first + 1000):
     tree = jax.tree.map(jnp.asarray, state(step, 4096))
-    keep.save(step, tree, {'next': step}, {})
-    print('saving', step, keep.latest(), flush=True)
+    checkpoints.save(step, tree, {'next': step}, {})
+    print('saving', step, checkpoints.latest(), flush=True)
 
 
 if __name__ == '__main__':

@@ -43,10 +43,10 @@ def abstract():
 def saved(tmp_path_factory):
   """Returns a folder with the good steps 10 and 20, to be copied and then hurt."""
   folder = tmp_path_factory.mktemp('saved')
-  keep = store.Store(folder, every_steps=10, max_to_keep=5)
+  checkpoints = store.Store(folder, every_steps=10, max_to_keep=5)
   for step in (10, 20):
-    keep.save(step, state(step), {'step': step} | DATA, META)
-  keep.close()
+    checkpoints.save(step, state(step), {'step': step} | DATA, META)
+  checkpoints.close()
   yield folder
   gc.collect()  # While the marks above still hold.
 
@@ -57,19 +57,19 @@ def copy(saved, folder):
   return folder
 
 
-def members(folder):
+def file_names(folder):
   return sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
 
 
-def biggest(folder):
+def largest_file(folder):
   return max((folder / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
 
 
-def restored(folder):
+def restore_and_check(folder):
   """Returns the step that is used, after proving that everything in it is what was saved then."""
-  keep = store.Store(folder, every_steps=10, max_to_keep=5)
-  step, tree, data, meta = keep.restore(abstract())
-  keep.close()
+  checkpoints = store.Store(folder, every_steps=10, max_to_keep=5)
+  step, tree, data, meta = checkpoints.restore(abstract())
+  checkpoints.close()
   for found, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(state(step)), strict=True):
     assert found.dtype == expected.dtype
     assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
@@ -84,7 +84,7 @@ def flip(path, rng):
   path.write_bytes(raw)
 
 
-def told(caplog, folder, *words):
+def assert_one_warning(caplog, folder, *words):
   """Exactly one sentence, naming the step, what is wrong with it and where it went."""
   lines = [r.getMessage() for r in caplog.records if r.name == 'root']
   assert len(lines) == 1 and f'checkpoint {folder}/20 is corrupt: ' in lines[0], lines
@@ -98,9 +98,11 @@ def test_one_flipped_bit_of_the_array_data_is_detected(saved, tmp_path, caplog, 
   rng = np.random.default_rng(seed)
   for _ in range(5):
     folder = copy(saved, tmp_path / 'run')
-    flip(biggest(folder / '20'), rng)
-    if restored(folder) == 10:  # Not 1 bit in 100 has no meaning: then 20 is proven good.
-      told(caplog, folder, 'params/w: digest', 'params/e: digest', 'params/b: digest', 'state: ')
+    flip(largest_file(folder / '20'), rng)
+    if restore_and_check(folder) == 10:  # Not 1 bit in 100 has no meaning: then 20 is proven good.
+      assert_one_warning(
+        caplog, folder, 'params/w: digest', 'params/e: digest', 'params/b: digest', 'state: '
+      )
       assert sorted(p.name for p in folder.iterdir()) == ['10', 'corrupt']
   assert 20 > len(caplog.records)
 
@@ -112,7 +114,7 @@ def test_the_arrays_of_another_step_are_detected_and_both_digests_named(saved, t
   )
   shutil.rmtree(folder / '20/state')
   shutil.copytree(folder / '10/state', folder / '20/state')
-  assert restored(folder) == 10
+  assert restore_and_check(folder) == 10
   name = next(name for name in new if f'corrupt: {name}: digest ' in caplog.text)
   assert (
     f'{name}: digest {old[name]["digest"]} found, {new[name]["digest"]} expected, '
@@ -122,11 +124,11 @@ def test_the_arrays_of_another_step_are_detected_and_both_digests_named(saved, t
 
 def test_one_flipped_bit_anywhere_is_detected_or_harmless(saved, tmp_path):
   rng, used = np.random.default_rng(1), {}
-  for name in members(saved / '20'):
+  for name in file_names(saved / '20'):
     for _ in range(2):
       folder = copy(saved, tmp_path / 'run')
       flip(folder / '20' / name, rng)
-      used.setdefault(name, set()).add(restored(folder))
+      used.setdefault(name, set()).add(restore_and_check(folder))
   for name in ('data/metadata', 'meta/metadata', 'state/manifest.ocdbt'):
     assert used[name] == {10}, name
 
@@ -137,8 +139,8 @@ def test_every_changed_byte_of_the_json_items_is_detected(saved, tmp_path, caplo
   for _ in range(8):
     folder = copy(saved, tmp_path / 'run')
     flip(folder / '20' / item / 'metadata', rng)
-    assert restored(folder) == 10
-    told(caplog, folder, f'{item}/metadata')
+    assert restore_and_check(folder) == 10
+    assert_one_warning(caplog, folder, f'{item}/metadata')
 
 
 def test_an_edited_number_in_valid_json_is_detected(saved, tmp_path, caplog):
@@ -147,24 +149,24 @@ def test_an_edited_number_in_valid_json_is_detected(saved, tmp_path, caplog):
     path = folder / '20' / item / 'metadata'
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
-    assert restored(folder) == 10
-    told(caplog, folder, f'{item}/metadata: sha256')
+    assert restore_and_check(folder) == 10
+    assert_one_warning(caplog, folder, f'{item}/metadata: sha256')
 
 
 @pytest.mark.parametrize('harm', ['delete', 'empty', 'halve', 'zero'])
 def test_a_damaged_file_is_detected_or_harmless(saved, tmp_path, caplog, harm):
-  for name in members(saved / '20'):
+  for name in file_names(saved / '20'):
     folder = copy(saved, tmp_path / 'run')
     path = folder / '20' / name
     raw = path.read_bytes()
     path.unlink()
     if harm != 'delete':
       path.write_bytes({'empty': b'', 'halve': raw[: len(raw) // 2], 'zero': bytes(len(raw))}[harm])
-    big = path.name == biggest(saved / '20').name
-    step = restored(folder)
+    big = path.name == largest_file(saved / '20').name
+    step = restore_and_check(folder)
     if big or name in ('data/metadata', 'meta/metadata', 'state/manifest.ocdbt'):
       assert step == 10, name
-      told(caplog, folder, 'state' if name.startswith('state') else name, 'digest')
+      assert_one_warning(caplog, folder, 'state' if name.startswith('state') else name, 'digest')
     caplog.clear()
 
 
@@ -172,30 +174,32 @@ def test_a_missing_item_an_empty_step_and_a_renamed_step_are_detected(saved, tmp
   for item in ('state', 'data', 'meta'):
     folder = copy(saved, tmp_path / 'run')
     shutil.rmtree(folder / '20' / item)
-    assert restored(folder) == 10
-    told(caplog, folder, item)
+    assert restore_and_check(folder) == 10
+    assert_one_warning(caplog, folder, item)
   folder = copy(saved, tmp_path / 'run')
   shutil.rmtree(folder / '20')
   (folder / '20').mkdir()
-  assert restored(folder) == 10
-  told(caplog, folder, 'meta/metadata: FileNotFoundError')
+  assert restore_and_check(folder) == 10
+  assert_one_warning(caplog, folder, 'meta/metadata: FileNotFoundError')
   folder = copy(saved, tmp_path / 'run')
   shutil.rmtree(folder / '20')
   shutil.copytree(folder / '10', folder / '20')
-  assert restored(folder) == 10
-  told(caplog, folder, 'step 10 found, 20 expected')
+  assert restore_and_check(folder) == 10
+  assert_one_warning(caplog, folder, 'step 10 found, 20 expected')
 
 
 def test_a_second_corrupt_checkpoint_of_one_step_does_not_replace_the_first(saved, tmp_path):
   folder = copy(saved, tmp_path / 'run')
   (folder / '20/data/metadata').write_text('first')
-  assert restored(folder) == 10
-  keep = store.Store(folder, every_steps=10, max_to_keep=5)
-  assert keep.restore(abstract())[0] == 10 and keep.save(20, state(20), {'step': 20} | DATA, META)
-  keep.close()
-  assert restored(folder) == 20
+  assert restore_and_check(folder) == 10
+  checkpoints = store.Store(folder, every_steps=10, max_to_keep=5)
+  assert checkpoints.restore(abstract())[0] == 10 and checkpoints.save(
+    20, state(20), {'step': 20} | DATA, META
+  )
+  checkpoints.close()
+  assert restore_and_check(folder) == 20
   (folder / '20/data/metadata').write_text('second')
-  assert restored(folder) == 10
+  assert restore_and_check(folder) == 10
   assert (folder / 'corrupt/20/data/metadata').read_text() == 'first'
   assert (folder / 'corrupt/20.1/data/metadata').read_text() == 'second'
 
@@ -203,23 +207,23 @@ def test_a_second_corrupt_checkpoint_of_one_step_does_not_replace_the_first(save
 def test_no_good_checkpoint_is_an_error_now_and_ever_after_and_nothing_moves(saved, tmp_path):
   folder = copy(saved, tmp_path / 'run')
   for step in (10, 20):
-    biggest(folder / str(step)).write_bytes(b'')
-  before = members(folder)
+    largest_file(folder / str(step)).write_bytes(b'')
+  before = file_names(folder)
   for _ in range(2):
-    keep = store.Store(folder, every_steps=10, max_to_keep=5)
+    checkpoints = store.Store(folder, every_steps=10, max_to_keep=5)
     with pytest.raises(RuntimeError, match='none of its 2 checkpoints is good') as error:
-      keep.restore(abstract())
-    keep.close()
+      checkpoints.restore(abstract())
+    checkpoints.close()
     assert '\n  20: state: ' in str(error.value) and '\n  10: state: ' in str(error.value)
   with pytest.raises(RuntimeError, match='none of its 2 checkpoints is good'):
     store.load(folder, abstract()['params'])
-  assert members(folder) == before
+  assert file_names(folder) == before
 
 
 def test_only_corrupt_checkpoints_left_is_not_a_fresh_start(saved, tmp_path):
   folder = copy(saved, tmp_path / 'run')
-  biggest(folder / '20').write_bytes(b'')
-  assert restored(folder) == 10
+  largest_file(folder / '20').write_bytes(b'')
+  assert restore_and_check(folder) == 10
   shutil.rmtree(folder / '10')
   with pytest.raises(RuntimeError, match='only checkpoints in corrupt/'):
     store.Store(folder, every_steps=10, max_to_keep=5).restore(abstract())
@@ -231,9 +235,9 @@ def test_a_file_that_may_not_be_read_is_not_called_corrupt(saved, tmp_path):
   folder = copy(saved, tmp_path / 'run')
   (folder / '20/meta/metadata').chmod(0)
   with pytest.raises(OSError, match='meta/metadata cannot be read now'):
-    restored(folder)
+    restore_and_check(folder)
   (folder / '20/meta/metadata').chmod(stat.S_IRUSR)
-  assert restored(folder) == 20
+  assert restore_and_check(folder) == 20
 
 
 def test_temporary_folders_of_a_killed_save_are_no_checkpoints_and_go_away(saved, tmp_path):
@@ -242,11 +246,11 @@ def test_temporary_folders_of_a_killed_save_are_no_checkpoints_and_go_away(saved
   assert (
     store.load(folder, abstract()['params'])[1] and (folder / '30.orbax-checkpoint-tmp').exists()
   )
-  keep = store.Store(folder, every_steps=10, max_to_keep=5)
-  assert keep.latest() == 20 and keep.restore(abstract())[0] == 20
-  keep.save(30, state(30), {'step': 30} | DATA, META)
-  keep.close()
-  assert restored(folder) == 30
+  checkpoints = store.Store(folder, every_steps=10, max_to_keep=5)
+  assert checkpoints.latest() == 20 and checkpoints.restore(abstract())[0] == 20
+  checkpoints.save(30, state(30), {'step': 30} | DATA, META)
+  checkpoints.close()
+  assert restore_and_check(folder) == 30
   assert sorted(p.name for p in pathlib.Path(folder).iterdir()) == ['10', '20', '30']
 
 
@@ -256,8 +260,8 @@ def test_corruption_is_one_line_on_stderr(saved, tmp_path, capfd):
   logging.getLogger().addHandler(handler)
   try:
     folder = copy(saved, tmp_path / 'run')
-    biggest(folder / '20').write_bytes(b'')
-    assert restored(folder) == 10
+    largest_file(folder / '20').write_bytes(b'')
+    assert restore_and_check(folder) == 10
   finally:
     logging.getLogger().removeHandler(handler)
   assert len(capfd.readouterr().err.splitlines()) == 1

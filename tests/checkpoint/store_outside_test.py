@@ -58,7 +58,7 @@ def test_digests_are_the_same_on_every_layout_and_number_of_processes(eight, tmp
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
-  two = [child('many', tmp_path, port, index) for index in (0, 1)]
+  two = [child('two_processes', tmp_path, port, index) for index in (0, 1)]
   lines = eight[1] + [output(process).splitlines()[-1] for process in two]
   assert len(lines) == 5 and len(set(lines)) == 1
   assert sorted(os.listdir(tmp_path)) == ['1', '2', 'corrupt']
@@ -91,13 +91,13 @@ def test_killed_at_any_moment_it_resumes_at_a_complete_step(tmp_path):
       'used': jax.ShapeDtypeStruct((4096,), jnp.bool_),
     },
   }
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=3)
-  step, tree, data, _ = keep.restore(wanted)
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=3)
+  step, tree, data, _ = checkpoints.restore(wanted)
   assert step >= complete and data == {'next': step} and int(tree['opt']['count']) == step
   expected = np.random.default_rng(step).normal(size=(4096, 32)).astype('float32')
   assert np.array_equal(np.asarray(tree['params']['w']), expected)
-  keep.save(step + 1, tree, None, {})
-  keep.close()
+  checkpoints.save(step + 1, tree, None, {})
+  checkpoints.close()
   assert all(p.name.isdigit() for p in tmp_path.iterdir())  # Nothing of the killed saves is left.
 
 
@@ -119,25 +119,27 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize('late', ['save', 'wait', 'close'])
 def test_a_full_disk_is_told_at_the_next_call_and_the_old_step_stays(small_disk, late):
   small, large = noise(1, 100_000), noise(2, 2_000_000)
-  keep = store.Store(small_disk / 'run', every_steps=10, max_to_keep=1)
-  keep.save(10, small, {'next': 10}, {})
-  keep.wait()
-  keep.save(20, large, {'next': 20}, {})
+  checkpoints = store.Store(small_disk / 'run', every_steps=10, max_to_keep=1)
+  checkpoints.save(10, small, {'next': 10}, {})
+  checkpoints.wait()
+  checkpoints.save(20, large, {'next': 20}, {})
 
   def again():
     end = time.time() + 20
     while late == 'save' and time.time() < end:
-      keep.save(21, small, None, {})  # Not due, but the sooner it is told the better.
-    return keep.wait() if late == 'wait' else keep.close()
+      checkpoints.save(21, small, None, {})  # Not due, but the sooner it is told the better.
+    return checkpoints.wait() if late == 'wait' else checkpoints.close()
 
   told = f'{small_disk}/run: step 20 could not be saved .*No space'
   with pytest.raises(OSError, match=told) as error:
     again()
-  assert str(error.value).endswith('the newest complete checkpoint is 10') and keep.latest() == 10
+  assert (
+    str(error.value).endswith('the newest complete checkpoint is 10') and checkpoints.latest() == 10
+  )
   assert os.listdir(small_disk / 'run') == ['10']  # The rubble is gone, there is space again.
   if late != 'close':
-    assert keep.save(20, small, {'next': 20}, {})
-    keep.close()
+    assert checkpoints.save(20, small, {'next': 20}, {})
+    checkpoints.close()
     assert os.listdir(small_disk / 'run') == ['20']
   step, tree, _, _ = store.Store(small_disk / 'run', every_steps=10, max_to_keep=1).restore(
     jax.eval_shape(lambda: small)

@@ -64,10 +64,10 @@ def files(folder):
 
 def test_restored_is_saved_bit_for_bit(tmp_path):
   saved = state()
-  keep = store.Store(tmp_path, every_steps=10, max_to_keep=3)
+  checkpoints = store.Store(tmp_path, every_steps=10, max_to_keep=3)
   data, meta = {'next_index': 5, 'mix': [0.1, None, 'ü']}, {'config': {'lr': 3e-4}, 'seed': 7}
-  assert keep.save(10, saved, data, meta)
-  keep.close()
+  assert checkpoints.save(10, saved, data, meta)
+  checkpoints.close()
   found = store.Store(str(tmp_path), every_steps=10, max_to_keep=3).restore(abstract(saved))
   assert found[0] == 10 and found[2] == data and found[3] == meta
   assert equal(found[1], saved) and type(found[1].opt[1][0]).__name__ == 'ScaleByAdamState'
@@ -75,38 +75,38 @@ def test_restored_is_saved_bit_for_bit(tmp_path):
 
 
 def test_nothing_saved_restores_as_none(tmp_path):
-  keep = store.Store(tmp_path / 'not' / 'yet', every_steps=1, max_to_keep=1)
-  assert keep.latest() is None and keep.restore(abstract(state())) is None
+  checkpoints = store.Store(tmp_path / 'not' / 'yet', every_steps=1, max_to_keep=1)
+  assert checkpoints.latest() is None and checkpoints.restore(abstract(state())) is None
 
 
 def test_steps_are_saved_when_due_or_forced_and_once(tmp_path):
-  keep = store.Store(tmp_path, every_steps=4, max_to_keep=9)
+  checkpoints = store.Store(tmp_path, every_steps=4, max_to_keep=9)
   x = {'params': jnp.arange(3.0)}
-  began = [step for step in range(10) if keep.save(step, x, None, {})]
-  assert began == [0, 4, 8] and keep.save(9, x, None, {}, force=True)
-  assert not keep.save(9, x, None, {}, force=True) and not keep.save(8, x, None, {})
-  keep.close()
-  assert keep.latest() == 9
+  began = [step for step in range(10) if checkpoints.save(step, x, None, {})]
+  assert began == [0, 4, 8] and checkpoints.save(9, x, None, {}, force=True)
+  assert not checkpoints.save(9, x, None, {}, force=True) and not checkpoints.save(8, x, None, {})
+  checkpoints.close()
+  assert checkpoints.latest() == 9
   again = store.Store(tmp_path, every_steps=4, max_to_keep=9)
   assert not again.save(8, x, None, {}, force=True) and again.restore(abstract(x))[0] == 9
 
 
 def test_the_last_k_are_kept(tmp_path):
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=2)
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=2)
   for step in range(5):
-    keep.save(step, {'params': jnp.full((3,), float(step))}, step, {})
-  keep.close()
+    checkpoints.save(step, {'params': jnp.full((3,), float(step))}, step, {})
+  checkpoints.close()
   assert sorted(p.name for p in tmp_path.iterdir()) == ['3', '4']
 
 
 def test_arrays_donated_right_after_save_are_saved_as_they_were(tmp_path):
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=9)
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=9)
   update = jax.jit(lambda x: jax.tree.map(lambda v: v + 1, x), donate_argnums=0)
   x = {'params': {str(i): jnp.zeros((512, 512)) for i in range(4)}}
   for step in range(4):
-    keep.save(step, x, None, {})
+    checkpoints.save(step, x, None, {})
     x = update(x)
-  keep.close()
+  checkpoints.close()
   for step in range(3, -1, -1):
     _, tree, _ = store.load(tmp_path, abstract(x)['params'])
     assert all((np.asarray(v) == step).all() for v in tree.values())
@@ -115,20 +115,20 @@ def test_arrays_donated_right_after_save_are_saved_as_they_were(tmp_path):
 
 def test_a_tiny_save_and_restore_are_quick(tmp_path):
   x, seconds = state(), []
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=2)
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=2)
   for step in range(4):  # The first compiles; the best of the others, for machines with neighbours.
     start = time.time()
-    keep.save(step, x, None, {})
-    keep.wait()
-    assert keep.restore(abstract(x))[0] == step
+    checkpoints.save(step, x, None, {})
+    checkpoints.wait()
+    assert checkpoints.restore(abstract(x))[0] == step
     seconds.append(time.time() - start)
   assert min(seconds[1:]) < 1, seconds
 
 
 def test_another_model_is_refused_by_name_before_anything_is_read_or_moved(tmp_path):
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=2)
-  keep.save(3, state(), None, {})
-  keep.wait()
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=2)
+  checkpoints.save(3, state(), None, {})
+  checkpoints.wait()
   before = files(tmp_path)
   for data in (tmp_path / '3' / 'state').rglob('d/*'):
     data.write_bytes(b'')  # Reading the arrays would fail.
@@ -137,7 +137,7 @@ def test_another_model_is_refused_by_name_before_anything_is_read_or_moved(tmp_p
   other.params['embed'] = jax.ShapeDtypeStruct((5, 8), jnp.float32)
   del other.params['scale']
   with pytest.raises(ValueError) as error:
-    keep.restore(other)
+    checkpoints.restore(other)
   assert {
     '- params/scale () float32',
     '+ params/head (4,) float32',
@@ -151,21 +151,21 @@ def test_another_model_is_refused_by_name_before_anything_is_read_or_moved(tmp_p
 
 
 def test_a_long_list_of_differences_is_cut_at_ten_and_counted(tmp_path):
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=2)
-  keep.save(3, {'params': jnp.zeros(3)}, None, {})
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=2)
+  checkpoints.save(3, {'params': jnp.zeros(3)}, None, {})
   other = {'params': {str(i): jax.ShapeDtypeStruct((2,), jnp.float32) for i in range(30)}}
   with pytest.raises(ValueError, match='31 leaves differ') as error:
-    keep.restore(other)
+    checkpoints.restore(other)
   assert str(error.value).count('\n  + ') + str(error.value).count('\n  - ') == 10
   assert str(error.value).endswith('... and 21 more')
 
 
 def test_load_gives_one_item_and_changes_nothing(tmp_path, caplog):
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=3)
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=3)
   old, new = state(1), state(2)
-  keep.save(1, old, None, {})
-  keep.save(2, new, None, {})
-  keep.close()
+  checkpoints.save(1, old, None, {})
+  checkpoints.save(2, new, None, {})
+  checkpoints.close()
   wanted = abstract(new.params)
   assert equal(store.load(tmp_path, wanted)[1], new.params)
   assert equal(store.load(str(tmp_path), abstract(new.opt), item='opt')[1], new.opt)
@@ -188,11 +188,11 @@ def test_load_of_a_missing_or_empty_folder_names_it(tmp_path):
 
 
 def test_what_is_not_an_array_or_not_json_is_named(tmp_path):
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=1)
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=1)
   with pytest.raises(TypeError, match='params/w: float in state, expected a jax.Array'):
-    keep.save(0, {'params': {'w': 1.0}}, None, {})
+    checkpoints.save(0, {'params': {'w': 1.0}}, None, {})
   with pytest.raises(TypeError, match='meta: .*not JSON serializable'):
-    keep.save(0, {'params': jnp.ones(2)}, None, {'x': np.float32(1)})
+    checkpoints.save(0, {'params': jnp.ones(2)}, None, {'x': np.float32(1)})
   with pytest.raises(ValueError, match='every_steps=0'):
     store.Store(tmp_path, every_steps=0, max_to_keep=1)
 
@@ -226,9 +226,9 @@ def test_a_read_only_folder_is_a_permission_error():
 
 
 def test_plain_orbax_reads_the_items(tmp_path):
-  keep = store.Store(tmp_path, every_steps=1, max_to_keep=1)
-  keep.save(0, {'params': {'a': {'w': jnp.arange(3.0)}}}, {'next': 4}, {'seed': 1})
-  keep.close()
+  checkpoints = store.Store(tmp_path, every_steps=1, max_to_keep=1)
+  checkpoints.save(0, {'params': {'a': {'w': jnp.arange(3.0)}}}, {'next': 4}, {'seed': 1})
+  checkpoints.close()
   manager = ocp.CheckpointManager(tmp_path, item_names=('state', 'data', 'meta'))
   items = manager.restore(
     0,

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import official
 import pytest
-import torch_file as made
+import torch_file
 
 from vargrl.checkpoint import torch_archive
 
@@ -19,7 +19,7 @@ SIX = np.arange(6, dtype=np.float32)
 
 
 def read(tmp_path, code, storages=(('0', SIX),), **options):
-  return torch_archive.load(made.write(tmp_path / 'x.pth', code, storages, **options))
+  return torch_archive.load(torch_file.write(tmp_path / 'x.pth', code, storages, **options))
 
 
 @pytest.mark.parametrize('name, which', [('var_tiny', 'transformer'), ('vae_tiny', 'vae')])
@@ -64,15 +64,17 @@ def test_the_trainers_file_holds_the_same_weights_and_its_plain_values():
 )
 def test_every_ordinary_dtype(tmp_path, kind, dtype):
   x = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
-  out = read(tmp_path, made.of(x, kind=f'torch {kind}Storage'), {'0': x})
+  out = read(tmp_path, torch_file.tensor_of(x, kind=f'torch {kind}Storage'), {'0': x})
   assert out.dtype == x.dtype and out.tolist() == x.tolist()
 
 
 def test_later_dtypes_lie_in_untyped_storages(tmp_path):
   for dtype in ('float8_e4m3fn', 'uint16', 'bfloat16'):
     x = np.arange(6).reshape(2, 3).astype(getattr(ml_dtypes, dtype, dtype))
-    memory = made.storage('0', 'torch.storage UntypedStorage', x.nbytes)
-    code = made.tensor(memory, 0, (2, 3), (3, 1), made.name(f'torch {dtype}'), version=3)
+    memory = torch_file.storage('0', 'torch.storage UntypedStorage', x.nbytes)
+    code = torch_file.tensor(
+      memory, 0, (2, 3), (3, 1), torch_file.global_name(f'torch {dtype}'), version=3
+    )
     out = read(tmp_path, code, {'0': x})
     assert out.dtype == x.dtype and out.tobytes() == x.tobytes()
 
@@ -80,25 +82,35 @@ def test_later_dtypes_lie_in_untyped_storages(tmp_path):
 def test_strides_offsets_and_shared_storages_are_views(tmp_path):
   a, b, c, d = read(
     tmp_path,
-    made.group(
-      made.floats(),
-      made.floats((3, 2), (1, 3)),
-      made.floats((2, 2), (1, 1), 2),
-      made.floats((), (), 5),
+    torch_file.tuple_of(
+      torch_file.float_tensor(),
+      torch_file.float_tensor((3, 2), (1, 3)),
+      torch_file.float_tensor((2, 2), (1, 1), 2),
+      torch_file.float_tensor((), (), 5),
     ),
   )
   assert (a == SIX.reshape(2, 3)).all() and (b == a.T).all()
   assert c.tolist() == [[2, 3], [3, 4]] and d.shape == () and d == 5
   assert np.shares_memory(a, b) and np.shares_memory(a, c)
-  assert read(tmp_path, made.floats((3, 0), (7, 7), 0)).shape == (3, 0)
-  assert read(tmp_path, made.floats((1, 6), (10**17, 1))).tolist() == [SIX.tolist()]  # never used
+  assert read(tmp_path, torch_file.float_tensor((3, 0), (7, 7), 0)).shape == (3, 0)
+  assert read(tmp_path, torch_file.float_tensor((1, 6), (10**17, 1))).tolist() == [
+    SIX.tolist()
+  ]  # never used
 
 
 def test_parameters_and_plain_things(tmp_path):
-  empty = made.call('collections OrderedDict')
-  parameter = made.call('torch._utils _rebuild_parameter', made.floats(), made.value(True), empty)
+  empty = torch_file.call('collections OrderedDict')
+  parameter = torch_file.call(
+    'torch._utils _rebuild_parameter', torch_file.float_tensor(), torch_file.plain(True), empty
+  )
   state = (
-    empty + b'(' + made.value('w') + parameter + b'u' + made.entries(('_metadata', empty)) + b'b'
+    empty
+    + b'('
+    + torch_file.plain('w')
+    + parameter
+    + b'u'
+    + torch_file.dict_of(('_metadata', empty))
+    + b'b'
   )
   plain = {
     'i': -3,
@@ -116,13 +128,13 @@ def test_parameters_and_plain_things(tmp_path):
   }
   out = read(
     tmp_path,
-    made.entries(
+    torch_file.dict_of(
       ('state', state),
-      ('plain', made.value(plain)),
-      ('size', made.call('torch Size', made.value((2, 3)))),
-      ('dtype', made.name('torch bfloat16')),
-      ('device', made.call('torch device', made.value('cuda'), made.value(1))),
-      ('order', made.call('collections OrderedDict', made.value([['k', 1], ('j', 2)]))),
+      ('plain', torch_file.plain(plain)),
+      ('size', torch_file.call('torch Size', torch_file.plain((2, 3)))),
+      ('dtype', torch_file.global_name('torch bfloat16')),
+      ('device', torch_file.call('torch device', torch_file.plain('cuda'), torch_file.plain(1))),
+      ('order', torch_file.call('collections OrderedDict', torch_file.plain([['k', 1], ('j', 2)]))),
     ),
   )
   assert [*out['state']] == ['w'] and (out['state']['w'] == SIX.reshape(2, 3)).all()
@@ -134,104 +146,128 @@ def test_parameters_and_plain_things(tmp_path):
 
 
 TOUCH = 'touch {}/executed'
-OBJECT = made.value('x')
+OBJECT = torch_file.plain('x')
 REFUSED = {  # instructions: a word of the error
   'a call of the system': (
-    made.call('posix system', made.value(TOUCH)),
+    torch_file.call('posix system', torch_file.plain(TOUCH)),
     'posix.system, which is refused',
   ),
-  'eval': (made.call('builtins eval', made.value('1')), 'builtins.eval'),
+  'eval': (torch_file.call('builtins eval', torch_file.plain('1')), 'builtins.eval'),
   'getattr': (
-    made.call('builtins getattr', made.value('x'), made.value('upper')),
+    torch_file.call('builtins getattr', torch_file.plain('x'), torch_file.plain('upper')),
     'builtins.getattr',
   ),
-  'a module of torch': (made.call('torch load', made.value('x')), 'torch.load'),
+  'a module of torch': (torch_file.call('torch load', torch_file.plain('x')), 'torch.load'),
   'numpy': (
-    made.call('numpy.core.multiarray _reconstruct', made.value(1)),
+    torch_file.call('numpy.core.multiarray _reconstruct', torch_file.plain(1)),
     'multiarray._reconstruct',
   ),
-  'a subclass': (made.call('torch._tensor _rebuild_from_type_v2', OBJECT), '_rebuild_from_type_v2'),
+  'a subclass': (
+    torch_file.call('torch._tensor _rebuild_from_type_v2', OBJECT),
+    '_rebuild_from_type_v2',
+  ),
   'a dotted name': (b'\x8c\x05torch\x8c\x0c_utils.x.sys\x93', 'torch._utils.x.sys'),
-  'a class': (made.name('argparse Namespace') + b')\x81', 'argparse.Namespace'),
-  'NEWOBJ': (made.name('collections OrderedDict') + b')\x81', 'NEWOBJ'),
-  'NEWOBJ_EX': (made.name('collections OrderedDict') + b')}\x92', 'NEWOBJ_EX'),
-  'INST': (b'(' + made.value(TOUCH) + b'iposix\nsystem\n', 'INST'),
-  'OBJ': (b'(' + made.name('collections OrderedDict') + b'o', 'OBJ'),
+  'a class': (torch_file.global_name('argparse Namespace') + b')\x81', 'argparse.Namespace'),
+  'NEWOBJ': (torch_file.global_name('collections OrderedDict') + b')\x81', 'NEWOBJ'),
+  'NEWOBJ_EX': (torch_file.global_name('collections OrderedDict') + b')}\x92', 'NEWOBJ_EX'),
+  'INST': (b'(' + torch_file.plain(TOUCH) + b'iposix\nsystem\n', 'INST'),
+  'OBJ': (b'(' + torch_file.global_name('collections OrderedDict') + b'o', 'OBJ'),
   'an extension': (b'\x82\x01', 'EXT1'),
   'text as persistent id': (b'P0\n', 'PERSID'),
   'a buffer': (b'\x97', 'NEXT_BUFFER'),
   'a call of text': (OBJECT + b')R', 'call of what is no function'),
   'a call of a storage type': (
-    made.name('torch FloatStorage') + b')R',
+    torch_file.global_name('torch FloatStorage') + b')R',
     'call of what is no function',
   ),
   'arguments that are no tuple': (
-    made.name('collections OrderedDict') + b']R',
+    torch_file.global_name('collections OrderedDict') + b']R',
     'call of what is no function',
   ),
   'a state for a list': (b']}b', 'list found, dict expected'),
-  'a state for a tensor': (made.floats() + b'}b', 'ndarray found'),
+  'a state for a tensor': (torch_file.float_tensor() + b'}b', 'ndarray found'),
   'a state that is no dictionary': (
-    made.call('collections OrderedDict') + b'(K\x01tb',
+    torch_file.call('collections OrderedDict') + b'(K\x01tb',
     'tuple found',
   ),
-  'append to a tensor': (made.floats() + b'K\x01a', 'ndarray found, list expected'),
+  'append to a tensor': (torch_file.float_tensor() + b'K\x01a', 'ndarray found, list expected'),
   'append to a tuple': (b')K\x01a', 'tuple found, list expected'),
   'items of a list': (b'](K\x01K\x02u', 'list found, dict expected'),
   'a list as a key': (b'}(]K\x01u', 'list found'),
-  'a tensor as a key': (b'}(' + made.floats() + b'K\x01u', 'ndarray found'),
+  'a tensor as a key': (b'}(' + torch_file.float_tensor() + b'K\x01u', 'ndarray found'),
   'a key without end': (b'})' + 100_000 * b'\x85' + b'K\x01s', 'tuple found'),
-  'text as storage': (made.tensor(OBJECT, 0, (1,), (1,)), 'odd arguments'),
-  'a tuple as storage': (made.tensor(made.value((0.0, b'')), 0, (1,), (1,)), 'odd arguments'),
+  'text as storage': (torch_file.tensor(OBJECT, 0, (1,), (1,)), 'odd arguments'),
+  'a tuple as storage': (
+    torch_file.tensor(torch_file.plain((0.0, b'')), 0, (1,), (1,)),
+    'odd arguments',
+  ),
   'a persistent id of text': (OBJECT + b'Q', 'no storage'),
-  'another tag': (made.storage('0', 'torch FloatStorage', 6, tag='module'), 'no storage'),
-  'a storage of no type': (made.storage('0', 'collections OrderedDict', 6), 'no storage'),
+  'another tag': (torch_file.storage('0', 'torch FloatStorage', 6, tag='module'), 'no storage'),
+  'a storage of no type': (torch_file.storage('0', 'collections OrderedDict', 6), 'no storage'),
   'a storage outside of the archive': (
-    made.storage('../../etc', 'torch FloatStorage', 6),
+    torch_file.storage('../../etc', 'torch FloatStorage', 6),
     'no entry',
   ),
-  'a storage that is too long': (made.floats(count=7), '24 bytes, 7 elements of float32'),
-  'a negative count': (made.floats(count=-1), 'no natural number'),
+  'a storage that is too long': (
+    torch_file.float_tensor(count=7),
+    '24 bytes, 7 elements of float32',
+  ),
+  'a negative count': (torch_file.float_tensor(count=-1), 'no natural number'),
   'a tensor beyond its storage': (
-    made.floats((2, 4), (3, 1)),
+    torch_file.float_tensor((2, 4), (3, 1)),
     'reaches element 6 of a storage of 6',
   ),
-  'an offset beyond it': (made.floats(offset=1), 'reaches element 6'),
-  'a negative offset': (made.floats(offset=-1), 'no natural number'),
-  'a negative stride': (made.floats((2, 3), (3, -1)), 'no natural number'),
-  'a negative size': (made.floats((-2, -3), (3, 1)), 'no natural number'),
-  'true as a size': (made.floats((True, 3), (3, 1)), 'no natural number'),
-  'half a size': (made.floats((0.5, 3), (3, 1)), 'no natural number'),
-  'a stride that overflows': (made.floats((2, 3), (2**62, 1)), 'reaches element'),
-  'a size that overflows': (made.floats((2**62, 2**62), (0, 0)), 'a tensor of'),
-  'a size beyond 64 bits': (made.floats((2**64, 1), (0, 0)), 'no natural number'),
-  'fewer strides than sizes': (made.floats((2, 3), (3,)), 'odd arguments'),
-  'a list of sizes': (made.floats([2, 3], [3, 1]), 'odd arguments'),
-  'forty axes': (made.floats((1,) * 40, (1,) * 40), 'odd arguments'),
+  'an offset beyond it': (torch_file.float_tensor(offset=1), 'reaches element 6'),
+  'a negative offset': (torch_file.float_tensor(offset=-1), 'no natural number'),
+  'a negative stride': (torch_file.float_tensor((2, 3), (3, -1)), 'no natural number'),
+  'a negative size': (torch_file.float_tensor((-2, -3), (3, 1)), 'no natural number'),
+  'true as a size': (torch_file.float_tensor((True, 3), (3, 1)), 'no natural number'),
+  'half a size': (torch_file.float_tensor((0.5, 3), (3, 1)), 'no natural number'),
+  'a stride that overflows': (torch_file.float_tensor((2, 3), (2**62, 1)), 'reaches element'),
+  'a size that overflows': (torch_file.float_tensor((2**62, 2**62), (0, 0)), 'a tensor of'),
+  'a size beyond 64 bits': (torch_file.float_tensor((2**64, 1), (0, 0)), 'no natural number'),
+  'fewer strides than sizes': (torch_file.float_tensor((2, 3), (3,)), 'odd arguments'),
+  'a list of sizes': (torch_file.float_tensor([2, 3], [3, 1]), 'odd arguments'),
+  'forty axes': (torch_file.float_tensor((1,) * 40, (1,) * 40), 'odd arguments'),
   'too few arguments': (
-    made.call('torch._utils _rebuild_tensor_v2', made.value(1)),
+    torch_file.call('torch._utils _rebuild_tensor_v2', torch_file.plain(1)),
     'odd arguments',
   ),
   'a conjugate': (
-    made.tensor(
-      made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,), made.value({'conj': True})
+    torch_file.tensor(
+      torch_file.storage('0', 'torch FloatStorage', 6),
+      0,
+      (6,),
+      (1,),
+      torch_file.plain({'conj': True}),
     ),
     'conjugate',
   ),
   'no dtype': (
-    made.tensor(
-      made.storage('0', 'torch FloatStorage', 6), 0, (6,), (1,), made.value('f4'), version=3
+    torch_file.tensor(
+      torch_file.storage('0', 'torch FloatStorage', 6),
+      0,
+      (6,),
+      (1,),
+      torch_file.plain('f4'),
+      version=3,
     ),
     'no dtype',
   ),
   'a parameter of text': (
-    made.call('torch._utils _rebuild_parameter', OBJECT, OBJECT, OBJECT),
+    torch_file.call('torch._utils _rebuild_parameter', OBJECT, OBJECT, OBJECT),
     'no tensor',
   ),
-  'bytes of a number': (made.call('builtins bytes', made.value(10**9)), 'odd arguments'),
-  'another encoding': (made.call('_codecs encode', OBJECT, made.value('rot13')), 'odd arguments'),
+  'bytes of a number': (
+    torch_file.call('builtins bytes', torch_file.plain(10**9)),
+    'odd arguments',
+  ),
+  'another encoding': (
+    torch_file.call('_codecs encode', OBJECT, torch_file.plain('rot13')),
+    'odd arguments',
+  ),
   'pairs of three': (
-    made.call('collections OrderedDict', made.value([[1, 2, 3]])),
+    torch_file.call('collections OrderedDict', torch_file.plain([[1, 2, 3]])),
     'odd arguments',
   ),
   'a memo that is empty': (b'h\x05', 'damaged'),
@@ -247,7 +283,7 @@ REFUSED = {  # instructions: a word of the error
 def test_what_is_no_tensor_and_not_plain_is_refused(tmp_path, what):
   code, words = REFUSED[what]
   with pytest.raises(ValueError) as error:
-    read(tmp_path, code.replace(made.value(TOUCH), made.value(TOUCH.format(tmp_path))))
+    read(tmp_path, code.replace(torch_file.plain(TOUCH), torch_file.plain(TOUCH.format(tmp_path))))
   text = str(error.value)
   assert words in text and str(tmp_path / 'x.pth') in text and '\n' not in text, text
   assert sorted(os.listdir(tmp_path)) == ['x.pth']
@@ -282,7 +318,7 @@ def test_what_is_no_file_of_torch_is_told_in_a_sentence(tmp_path):
     (dict(more={'constants.pkl': b''}), 'TorchScript'),
   ):
     with pytest.raises(ValueError, match=words):
-      read(tmp_path, made.floats(), **options)
+      read(tmp_path, torch_file.float_tensor(), **options)
   with zipfile.ZipFile(tmp_path / 'z.pth', 'w') as file:
     file.writestr('other', b'')
   with pytest.raises(ValueError, match='0 data.pkl'):
@@ -292,11 +328,13 @@ def test_what_is_no_file_of_torch_is_told_in_a_sentence(tmp_path):
 
 
 def test_flipped_and_cut_bytes_give_a_value_or_a_sentence(tmp_path):
-  hooks = made.call('collections OrderedDict')
-  code = made.entries(
-    ('a', made.floats()), ('b', made.value([1, 2.5, 'x', (None, True)])), ('c', hooks)
+  hooks = torch_file.call('collections OrderedDict')
+  code = torch_file.dict_of(
+    ('a', torch_file.float_tensor()),
+    ('b', torch_file.plain([1, 2.5, 'x', (None, True)])),
+    ('c', hooks),
   )
-  whole = made.write(tmp_path / 'x.pth', code, {'0': SIX}).read_bytes()
+  whole = torch_file.write(tmp_path / 'x.pth', code, {'0': SIX}).read_bytes()
   path, counts = pathlib.Path(tmp_path / 'y.pth'), collections.Counter()
 
   def attempt(content):

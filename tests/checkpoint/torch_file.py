@@ -6,27 +6,27 @@ import zipfile
 import numpy as np
 
 
-def value(x):
+def plain(x):
   """The instructions that push something plain."""
   return pickle.dumps(x, 2)[2:-1]
 
 
-def name(text):
+def global_name(text):
   """GLOBAL 'module name'."""
   return b'c' + text.replace(' ', '\n').encode() + b'\n'
 
 
-def group(*items):
+def tuple_of(*items):
   """A tuple of what other instructions push."""
   return b'(' + b''.join(items) + b't'
 
 
 def call(function, *items):
-  return name(function) + group(*items) + b'R'
+  return global_name(function) + tuple_of(*items) + b'R'
 
 
 def storage(key, kind, count, tag='storage'):
-  return group(value(tag), name(kind), value(key), value('cpu'), value(count)) + b'Q'
+  return tuple_of(plain(tag), global_name(kind), plain(key), plain('cpu'), plain(count)) + b'Q'
 
 
 def tensor(memory, offset, size, stride, *more, version=2):
@@ -34,27 +34,27 @@ def tensor(memory, offset, size, stride, *more, version=2):
   return call(
     f'torch._utils _rebuild_tensor_v{version}',
     memory,
-    value(offset),
-    value(size),
-    value(stride),
-    value(False),
+    plain(offset),
+    plain(size),
+    plain(stride),
+    plain(False),
     hooks,
     *more,
   )
 
 
-def floats(size=(2, 3), stride=(3, 1), offset=0, count=6, key='0'):
+def float_tensor(size=(2, 3), stride=(3, 1), offset=0, count=6, key='0'):
   return tensor(storage(key, 'torch FloatStorage', count), offset, size, stride)
 
 
-def of(x, key='0', kind='torch FloatStorage'):
+def tensor_of(x, key='0', kind='torch FloatStorage'):
   """A contiguous tensor over all of storage `key`."""
   return tensor(storage(key, kind, x.size), 0, x.shape, tuple(s // x.itemsize for s in x.strides))
 
 
-def entries(*pairs):
+def dict_of(*pairs):
   """A dictionary of (key, instructions)."""
-  return b'}(' + b''.join(value(k) + code for k, code in pairs) + b'u'
+  return b'}(' + b''.join(plain(k) + code for k, code in pairs) + b'u'
 
 
 def write(path, code, storages=(), byteorder=b'little', more=(), method=zipfile.ZIP_STORED):

@@ -9,36 +9,42 @@ import pytest
 from vargrl.parallel import hlo, topology
 
 MESH = Mesh(np.array(jax.devices()[:8]), ('fsdp',), axis_types=(AxisType.Auto,))
-ROWS, WHOLE = (NamedSharding(MESH, PartitionSpec(*p)) for p in (('fsdp',), ()))
+SHARDED, REPLICATED = (NamedSharding(MESH, PartitionSpec(*p)) for p in (('fsdp',), ()))
 
 
-def found(function, *args, out=WHOLE):
-  return hlo.collectives(program(function, *args, out=out))
+def collectives(function, *args, out=REPLICATED):
+  return hlo.collectives(compiled_program(function, *args, out=out))
 
 
-def program(function, *args, out=WHOLE):
+def compiled_program(function, *args, out=REPLICATED):
   return hlo.parse(jax.jit(function, out_shardings=out).lower(*args).compile().as_text())
 
 
-def array(shape, sharding):
+def abstract_array(shape, sharding):
   return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
 
 def test_a_sum_over_devices_is_one_all_reduce_of_its_bytes():
-  assert found(lambda x: x.sum(0), array((16, 256), ROWS)) == {'all-reduce': (1, 2 * 7 / 8 * 1024)}
+  assert collectives(lambda x: x.sum(0), abstract_array((16, 256), SHARDED)) == {
+    'all-reduce': (1, 2 * 7 / 8 * 1024)
+  }
 
 
 def test_a_gathered_array_counts_what_the_others_have_of_it():
-  assert found(lambda x: x + 0, array((16, 256), ROWS)) == {'all-gather': (1, 7 / 8 * 16 * 1024)}
+  assert collectives(lambda x: x + 0, abstract_array((16, 256), SHARDED)) == {
+    'all-gather': (1, 7 / 8 * 16 * 1024)
+  }
 
 
 def test_what_is_in_a_loop_counts_as_often_as_it_runs():
   def layers(w_XDD, x_LD):
-    step = lambda x, w: (jnp.tanh(x @ jax.lax.with_sharding_constraint(w, WHOLE)), None)
+    step = lambda x, w: (jnp.tanh(x @ jax.lax.with_sharding_constraint(w, REPLICATED)), None)
     return jax.lax.scan(step, x_LD, w_XDD)[0]
 
   weights = NamedSharding(MESH, PartitionSpec(None, 'fsdp'))
-  text = program(layers, array((5, 64, 64), weights), array((8, 64), WHOLE))
+  text = compiled_program(
+    layers, abstract_array((5, 64, 64), weights), abstract_array((8, 64), REPLICATED)
+  )
   assert hlo.collectives(text) == {'all-gather': (5, 5 * 7 / 8 * 64 * 64 * 4)}
   assert hlo.flops(text) == {'': 5 * 2 * 8 * 64 * 64}
   assert hlo.largest_arrays(text, 1)[0][0] == 64 * 64 * 4  # a layer, gathered
@@ -68,18 +74,18 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {{
 
 
 def test_products_count_exactly_also_as_a_tpu_writes_them():
-  dot = program(
+  dot = compiled_program(
     lambda x, y: jnp.einsum('bij,bjk->bik', x, y),
-    array((3, 8, 16), WHOLE),
-    array((3, 16, 4), WHOLE),
+    abstract_array((3, 8, 16), REPLICATED),
+    abstract_array((3, 16, 4), REPLICATED),
   )
   assert sum(hlo.flops(dot).values()) == 2 * 3 * 8 * 16 * 4
-  image, kernel = array((2, 8, 8, 3), WHOLE), array((3, 3, 3, 5), WHOLE)
+  image, kernel = abstract_array((2, 8, 8, 3), REPLICATED), abstract_array((3, 3, 3, 5), REPLICATED)
   convolve = lambda x, w: jax.lax.conv_general_dilated(
     x, w, (1, 1), [(1, 1)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
   # A row of 8 meets a kernel of 3 in 22 places, its border aside.
-  assert sum(hlo.flops(program(convolve, image, kernel)).values()) == 2 * 2 * 22**2 * 3 * 5
+  assert sum(hlo.flops(compiled_program(convolve, image, kernel)).values()) == 2 * 2 * 22**2 * 3 * 5
   # BD,Dcd->Bcd: the window's two places are c, of which each result has its own.
   text = """ENTRY %main (x: bf16[2,64,1], w: bf16[64,6,32]) -> bf16[2,6,32] {
   %x = bf16[2,64,1]{1,0,2:T(2,128)(2,1)} parameter(0)

@@ -76,7 +76,7 @@ def arrays(path):
   return {jax.tree_util.keystr(key): x for key, x in jax.tree_util.tree_leaves_with_path(found)}
 
 
-def end(processes, seconds):
+def wait_or_kill(processes, seconds):
   """Exit codes; who still waits for a dead host after so many seconds is killed, as a launcher
   would.
   """
@@ -89,7 +89,7 @@ def end(processes, seconds):
   return [process.wait() for process in processes]
 
 
-def said(log, i=0):
+def log_text(log, i=0):
   return pathlib.Path(f'{log}.{i}').read_text()
 
 
@@ -100,7 +100,7 @@ def finish(processes, log, code=0, timeout=400):
   finally:
     for process in processes:
       process.kill()
-  texts = [said(log, i) for i in range(len(processes))]
+  texts = [log_text(log, i) for i in range(len(processes))]
   assert codes == [code] * len(processes), '\n'.join(
     [str(codes), *(text[-3000:] for text in texts)]
   )

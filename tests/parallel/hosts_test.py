@@ -194,7 +194,7 @@ def test_a_host_that_fails_alone_ends_the_others_within_the_heartbeat(tmp_path):
   shutil.rmtree(workdir / 'images')
   (workdir / 'images').write_text('no folder')
   began = time.time()
-  assert processes[0].wait(60) == 2 and 'error: ' in hosts.said(tmp_path / 'log')
+  assert processes[0].wait(60) == 2 and 'error: ' in hosts.log_text(tmp_path / 'log')
   assert processes[1].wait(60) != 0 and time.time() - began < 40
 
 
@@ -255,14 +255,14 @@ def test_two_hosts_killed_or_told_at_random_moments_are_uninterrupted(tmp_path):
     how = signal.SIGTERM if rng.integers(2) else signal.SIGKILL
     chosen = processes if rng.integers(2) else processes[:1] if rng.integers(2) else processes[1:]
     heard = all(
-      'Rank' in hosts.said(log, i) for i in range(2)
+      'Rank' in hosts.log_text(log, i) for i in range(2)
     )  # before they have met, SIGTERM just ends a process
     cuts += any(p.poll() is None for p in processes)
     for process in chosen:
       process.send_signal(how)
-    codes = hosts.end(processes, 60)
+    codes = hosts.wait_or_kill(processes, 60)
     if how == signal.SIGTERM and heard:
-      assert codes == [0, 0], (codes, hosts.said(log), hosts.said(log, 1))
+      assert codes == [0, 0], (codes, hosts.log_text(log), hosts.log_text(log, 1))
     done = (folder / 'checkpoints' / '8').exists()
     if done:
       compare(folder, expected, expected_rows)

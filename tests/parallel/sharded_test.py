@@ -26,14 +26,14 @@ def model(small):
   )
 
 
-def on(m, sizes, f):
+def run(m, sizes, f):
   """f(params, vq_params, labels) jitted on a mesh; sizes None: on one device, without a mesh."""
   if sizes is None:
     return jax.jit(f)(m.params, m.vq_params, LABELS)
-  return compiled(m, sizes, f)[0]
+  return run_with_program(m, sizes, f)[0]
 
 
-def compiled(m, sizes, f):
+def run_with_program(m, sizes, f):
   """(what f returns on a mesh, its program)."""
   devices = mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
@@ -46,7 +46,7 @@ def compiled(m, sizes, f):
     return jax.device_get(program(*args)), hlo.parse(program.as_text())
 
 
-def sampled(m, P, R, weights='sharded'):
+def sample_function(m, P, R, weights='sharded'):
   def f(params, vq_params, label_P):
     keys_PR = next_scale.keys(jax.random.key(11), P, R)
     sampler = dataclasses.replace(SAMPLER, weights=weights)
@@ -55,7 +55,7 @@ def sampled(m, P, R, weights='sharded'):
   return f
 
 
-def trained(m, tokens_PRL):
+def train_function(m, tokens_PRL):
   """Teacher-forced logits, log-probabilities, and the gradient of a loss of them."""
 
   def f(params, vq_params, label_P):
@@ -80,23 +80,23 @@ def trained(m, tokens_PRL):
 
 
 @pytest.fixture(scope='module')
-def alone(model):
-  out = jax.device_get(on(model, None, sampled(model, 8, 2)))
+def one_device(model):
+  out = jax.device_get(run(model, None, sample_function(model, 8, 2)))
   tokens = jnp.array(out.tokens)
-  return out, tokens, jax.device_get(on(model, None, trained(model, tokens)))
+  return out, tokens, jax.device_get(run(model, None, train_function(model, tokens)))
 
 
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
-def test_sampled_tokens_are_the_same_on_every_mesh(model, alone, sizes):
-  out = on(model, sizes, sampled(model, 8, 2))
-  np.testing.assert_array_equal(out.tokens, alone[0].tokens)
-  np.testing.assert_allclose(out.logp, alone[0].logp, atol=1e-5)
+def test_sampled_tokens_are_the_same_on_every_mesh(model, one_device, sizes):
+  out = run(model, sizes, sample_function(model, 8, 2))
+  np.testing.assert_array_equal(out.tokens, one_device[0].tokens)
+  np.testing.assert_allclose(out.logp, one_device[0].logp, atol=1e-5)
 
 
 @pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)], ids=str)
-def test_weights_gathered_once_draw_the_same_tokens(model, alone, sizes):
-  out, program = compiled(model, sizes, sampled(model, 8, 2, 'gathered'))
-  np.testing.assert_array_equal(out.tokens, alone[0].tokens)
+def test_weights_gathered_once_draw_the_same_tokens(model, one_device, sizes):
+  out, program = run_with_program(model, sizes, sample_function(model, 8, 2, 'gathered'))
+  np.testing.assert_array_equal(out.tokens, one_device[0].tokens)
   shardings = rules.weight_shardings(model.boxed, mesh.make(list(zip(mesh.AXES, sizes))))
   parts = sum('fsdp' in s.spec for s in jax.tree.leaves(shardings))
   assert (
@@ -105,8 +105,10 @@ def test_weights_gathered_once_draw_the_same_tokens(model, alone, sizes):
 
 
 def test_a_group_cut_over_the_mesh_samples_the_same_tokens(model):
-  out = on(model, (1, 8, 1), sampled(model, 2, 8))  # fewer prompts than devices: rows are spread
-  np.testing.assert_array_equal(out.tokens, on(model, None, sampled(model, 2, 8)).tokens)
+  out = run(
+    model, (1, 8, 1), sample_function(model, 2, 8)
+  )  # fewer prompts than devices: rows are spread
+  np.testing.assert_array_equal(out.tokens, run(model, None, sample_function(model, 2, 8)).tokens)
 
 
 def test_images_of_a_group_cut_over_the_mesh_are_decoded_once(model):
@@ -122,17 +124,17 @@ def test_images_of_a_group_cut_over_the_mesh_are_decoded_once(model):
     one = hlo.parse(
       jax.jit(decoded).lower(model.params, model.vq_params, LABELS).compile().as_text()
     )
-  image_Byxc, program = compiled(model, (1, 8, 1), decoded)
+  image_Byxc, program = run_with_program(model, (1, 8, 1), decoded)
   assert sum(hlo.flops(program).values()) == sum(hlo.flops(one).values()) / 8 > 0
   np.testing.assert_array_equal(image_Byxc[:8], image_Byxc[:1].repeat(8, 0))
 
 
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
-def test_teacher_forcing_and_gradients_are_the_same_on_every_mesh(model, alone, sizes):
-  out = on(model, sizes, trained(model, alone[1]))
-  for path, x in jax.tree.leaves_with_path(alone[2]):
+def test_teacher_forcing_and_gradients_are_the_same_on_every_mesh(model, one_device, sizes):
+  out = run(model, sizes, train_function(model, one_device[1]))
+  for path, x in jax.tree.leaves_with_path(one_device[2]):
     assert abs(x).max() > 0, path
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), out, alone[2])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), out, one_device[2])
 
 
 def test_weights_on_a_mesh_lie_in_parts(model):

@@ -6,7 +6,7 @@ import numpy as np
 import official
 import pytest
 import safetensors.numpy
-import torch_file as files
+import torch_file
 
 from vargrl.checkpoint import torch_format
 
@@ -51,10 +51,10 @@ def test_both_spellings_are_read_also_where_the_released_file_has_them(v, tmp_pa
       }
     )
     names = [(k, str(i)) for i, k in enumerate(state)]
-    weights = files.entries(*((k, files.of(state[k], i)) for k, i in names))
-    path = files.write(
+    weights = torch_file.dict_of(*((k, torch_file.tensor_of(state[k], i)) for k, i in names))
+    path = torch_file.write(
       tmp_path / f'{inner}.pth',
-      files.entries(('vae', weights), ('step', files.value(1))),
+      torch_file.dict_of(('vae', weights), ('step', torch_file.plain(1))),
       {i: state[k] for k, i in names},
     )
     jax.tree.map(
