@@ -16,7 +16,7 @@ weights expect.
 
 from ml_collections import ConfigDict
 
-LOOK = dict(patch=14, merge=2, frames=2, least=56 * 56, most=512 * 512)
+VISION = dict(patch=14, merge=2, frames=2, min_pixels=56 * 56, max_pixels=512 * 512)
 
 
 def get_config(arg=''):
@@ -26,7 +26,7 @@ def get_config(arg=''):
   )
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
-  c.pod, c.mesh, c.replicated_at_most = (
+  c.pod, c.mesh, c.max_replicated_share = (
     'v5p:4x4x4',
     (('data', 2), ('fsdp', -1), ('tensor', 1)),
     0.02,
@@ -92,15 +92,15 @@ def get_config(arg=''):
     dataset='data/prompts.txt',
     split='',
     dir='',
-    records=0,
+    max_records=0,
     prompts=16,
     length=128,
-    patches=0,
-    draw=False,
+    max_patches=0,
+    prefill_image=False,
     size=(512, 512),
     crop='cover',
     tokenizer='weights/VARGPT-v1.1',
-    look=dict(LOOK),
+    vision=dict(VISION),
     shuffle=True,
     max_unreadable=0.01,
     threads=8,
@@ -131,12 +131,12 @@ def get_config(arg=''):
     c.data.update(
       dataset='scenes/small/32/generation',
       split='train',
-      records=64,
+      max_records=64,
       prompts=8,
       length=48,
       size=(32, 32),
       tokenizer='scenes',
-      look=dict(patch=4, merge=2, frames=1, least=1024, most=1024),
+      vision=dict(patch=4, merge=2, frames=1, min_pixels=1024, max_pixels=1024),
       workers=0,
     )
     collect.rollouts, c.objective.loss.last = 4, 2

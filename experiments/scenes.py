@@ -15,9 +15,9 @@ scored on scenes that training has no like of.
 
 from ml_collections import ConfigDict
 
-SCALES, DRAWN = (1, 2, 4), 21
-LOOK = dict(patch=4, merge=2, frames=1, least=32 * 32, most=32 * 32)
-SEEN = dict(size=(32, 32), tokenizer='scenes', look=LOOK)
+SCALES, IMAGE_TOKENS = (1, 2, 4), 21
+VISION = dict(patch=4, merge=2, frames=1, min_pixels=32 * 32, max_pixels=32 * 32)
+IMAGES = dict(size=(32, 32), tokenizer='scenes', vision=VISION)
 
 
 def get_config(arg=''):
@@ -75,7 +75,7 @@ def get_config(arg=''):
   )
   sources = {
     kind: dict(
-      dataset=f'scenes/small/32/{kind}', split='train', dir='', records=100_000, weight=weight
+      dataset=f'scenes/small/32/{kind}', split='train', dir='', max_records=100_000, weight=weight
     )
     for kind, weight in dict(
       understanding=2.0, description=2.0, text=1.0, generation=6.0, editing=4.0
@@ -84,41 +84,41 @@ def get_config(arg=''):
   rows = dict(
     name='data.dialogue.train',
     batch=16,
-    records=3,
+    examples_per_row=3,
     length=240,
-    patches=192,
-    pictures=3,
-    memory=72,
-    drawn=DRAWN,
+    max_patches=192,
+    max_images=3,
+    max_context=72,
+    image_tokens=IMAGE_TOKENS,
     crop='cover',
-    wanted='assistant',
+    loss_on='assistant',
     positions='mrope',
     prompt_drop=0.1,
     shuffle=True,
     max_unreadable=0.01,
     threads=2,
     workers=0,
-    **SEEN,
+    **IMAGES,
   )
   scored = {
     task: dict(
       name='eval.scenes',
-      every=0,
+      every_steps=0,
       task=task,
       world='small',
       pixels=32,
       split='test',
-      records=records,
+      max_records=records,
       words=12 if task == 'question' else 48,
       greedy=task == 'question',
       guidance=2.0,
       length=48,
-      patches=64,
+      max_patches=64,
       batch=50,
       seed=1,
       strict=True,
       show=16,
-      **SEEN,
+      **IMAGES,
     )
     for task, records in dict(question=350, generation=1050, editing=350).items()
   }
@@ -142,11 +142,11 @@ def get_config(arg=''):
   )
   r.data = dict(
     rows,
-    records=4,
+    examples_per_row=4,
     length=256,
     sources={kind: sources[kind] for kind in ('understanding', 'description', 'text')},
-    patches=256,
-    pictures=0,
+    max_patches=256,
+    max_images=0,
   )
   r.optim.scale = (('policy/(drawer|into|out|start)', None), ('.*', 1.0))
   r.optim.update(peak=2e-3, warmup=100, schedule='cosine', end=0.1)
@@ -188,17 +188,17 @@ def get_config(arg=''):
       dataset='scenes/small/32/generation',
       split='train',
       dir='',
-      records=100_000,
+      max_records=100_000,
       prompts=64,
       length=64,
-      patches=0,
-      draw=True,
+      max_patches=0,
+      prefill_image=True,
       crop='cover',
       shuffle=True,
       max_unreadable=0.01,
       threads=2,
       workers=0,
-      **SEEN,
+      **IMAGES,
     )
     r.optim.scale = (('policy/(drawer|into|out)', 1.0), ('.*', None))
     r.optim.update(peak=1.5e-4, warmup=5, schedule='cosine', end=0.1)
@@ -248,9 +248,9 @@ def smoke(c):
     if name != 'tokenizer':
       r.policy.size = 'smoke'
     for e in r.evals.values():
-      e.records, e.words = 8, min(e.words, 2)
+      e.max_records, e.words = 8, min(e.words, 2)
   c.tokenizer.data.batch = 8
-  c.draw.data.update(batch=8, records=2)
+  c.draw.data.update(batch=8, examples_per_row=2)
   c.chain, c.draw.init, c.draw.evals = (
     ('tokenizer', 'draw', c.chain[-1]),
     dict(tokenizer='tokenizer'),
@@ -270,7 +270,7 @@ def common():
   # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/RUN/profile
   r.profile = ()
   r.pod, r.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
-  r.replicated_at_most = 0.02
+  r.max_replicated_share = 0.02
   r.reference, r.init, r.evals = False, {}, {}
   r.minibatches, r.accum, r.epochs = 1, 1, 1
   r.optim = dict(

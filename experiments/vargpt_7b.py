@@ -21,7 +21,7 @@ sides of DPO the same bits turned.
 
 from ml_collections import ConfigDict
 
-LOOK = dict(patch=14, merge=2, frames=2, least=56 * 56, most=512 * 512)
+VISION = dict(patch=14, merge=2, frames=2, min_pixels=56 * 56, max_pixels=512 * 512)
 NOTHING = (
   151644,
   8948,
@@ -65,7 +65,7 @@ BEFORE = dict(
   edit='dpo512',
   sft1024='edit',
 )
-SCALES, DRAWN = {256: '0.06M', 512: '0.25M', 1024: '1M'}, {256: 521, 512: 2521, 1024: 10521}
+SCALES, IMAGE_TOKENS = {256: '0.06M', 512: '0.25M', 1024: '1M'}, {256: 521, 512: 2521, 1024: 10521}
 
 
 def get_config(arg=''):
@@ -118,7 +118,7 @@ def get_config(arg=''):
       size=(pixels, pixels),
       crop='cover',
       tokenizer='weights/Qwen2-VL-7B-Instruct',
-      look=dict(LOOK),
+      vision=dict(VISION),
       shuffle=True,
       max_unreadable=0.01,
       threads=8,
@@ -150,7 +150,7 @@ def get_config(arg=''):
 
 def stage(r, name, pixels, shared):
   """Supervised tuning on packed dialogues."""
-  peak, r.steps, _, batch, records, length, patches, trained = STAGES[name]
+  peak, r.steps, _, batch, examples_per_row, length, patches, trained = STAGES[name]
   r.objective = dict(
     name='objectives.sft_unified',
     collect=dict(condition_drop=0.0, drop_path=0.1, flip=0.3, flip_scales=13),
@@ -159,17 +159,17 @@ def stage(r, name, pixels, shared):
   r.data = dict(
     name='data.dialogue.train',
     batch=batch,
-    records=records,
+    examples_per_row=examples_per_row,
     length=length,
-    patches=patches,
-    pictures=records,
-    memory=1024 if patches else 512,
-    drawn=DRAWN[pixels],
-    wanted='assistant',
+    max_patches=patches,
+    max_images=examples_per_row,
+    max_context=1024 if patches else 512,
+    image_tokens=IMAGE_TOKENS[pixels],
+    loss_on='assistant',
     positions='mrope',
     prompt_drop=0.1,
     **shared,
-    sources={name: dict(dataset=f'data/{name}.json', split='', dir='', records=0, weight=1.0)},
+    sources={name: dict(dataset=f'data/{name}.json', split='', dir='', max_records=0, weight=1.0)},
   )
   r.optim.peak, r.optim.scale = (
     peak,
@@ -190,11 +190,11 @@ def preferences(r, name, shared):
     dataset=f'data/{name}.json',
     split='',
     dir='',
-    records=0,
+    max_records=0,
     prompts=192,
     length=128,
-    patches=0,
-    answer=128,
+    max_patches=0,
+    max_answer=128,
     **shared,
   )
   r.optim.peak, r.optim.scale = 1e-6, ((DRAWER, 1.0), ('.*', None))
@@ -216,24 +216,31 @@ def smoke(r, name):
     size=(32, 32),
     tokenizer='scenes',
     workers=0,
-    look=dict(patch=4, merge=2, frames=1, least=1024, most=1024),
+    vision=dict(patch=4, merge=2, frames=1, min_pixels=1024, max_pixels=1024),
   )
   if name in PREFERENCES:
     r.data.update(
-      dataset='scenes/small/32/pairs', split='train', records=64, prompts=8, length=48, answer=48
+      dataset='scenes/small/32/pairs',
+      split='train',
+      max_records=64,
+      prompts=8,
+      length=48,
+      max_answer=48,
     )
   else:
     kind = dict(stage2='understanding', edit='editing').get(name, 'generation')
     r.data.update(
       batch=8,
-      records=2,
+      examples_per_row=2,
       length=256,
-      patches=128,
-      pictures=2,
-      memory=72,
-      drawn=21,
+      max_patches=128,
+      max_images=2,
+      max_context=72,
+      image_tokens=21,
       sources={
-        name: dict(dataset=f'scenes/small/32/{kind}', split='train', dir='', records=64, weight=1.0)
+        name: dict(
+          dataset=f'scenes/small/32/{kind}', split='train', dir='', max_records=64, weight=1.0
+        )
       },
     )
 
@@ -244,7 +251,7 @@ def common():
   r.description, r.seed, r.keep, r.profile = '', 0, 2, ()
   r.steps, r.save_every, r.show_every = 0, 500, 1_000_000
   # Weights in 32 parts: XLA gathers 64 as a sum over all chips, which sends twice the bytes.
-  r.pod, r.mesh, r.replicated_at_most = (
+  r.pod, r.mesh, r.max_replicated_share = (
     'v5p:4x4x4',
     (('data', 2), ('fsdp', -1), ('tensor', 1)),
     0.02,

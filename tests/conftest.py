@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_chain import spoken  # noqa: F401
-from small_talks import talks, tell  # noqa: F401
+from small_talks import encode_talk, talks  # noqa: F401
 from some_scenes import some  # noqa: F401
 
 from vargrl.models import infinity, var

@@ -5,7 +5,30 @@ import fnmatch
 # Config keys of earlier versions: the pattern of their path (a part `*` is any name) and what they
 # are called now. Of several new names, the one that the section expects.
 RENAMED = {
-  'data.look': ('vision',),
+  'data.look': 'vision',
+  'data.look.least': 'min_pixels',
+  'data.look.most': 'max_pixels',
+  'data.vision.least': 'min_pixels',
+  'data.vision.most': 'max_pixels',
+  'data.wanted': 'loss_on',
+  'data.drawn': 'image_tokens',
+  'data.pictures': 'max_images',
+  'data.patches': 'max_patches',
+  'data.memory': 'max_context',
+  'data.records': ('examples_per_row', 'max_records'),
+  'data.sources.*.records': 'max_records',
+  'data.draw': 'prefill_image',
+  'data.answer': 'max_answer',
+  'evals.*.look': 'vision',
+  'evals.*.patches': 'max_patches',
+  'evals.*.records': 'max_records',
+  'replicated_at_most': 'max_replicated_share',
+  'tokenizer.drop': 'scale_dropout',
+  'tokenizer.phis': 'n_shared_convs',
+  'tokenizer.spread': 'codebook_std',
+  'evals.*.every': 'every_steps',
+  'evals.*.each': ('per_class', 'per_prompt'),
+  'evals.*.samples_each': 'per_class',
 }
 
 

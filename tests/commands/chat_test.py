@@ -12,7 +12,7 @@ import pytest
 from small_chain import SCENES
 
 from vargrl import main
-from vargrl.commands import chat, experiment, inference
+from vargrl.commands import chat, dialogues, experiment, inference
 from vargrl.data import image, text
 from vargrl.data import scenes_tokenizer as scenes
 from vargrl.data.dialogue import encode
@@ -37,13 +37,13 @@ def plain(answers):
 
 def prepared(spoken, asked):
   names = [f'dialogue {i}' for i in range(len(asked))]
-  return chat.prepared(
+  return chat.prepare(
     spoken.chain,
     spoken.workdir,
-    [chat.dialogue(*one) for one in zip(asked, names)],
+    [dialogues.parse(*one) for one in zip(asked, names)],
     names,
     run='',
-    words=(2, 2, 0),
+    max_text_tokens=(2, 2, 0),
     begin=None,
     length=32,
     patches=64,
@@ -57,7 +57,7 @@ def asking(spoken):
 
 @pytest.fixture(scope='module')
 def drawn(asking):
-  return chat.answered(asking, seed=0, batch=1)
+  return chat.answer_all(asking, seed=0, batch=1)
 
 
 def kinds(answer):
@@ -69,7 +69,7 @@ def test_answers_are_words_and_pictures_in_turn(drawn, spoken):
   found = {kinds(answer) for answer in drawn}
   assert any('pp' in kind or 'pwp' in kind for kind in found), found  # two pictures of one dialogue
   assert any(kind in ('', 'w') for kind in found) and any('pw' in kind for kind in found), found
-  vocabulary = {scenes.build().tokenizer.id_to_token(n) for n in (100, 101)}
+  vocabulary = {scenes.build().backend.id_to_token(n) for n in (100, 101)}
   for answer in drawn:
     for part in answer:
       if isinstance(part, str):
@@ -81,26 +81,26 @@ def test_answers_are_words_and_pictures_in_turn(drawn, spoken):
 
 
 def test_an_answer_is_a_function_of_its_dialogue_the_seed_and_its_place(drawn, asking, spoken):
-  again = prepared(spoken, [*ASKED[:4], 'a cat', *ASKED[5:]])._replace(some=asking.some)
-  again = chat.answered(again, seed=0, batch=1)
+  again = prepared(spoken, [*ASKED[:4], 'a cat', *ASKED[5:]])._replace(sample=asking.sample)
+  again = chat.answer_all(again, seed=0, batch=1)
   assert plain(again[:4] + again[5:]) == plain(drawn[:4] + drawn[5:])
   assert 'p' in kinds(drawn[4]) and plain(again[4:5]) != plain(drawn[4:5])
 
 
 @pytest.mark.slow  # compiles again what the others share
 def test_one_call_does_it_all(drawn, spoken):
-  again = chat.draw(SCENES, spoken.workdir, ASKED, words=(2, 2, 0), batch=1)
+  again = chat.draw(SCENES, spoken.workdir, ASKED, max_text_tokens=(2, 2, 0), batch=1)
   assert plain(again) == plain(drawn)
 
 
 def test_an_answer_is_cut_where_its_row_ended():
-  form = types.SimpleNamespace(words=scenes.build())
+  form = types.SimpleNamespace(tokenizer=scenes.build())
   plan = [('words', 2), ('bits', 3), ('words', 2), ('bits', 3), ('words', 1)]
-  made = lambda begun, mask: chat.parted(
-    types.SimpleNamespace(form=form, plan=plan), begun, words_L, np.array(mask), np.arange(2)
+  made = lambda begun, mask: chat.split_answer(
+    types.SimpleNamespace(format=form, plan=plan), begun, words_L, np.array(mask), np.arange(2)
   )
   words_L = np.array(
-    [*text.encode(form.words, 'red circle small'), 6, *text.encode(form.words, 'blue')]
+    [*text.encode(form.tokenizer, 'red circle small'), 6, *text.encode(form.tokenizer, 'blue')]
   )
   assert made('', [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]) == ['red circle', 0, 'small', 1, 'blue']
   assert made('here is it', [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0]) == ['here is it', 0, 'small']
@@ -141,7 +141,7 @@ def test_the_command_writes_data(spoken, tmp_path, capsys):
   out = tmp_path / 'out'
   assert main.main([*argv, f'--out={out}']) == 0, capsys.readouterr().err
   assert f'step 7: 7 answers in {out}/index.html, 7 of them given now' in capsys.readouterr().out
-  read, count = sharegpt.open_source(str(out / 'answers.jsonl'), '', '', ends='answer')
+  read, count = sharegpt.open_source(str(out / 'answers.jsonl'), '', '', role='train')
   assert count == 7
   for i in range(count):
     found = read(i)
@@ -162,21 +162,23 @@ def test_the_command_writes_data(spoken, tmp_path, capsys):
 
 
 def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
-  said, names = chat.listed(asked(tmp_path, 10)[0])
-  made = chat.prepared(
+  said, names = dialogues.read(asked(tmp_path, 10)[0])
+  made = chat.prepare(
     spoken.chain,
     spoken.workdir,
     said,
     names,
     run='',
-    words=(0, 2),
+    max_text_tokens=(0, 2),
     begin='it is a cat.',
     length=0,
     patches=0,
   )
   with jax.set_mesh(made.run.mesh):
     params, frozen, _ = inference.restore(made.run, made.folder)
-    go = lambda folder: chat.fill(made, folder, said, params, frozen, seed=0, about={}, batch=1)[1]
+    go = lambda folder: chat.resume_folder(
+      made, folder, said, params, frozen, seed=0, settings={}, batch=1
+    )[1]
     assert go(tmp_path / 'whole') == 10
     whole, cut = files(tmp_path / 'whole'), tmp_path / 'cut'
     cut.mkdir()  # after the first call of eight rows, in the midst of the second
@@ -201,7 +203,7 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
     (
       [[{'role': 'user', 'content': [PICTURE / 255.0, 'this']}]],
       {},
-      r'dialogue 0: picture float64 \[32, 32, 3\] found',
+      r'dialogue 0: image float64 \[32, 32, 3\] found',
     ),
     (
       [[{'role': 'user', 'content': [pathlib.Path('no.png'), 'this']}]],
@@ -227,12 +229,20 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
       r'dialogue 0: \S*talk_test.py: picture of \d+ bytes: of no known kind, PNG, JPEG, WEBP or '
       r'the like expected',
     ),
-    (['a cat'], dict(words=(10**7, 0)), r'words: \(10000000, 0\) found, 1 to 32768 of them in all'),
-    (['a cat'], dict(words=(0,)), r'words: \(0,\) found, 1 to 32768 of them in all'),
+    (
+      ['a cat'],
+      dict(max_text_tokens=(10**7, 0)),
+      r'max_text_tokens: \(10000000, 0\) found, 1 to 32768 of them in all',
+    ),
+    (
+      ['a cat'],
+      dict(max_text_tokens=(0,)),
+      r'max_text_tokens: \(0,\) found, 1 to 32768 of them in all',
+    ),
     (
       ['a cat'],
       dict(begin='x<image_gen>y'),
-      "begin: 'x<image_gen>y' found, words without <image_gen>",
+      "begin: 'x<image_gen>y' found, text without <image_gen>",
     ),
     (['a cat'], dict(run='draw'), r"--run: no checkpoint of 'draw' in .*, but of dpo, tokenizer"),
     (
@@ -259,8 +269,16 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
       {},
       'which no prompt can hold',
     ),
-    (['a cat'], dict(words=(8,), begin=''), r'words: \(8,\) found, two numbers at least'),
-    (['a cat'], dict(words=(8, 0, 8)), r'words=\(8, 0, 8\), expected how many before each picture'),
+    (
+      ['a cat'],
+      dict(max_text_tokens=(8,), begin=''),
+      r'max_text_tokens: \(8,\) found, two numbers at least',
+    ),
+    (
+      ['a cat'],
+      dict(max_text_tokens=(8, 0, 8)),
+      r'words=\(8, 0, 8\), expected how many before each picture',
+    ),
     (
       ['a cat'],
       dict(run='tokenizer'),

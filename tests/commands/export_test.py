@@ -158,18 +158,20 @@ def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_p
   )
   prefixes = {key.split('.')[0] for key in safetensors.numpy.load_file(out / 'model.safetensors')}
   assert {'vae_local', 'vargpt_gen', 'visual', 'model'} <= prefixes
-  form = encode.make_format(tokenizer=str(out), look=config.data.look, size=(32, 32), crop='cover')
+  form = encode.make_format(
+    tokenizer=str(out), vision=config.data.vision, size=(32, 32), crop='cover'
+  )
   with config.unlocked():
     config.data.tokenizer = str(out)
   check_words(config.data, again.models.config)
   said = [{'role': 'user', 'content': 'write "AB" in red.'}]
   np.testing.assert_array_equal(
-    text.encode_prompt(form.words, said), text.encode_prompt(scenes.build(), said)
+    text.encode_prompt(form.tokenizer, said), text.encode_prompt(scenes.build(), said)
   )
   # The words of a folder go along as they are, but for what is not theirs; weights that are there
   # stay.
   before = (out / 'config.json').read_bytes()
-  text.copy_files(form.words, tmp_path)
+  text.copy_files(form.tokenizer, tmp_path)
   assert {path.name for path in tmp_path.glob('*.json')} == {
     'tokenizer.json',
     'tokenizer_config.json',

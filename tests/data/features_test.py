@@ -134,7 +134,7 @@ def test_noise_is_a_function_of_the_number_of_the_record():
   assert one['length'].tolist() == [1, 2, 3, 4] and one['chosen'].shape == (4, 8, 4, 3)
   assert (one['chosen'] != one['rejected']).any()
   np.testing.assert_array_equal(
-    features.table('random', tokens=5, width=3, first=2)['text'], one['text'][:2]
+    features.load_first('random', tokens=5, width=3, first=2)['text'], one['text'][:2]
   )
 
 

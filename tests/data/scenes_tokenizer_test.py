@@ -12,8 +12,8 @@ from vargrl.scenes import world as worlds
 
 @pytest.mark.parametrize('name', tuple(worlds.WORLDS))
 def test_every_word_of_scenes_is_known_and_every_text_comes_back(some, name):
-  ours = scenes_tokenizer.words()
-  unknown, said = text.number(ours, scenes_tokenizer.UNKNOWN), set()
+  ours = scenes_tokenizer.build()
+  unknown, said = text.token_id(ours, scenes_tokenizer.UNKNOWN), set()
   for r in [r for split in worlds.SPLITS for r in some(name, split, 60)]:
     said |= {r.edit.instruction, *(x for q in r.questions for x in (q.question, q.answer))}
     said |= {captions.text(r.meaning, phrasing) for phrasing in range(12)}
@@ -24,8 +24,8 @@ def test_every_word_of_scenes_is_known_and_every_text_comes_back(some, name):
 
 
 def test_capitals_are_letters_in_a_row_and_small_ones_alone():
-  ours = scenes_tokenizer.words()
-  names = lambda line: [ours.tokenizer.id_to_token(i) for i in text.encode(ours, line)]
+  ours = scenes_tokenizer.build()
+  names = lambda line: [ours.backend.id_to_token(i) for i in text.encode(ours, line)]
   assert names('Draw A circle,\nthe word "CAT"') == [
     'draw',
     'a',
@@ -39,20 +39,20 @@ def test_capitals_are_letters_in_a_row_and_small_ones_alone():
     '"',
   ]
   assert names('zebra') == [scenes_tokenizer.UNKNOWN] and names('12') == ['1', '2']
-  assert ours.tokenizer.get_vocab_size() == len(scenes_tokenizer.vocabulary()) < 256
+  assert ours.backend.get_vocab_size() == len(scenes_tokenizer.vocabulary()) < 256
 
 
 def test_a_saved_tokenizer_is_read_as_it_was(tmp_path):
-  ours = scenes_tokenizer.words()
-  text.write(ours, tmp_path / 'folder')
-  again = text.read(tmp_path / 'folder')
+  ours = scenes_tokenizer.build()
+  text.save(ours, tmp_path / 'folder')
+  again = text.load(tmp_path / 'folder')
   assert again.template == ours.template == text.TURNS
   messages = [
     {'role': 'user', 'content': 'draw "CAT".'},
-    {'role': 'assistant', 'content': f'here{text.DRAW_START}{text.DRAW}{text.DRAW_END}'},
+    {'role': 'assistant', 'content': f'here{text.GEN_START}{text.GEN_PAD}{text.GEN_END}'},
   ]
-  ids, mask = text.dialogue(ours, messages)
-  for a, b in zip(text.dialogue(again, messages), (ids, mask), strict=True):
+  ids, mask = text.encode_dialogue(ours, messages)
+  for a, b in zip(text.encode_dialogue(again, messages), (ids, mask), strict=True):
     np.testing.assert_array_equal(a, b)
   assert text.decode(again, ids, special=True) == (
     '<|im_start|>user\ndraw '

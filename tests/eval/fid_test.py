@@ -41,7 +41,7 @@ def real(tmp_path_factory):
   """An .npz whose arr_0 are the policy's own samples under seed 0, in another order."""
   path = tmp_path_factory.mktemp('real') / 'real.npz'
   image_Byxc, _ = samples.sampler(striped.MODELS)(
-    {'policy': {}}, {}, classes=striped.CLASSES, each=EACH, seed=0
+    {'policy': {}}, {}, classes=striped.CLASSES, per_class=EACH, seed=0
   )
   np.savez_compressed(path, arr_0=image_Byxc[::-1])
   return path
@@ -97,7 +97,7 @@ def test_a_split_of_a_data_set_is_a_reference(tmp_path_factory):
   assert real.images == 21 and [len(p) for p in parts] == [8, 8, 5] and parts[0].dtype == np.uint8
   from vargrl.data import source
 
-  rows = source.read(dataset='digits', split='test', size=8, crop='none', dir=folder, limit=21)
+  rows = source.load(dataset='digits', split='test', size=8, crop='none', dir=folder, limit=21)
   np.testing.assert_array_equal(np.concatenate(parts), np.rint((rows['image'] + 1) * 127.5))
 
 

@@ -11,39 +11,39 @@ from vargrl.data.dialogue import encode, prompts
 from vargrl.eval import scenes
 from vargrl.types import Models, Rollout
 
-LOOK = dict(patch=4, merge=2, frames=1, least=1024, most=1024)
-SEEN = dict(size=(32, 32), tokenizer='scenes', look=LOOK)
+VISION = dict(patch=4, merge=2, frames=1, min_pixels=1024, max_pixels=1024)
+IMAGES = dict(size=(32, 32), tokenizer='scenes', vision=VISION)
 KNOBS = dict(
   world='small',
   pixels=32,
   split='test',
-  records=21,
+  max_records=21,
   words=6,
   greedy=True,
   guidance=2.5,
   length=64,
-  patches=64,
+  max_patches=64,
   batch=8,
   seed=0,
   strict=True,
   show=4,
-  **SEEN,
+  **IMAGES,
 )
 WORDS = 6
 
 
 def known(task):
   """The Dialogues that the evaluator asks for."""
-  return prompts.table(
+  return prompts.load_prompts(
     dataset=f'scenes/small/32/{task}',
     split='test',
     dir='',
-    records=21,
+    max_records=21,
     length=64,
-    patches=64,
-    draw=False,
+    max_patches=64,
+    prefill_image=False,
     crop='cover',
-    **SEEN,
+    **IMAGES,
   )[1]
 
 
@@ -52,7 +52,7 @@ def policy(task, shift, draws=(True,) * 21):
   number.
   """
   said = known(task)
-  words = encode.form(crop='cover', **SEEN).words
+  words = encode.make_format(crop='cover', **IMAGES).tokenizer
   ids = [
     text.encode(words, dialogue.messages[-1][1].replace('<image_gen>', '')) for dialogue in said
   ]
@@ -64,9 +64,7 @@ def policy(task, shift, draws=(True,) * 21):
   mask = np.stack([np.arange(WORDS) < len(t) for t in ids]).astype(np.float32)
   if task != 'question':
     mask = np.concatenate([mask, np.ones((len(said), 1)) * np.asarray(draws)[:, None]], 1)
-  picture = jnp.asarray(
-    np.stack([np.asarray(d.pictures[-1], np.float32) / 127.5 - 1 for d in said])
-  )
+  picture = jnp.asarray(np.stack([np.asarray(d.images[-1], np.float32) / 127.5 - 1 for d in said]))
 
   def otherwise(words, **changes):
     assert changes == dict(top_k=1, bit_top_p=1e-6, guidance=2.5)
@@ -108,7 +106,9 @@ def test_who_is_right_has_full_marks_and_who_is_wrong_has_not(task):
 def test_a_row_that_ended_before_its_picture_is_wrong(task):
   draws = np.arange(21) % 3 > 0
   found = dict(scenes.make(policy(task, 0, draws), task=task, **KNOBS)({'policy': {}}, {}))
-  kinds = [said.about.kind if task == 'editing' else said.about.category for said in known(task)]
+  kinds = [
+    said.metadata.kind if task == 'editing' else said.metadata.category for said in known(task)
+  ]
   shares = [draws[[kind == one for kind in kinds]].mean() for one in dict.fromkeys(kinds)]
   assert found['drawn'] == pytest.approx(2 / 3) and found['overall'] == pytest.approx(
     np.mean(shares)

@@ -85,7 +85,7 @@ def greedy(about):
 def pictures(arrays):
   inputs = []
   for i, (size, options) in enumerate(rule.PICTURES.items()):
-    names = {'least': 'shortest_edge', 'most': 'longest_edge'}
+    names = {'min_pixels': 'shortest_edge', 'max_pixels': 'longest_edge'}
     bounds = Qwen2VLImageProcessorPil.size | {names[key]: value for key, value in options.items()}
     out = Qwen2VLImageProcessorPil(size=bounds)(images=[rule.picture(*size)], return_tensors='pt')
     arrays |= {

@@ -68,7 +68,7 @@ def write(folder):
   lines = ['#version: 0.2', *(' '.join(pair) for pair in merges())]
   with gzip.open(folder / 'bpe_simple_vocab_16e6.txt.gz', 'wb') as file:
     file.write('\n'.join(lines).encode())
-  symbols = [*clip_bpe.bytes_as_text().values()]
+  symbols = [*clip_bpe.bytes_to_unicode().values()]
   words = [
     *symbols,
     *(s + '</w>' for s in symbols),

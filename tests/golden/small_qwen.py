@@ -28,14 +28,21 @@ WORDS = (
   'Ġworld',
   'ĠĠ',
 )
-SPECIAL = (text.TEXT_END, text.START, text.END, text.IMAGE_START, text.IMAGE_END, text.IMAGE)
+SPECIAL = (
+  text.END_OF_TEXT,
+  text.TURN_START,
+  text.TURN_END,
+  text.VISION_START,
+  text.VISION_END,
+  text.VISION_PAD,
+)
 TEXTS = (
   *small_bpe.TEXTS,
   'cafe\u0301',
   "I'LL'VE",
   'x\r\n\r\ny  \n z',
   'a  b   c',
-  f'say {text.END} now',
+  f'say {text.TURN_END} now',
   '１２３ ٣',
   '\u200d👩‍🔬',
 )
@@ -94,7 +101,7 @@ def merges():
 def write(folder, template=None):
   """vocab.json, merges.txt, tokenizer_config.json. -> {special token: its number}"""
   folder.mkdir(parents=True, exist_ok=True)
-  words = [*clip_bpe.bytes_as_text().values(), *dict.fromkeys(a + b for a, b in merges())]
+  words = [*clip_bpe.bytes_to_unicode().values(), *dict.fromkeys(a + b for a, b in merges())]
   numbers = {token: len(words) + i for i, token in enumerate(SPECIAL)}
   (folder / 'vocab.json').write_text(json.dumps({word: i for i, word in enumerate(words)}))
   (folder / 'merges.txt').write_text(
@@ -104,8 +111,8 @@ def write(folder, template=None):
   config = {
     'added_tokens_decoder': {str(n): {'content': token, **flags} for token, n in numbers.items()},
     'tokenizer_class': 'Qwen2Tokenizer',
-    'eos_token': text.END,
-    'pad_token': text.TEXT_END,
+    'eos_token': text.TURN_END,
+    'pad_token': text.END_OF_TEXT,
     'unk_token': None,
     'additional_special_tokens': [*SPECIAL[1:]],
   }

@@ -171,10 +171,10 @@ def seen(ids, grid, name):
   """
   h, w = (int(n) for n in grid[0][1:])
   return {
-    'position': patches.positions(ids, [(h, w)], pad=SEEN),
-    'place': patches.places(ids, [(h, w)], pad=SEEN, length=h * w),
+    'position': patches.mrope_positions(ids, [(h, w)], pad=SEEN),
+    'place': patches.image_index(ids, [(h, w)], pad=SEEN, length=h * w),
     'patches': normal(f'{name}/pixel_values', (h * w, 1176)).astype(np.float32),
-    'patch_position': patches.grid(h, w),
+    'patch_position': patches.patch_positions(h, w),
     'patch_segment': np.ones(h * w, np.int32),
   }
 

@@ -57,7 +57,7 @@ def test_logits_are_those_of_transformers(tmp_path, name):
 @pytest.fixture(scope='module')
 def seen():
   """What `cut` makes of the first two pictures, as a batch with padding."""
-  return patches.batch([rule.picture(*size) for size in [*rule.PICTURES][:2]], length=32)
+  return patches.batch_images([rule.picture(*size) for size in [*rule.PICTURES][:2]], length=32)
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +84,7 @@ def test_a_picture_and_its_place_are_seen_as_by_transformers(vl, seen):
   rows, images = rule.dialogues(counts), ([0, 1], [1])
   stored_positions = stored()[1]['vl_positions']
   for row, images_of, theirs in zip(rows, images, np.moveaxis(stored_positions, 1, 0), strict=True):
-    ours = patches.positions(np.array(row), [sizes[i] for i in images_of], pad=rule.PAD)
+    ours = patches.mrope_positions(np.array(row), [sizes[i] for i in images_of], pad=rule.PAD)
     np.testing.assert_array_equal(ours, theirs[:, : len(row)])
 
   @jax.jit
@@ -103,9 +103,9 @@ def test_a_picture_and_its_place_are_seen_as_by_transformers(vl, seen):
     n, mine = len(row), [sizes[j] for j in images_of]
     padded[i, :n], positions_3BL[:, i, :n] = (
       row,
-      patches.positions(np.array(row), mine, pad=rule.PAD),
+      patches.mrope_positions(np.array(row), mine, pad=rule.PAD),
     )
-    place = patches.places(np.array(row), mine, pad=rule.PAD, length=32)
+    place = patches.image_index(np.array(row), mine, pad=rule.PAD, length=32)
     places_BL[i, :n] = np.where(
       place >= 0, place + 8 * images_of[0], -1
     )  # 8 embeddings of 32 patches

@@ -146,7 +146,7 @@ def test_words_weigh_as_the_only_token_of_a_scale():
 
 def test_a_plan_without_a_picture_at_its_end_is_refused():
   m = Models(init=None, config=Config, scales=(1, 2), plan=(('words', 3),), correct=lambda *_: None)
-  with pytest.raises(ValueError, match='words .data.answer. and one picture expected'):
+  with pytest.raises(ValueError, match='words .data.max_answer. and one picture expected'):
     dpo_unified.check(m, flip=0.0, flip_scales=0, shared=True, updates=1, reference=True)
 
 

@@ -1,4 +1,4 @@
-"""CLIP's tokens of a text, by the tokenizer files that a checkpoint comes with."""
+"""CLIP's tokenizer: byte pairs of texts, by the files that a checkpoint comes with."""
 
 import gzip
 import html
@@ -14,17 +14,15 @@ FILES = (
 )  # vocab.json: with merges.txt
 # Runs of letters, single digits, runs of other symbols; English contractions apart.
 # https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 MERGES = 49152 - 256 - 2  # of the 262,144 lines of OpenAI's file, so many were used
 LENGTH = 77
 
 
-def find(path):
-  """The tokenizer file at `path`, which is one of FILES (by ending) or a folder that holds one of
-  them.
+def find_file(path):
+  """The tokenizer file at `path`, which is one of FILES (by ending), or a folder with one of them.
 
-  Raises FileNotFoundError that says what was looked for.
-  """
+  Raises FileNotFoundError, which names what was looked for."""
   path = pathlib.Path(path)
   if path.is_file():
     return path
@@ -37,21 +35,23 @@ def find(path):
   )
 
 
-def tokens(path, texts, *, length=LENGTH):
-  """ids int32 [n, length]: start, byte pairs, end, then zeros. What is too long is cut, its last id
-  the end.
+def encode(path, texts, *, length=LENGTH):
+  """ids int32 [n, length] of n texts: start, byte pairs, end, then zeros.
 
-  From Hugging Face files, the ids of transformers; from OpenAI's, those of open_clip, but for what
-  the latter repairs with ftfy: mojibake, ligatures, full-width letters, curly quotes, control
-  characters. What follows the end token has no influence on CLIP."""
-  path = find(path)
+  Texts that are too long are cut, and end with the end token. From Hugging Face files, the ids are
+  those of transformers; from OpenAI's, those of open_clip, but for what the latter repairs with
+  ftfy: mojibake, ligatures, full-width letters, curly quotes, control characters. What follows the
+  end token has no influence on CLIP. Raises ValueError where the file holds no such tokenizer."""
+  path = find_file(path)
   try:
-    tokenizer, clean, ends = published(path) if path.suffix == '.gz' else hugging_face(path)
+    tokenizer, clean, specials = (
+      load_openai(path) if path.suffix == '.gz' else load_hugging_face(path)
+    )
   except Exception as e:  # tokenizers raises Exception itself
     raise ValueError(f'{path}: found no CLIP tokenizer in it ({e}), expected one of {FILES}') from e
-  start, end = (tokenizer.token_to_id(token) for token in ends)
+  start, end = (tokenizer.token_to_id(token) for token in specials)
   if start is None or end is None:
-    raise ValueError(f'{path}: no token {ends[start is not None]}, a CLIP tokenizer expected')
+    raise ValueError(f'{path}: no token {specials[start is not None]}, a CLIP tokenizer expected')
   out = np.zeros((len(texts), length), np.int32)
   for row, text in zip(out, texts):
     ids = [start, *tokenizer.encode(clean(text), add_special_tokens=False).ids][: length - 1] + [
@@ -61,62 +61,75 @@ def tokens(path, texts, *, length=LENGTH):
   return out
 
 
-def hugging_face(path):
-  """(Tokenizer, text -> text, (start, end)) of tokenizer.json, or vocab.json and merges.txt."""
+def load_hugging_face(path):
+  """(Tokenizer, clean, (start, end)) of tokenizer.json, or of vocab.json and merges.txt.
+
+  clean(text) is what the Tokenizer takes; start and end are the special tokens of a text."""
   from tokenizers import Regex, Tokenizer, normalizers
 
-  ends = '<|startoftext|>', '<|endoftext|>'
+  specials = '<|startoftext|>', '<|endoftext|>'
   if path.name != 'vocab.json':
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer, str, ends
+    return tokenizer, str, specials
   lines = (path.parent / 'merges.txt').read_text(encoding='utf-8').split('\n')
-  tokenizer = byte_pairs(json.loads(path.read_text(encoding='utf-8')), merges(lines), ends)
+  tokenizer = build_tokenizer(
+    json.loads(path.read_text(encoding='utf-8')), parse_merges(lines), specials
+  )
   tokenizer.normalizer = normalizers.Sequence(
     [normalizers.NFC(), normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Lowercase()]
   )
-  return tokenizer, str, ends
+  return tokenizer, str, specials
 
 
-def published(path):
-  """The same of OpenAI's file: merges alone, which the vocabulary follows from."""
+def load_openai(path):
+  """`load_hugging_face` of OpenAI's file: merges alone, which the vocabulary follows from."""
   with gzip.open(path) as file:
-    pairs = merges(file.read().decode('utf-8').split('\n')[: MERGES + 1])
-  ends = '<start_of_text>', '<end_of_text>'
-  symbols = [*bytes_as_text().values()]
-  words = symbols + [s + '</w>' for s in symbols] + [a + b for a, b in pairs] + [*ends]
+    pairs = parse_merges(file.read().decode('utf-8').split('\n')[: MERGES + 1])
+  specials = '<start_of_text>', '<end_of_text>'
+  symbols = [*bytes_to_unicode().values()]
+  words = symbols + [s + '</w>' for s in symbols] + [a + b for a, b in pairs] + [*specials]
   clean = lambda text: ' '.join(html.unescape(html.unescape(text)).split()).lower()
-  return byte_pairs({word: i for i, word in enumerate(words)}, pairs, ends), clean, ends
+  return (
+    build_tokenizer({word: i for i, word in enumerate(words)}, pairs, specials),
+    clean,
+    specials,
+  )
 
 
-def merges(lines):
-  """[(left, right)] of the lines; the first may be a version."""
+def parse_merges(lines):
+  """[(left, right)] of a merges file's lines, the first of which may be a version."""
   pairs = [tuple(line.split()) for line in lines['#version' in lines[0] :]]
   return [pair for pair in pairs if len(pair) == 2]
 
 
-def byte_pairs(vocab, pairs, ends):
-  """A Tokenizer that cuts into WORDS and merges their bytes; `ends` in a text stay whole."""
+def build_tokenizer(vocab, pairs, specials):
+  """A Tokenizer that splits by SPLIT_PATTERN and merges the bytes of a part, `specials` apart.
+
+  ValueError where the vocabulary lacks one of these."""
   from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
-  absent = [end for end in ends if end not in vocab]
+  absent = [end for end in specials if end not in vocab]
   if absent:
     raise ValueError(f'no token {absent[0]}')  # it would be added
-  tokenizer = Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix='</w>', unk_token=ends[1]))
+  tokenizer = Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix='</w>', unk_token=specials[1]))
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [
-      pre_tokenizers.Split(Regex(WORDS), 'removed', invert=True),
+      pre_tokenizers.Split(Regex(SPLIT_PATTERN), 'removed', invert=True),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
   )
-  tokenizer.add_special_tokens([AddedToken(end, special=True, normalized=False) for end in ends])
+  tokenizer.add_special_tokens(
+    [AddedToken(end, special=True, normalized=False) for end in specials]
+  )
   return tokenizer
 
 
-def bytes_as_text():
-  """{byte: printable character} in the order of the vocabulary: printable bytes are themselves, the
-  others follow from 256 on."""
+def bytes_to_unicode():
+  """{byte: printable character} in the order of the vocabulary.
+
+  Printable bytes stand for themselves, the others for the characters from 256 on."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [b for b in range(256) if b not in printable]
   return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}

@@ -1,9 +1,9 @@
-"""Real pictures without a download: scikit-learn's handwritten digits, as two TFDS datasets."""
+"""Real images without a download: scikit-learn's handwritten digits, as two TFDS datasets."""
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vargrl.data import image as pictures
+from vargrl.data import image as imaging
 
 SPLITS = ('train', 'test')
 # TFDS looks for a file of checksums otherwise, by importlib_resources, which it does not declare.
@@ -30,9 +30,9 @@ def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairs(split: str) -> tuple[np.ndarray, np.ndarray]:
-  """(chosen, rejected), both int [N], rows of arrays(split): one pair for every picture.
+  """(chosen, rejected), both int [N], row indices into arrays(split): one pair for every image.
 
-  `rejected` is drawn uniformly from the split's pictures of another label.
+  `rejected` is drawn uniformly from the split's images of another label.
   """
   _, label = arrays(split)
   rng = np.random.RandomState(0)  # Its stream is frozen across numpy versions; Generator's is not.
@@ -66,7 +66,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, split):
     for i, (image, label) in enumerate(zip(*arrays(split), strict=True)):
-      yield i, {'image': pictures.png(image), 'label': int(label)}
+      yield i, {'image': imaging.encode_png(image), 'label': int(label)}
 
 
 class DigitPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -87,8 +87,8 @@ class DigitPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       yield (
         i,
         {
-          'chosen': pictures.png(image[chosen]),
-          'rejected': pictures.png(image[rejected]),
+          'chosen': imaging.encode_png(image[chosen]),
+          'rejected': imaging.encode_png(image[rejected]),
           'label': int(label[chosen]),
         },
       )

@@ -1,8 +1,8 @@
-"""Text features that another model made, as prompts, with the pictures of each if there are any.
+"""Prompts that are text features of another model, with images where the objective needs any.
 
-They lie in an .npz: 'text' [n, S, d] float, 'length' [n] integer, and maybe pictures [n, y, x, 3]
-uint8 of any names; or in a TFDS data set with a float feature 'text' [S, d], of any length, and
-maybe pictures. 'random' is ten records of noise."""
+They are read from an .npz: 'text' [n, S, d] float, 'length' [n] integer, and any images [n, y, x,
+3] uint8; or from a TFDS data set with a float feature 'text' [S, d], S of each record's own, and
+any images. 'random' is ten records of noise."""
 
 import functools
 import pathlib
@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vargrl.data import image, source
+from vargrl.data import stream as streams
 
 
 def make(
@@ -29,16 +30,18 @@ def make(
   shuffle: bool,
   seed: int,
   rows: Sequence[int],
-) -> source.Stream:
-  """The Stream of {'label', 'text', 'length'} and the pictures named in `images`.
+) -> streams.Stream:
+  """The Stream of prompts.
 
-  dataset: an .npz or 'random' (split and dir are then ''), or a TFDS name, see source.make.
-  prompts: of a global step, of which this host has the `rows`. Batches have label int32, the number
-  of the record; text float32 [rows, tokens, width], what is missing zeros; length int32. size: (y,
-  x) that pictures are cropped to, float32 in [-1, 1]. A text that is empty, too long or of another
-  width is a ValueError."""
-  source.check_rows(prompts, rows)
-  read, count = opened(dataset, split, dir, tokens, width, images)
+  Its batches have 'label' int32 [B], the index of the record; 'text' float32 [B, tokens, width],
+  padded by zeros; 'length' int32 [B], how many of these are the prompt's; and each of the `images`,
+  float32 [B, *size, 3] in [-1, 1], cropped at the center. Raises ValueError for a text that is
+  empty, longer than `tokens` or of another width, and for records without these features.
+
+  dataset: an .npz or 'random', whose split and dir are '', or a TFDS name, see source.make.
+  prompts: how many a global step has, of which this host has the `rows`."""
+  streams.check_rows(prompts, rows)
+  read, count = open_source(dataset, split, dir, tokens, width, images)
   if count < prompts:
     raise ValueError(
       f'{dataset}: {count} records found, at least {prompts}, one global batch, expected'
@@ -46,10 +49,10 @@ def make(
   order = grain.MapDataset.range(count).seed(seed)
   order = (order.shuffle() if shuffle else order).repeat()
   load = functools.partial(
-    row, read=read, name=dataset, tokens=tokens, width=width, images=images, size=size
+    load_row, read=read, name=dataset, tokens=tokens, width=width, images=images, size=size
   )
-  return source.Stream(
-    source.Rows(order.map(load), prompts, rows),
+  return streams.Stream(
+    streams.HostRows(order.map(load), prompts, rows),
     rows=len(rows),
     block=1,
     features=('label', 'text', 'length', *images),
@@ -64,31 +67,31 @@ def make(
   )
 
 
-def table(path: str, *, tokens: int, width: int, first: int) -> dict[str, np.ndarray]:
-  """{'text', 'length'} of the first records of an .npz, or of 'random', as batches have them."""
-  read, count = opened(path, '', '', tokens, width, ())
+def load_first(path: str, *, tokens: int, width: int, first: int) -> dict[str, np.ndarray]:
+  """{'text', 'length'} of the `first` records of an .npz or 'random', as in a batch of `make`."""
+  read, count = open_source(path, '', '', tokens, width, ())
   if count < first:
     raise ValueError(f'{path}: {count} records found, at least {first} expected')
   parts = [
-    row(i, read=read, name=path, tokens=tokens, width=width, images=(), size=())['rows']
+    load_row(i, read=read, name=path, tokens=tokens, width=width, images=(), size=())['rows']
     for i in range(first)
   ]
   return {k: np.concatenate([part[k] for part in parts]) for k in ('text', 'length')}
 
 
-def opened(dataset: str, split: str, dir: str, tokens: int, width: int, images: Sequence[str]):
-  """(record number -> {'text' of its own length, picture: pixels or bytes}, how many there are)."""
+def open_source(dataset: str, split: str, dir: str, tokens: int, width: int, images: Sequence[str]):
+  """(read, count): read(index) -> {'text' [its length, d], image: pixels or bytes} of a record."""
   if dataset.endswith('.npz') or dataset == 'random':
     if split or dir:
       raise ValueError(
         f"data: split {split!r}, dir {dir!r} with {dataset} found, '' expected for both"
       )
     return (
-      from_npz(dataset, images)
+      open_npz(dataset, images)
       if dataset != 'random'
-      else (functools.partial(noise, tokens, width, images), 10)
+      else (functools.partial(random_record, tokens, width, images), 10)
     )
-  records, spec = source._open(dataset, split, dir)
+  records, spec = source.open_dataset(dataset, split, dir)
   kinds = dict(spec.items())
   text = kinds.get('text')
   if (
@@ -102,13 +105,13 @@ def opened(dataset: str, split: str, dir: str, tokens: int, width: int, images: 
   for name in images:
     if not isinstance(kinds.get(name), tfds.features.Image):
       raise ValueError(
-        f'{dataset}: features {sorted(kinds)} found, a picture {name!r} expected among them'
+        f'{dataset}: features {sorted(kinds)} found, an image {name!r} expected among them'
       )
   return records.__getitem__, len(records)
 
 
-def from_npz(path: str, images: Sequence[str]):
-  """The same of an .npz, all of whose arrays are held in memory."""
+def open_npz(path: str, images: Sequence[str]):
+  """`open_source` of an .npz, all of whose arrays are held in memory."""
   if not pathlib.Path(path).is_file():
     raise ValueError(f'{path}: no such file, an .npz of text features expected')
   try:
@@ -141,15 +144,15 @@ def from_npz(path: str, images: Sequence[str]):
   return read, len(text)
 
 
-def noise(tokens: int, width: int, images: Sequence[str], index: int):
-  """A record that is a function of its number."""
+def random_record(tokens: int, width: int, images: Sequence[str], index: int):
+  """A record of noise, a function of its index."""
   rng = np.random.default_rng(index)
   text = rng.standard_normal((1 + index % tokens, width))
   return {'text': text} | {name: rng.integers(0, 256, (4, 4, 3), np.uint8) for name in images}
 
 
-def row(index, *, read, name, tokens, width, images, size):
-  """One record as a row of a batch, {'rows': {feature: [1, ...]}, 'bad': -1}."""
+def load_row(index, *, read, name, tokens, width, images, size):
+  """One record as a row of a batch, {'rows': {feature: [1, ...]}, 'bad': -1}, see stream.Stream."""
   record = read(index)
   text = np.asarray(record['text'], np.float32)
   if not 0 < len(text) <= tokens or text.shape[1] != width:

@@ -1,4 +1,4 @@
-"""Pictures: encoded bytes to pixels of one size, and pixels to floats and back."""
+"""Images: encoded bytes to pixels of one size, and pixels to floats."""
 
 import io
 import math
@@ -7,22 +7,21 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 CROPS = ('none', 'center', 'random')
-# Of CLIP's pixels in [0, 1] (https://github.com/openai/CLIP); BLIP, ImageReward and Qwen2-VL have
-# the same.
+# Statistics of CLIP's pixels in [0, 1] (https://github.com/openai/CLIP); BLIP, ImageReward and
+# Qwen2-VL have the same.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Unreadable(ValueError):
-  """The bytes are not a whole picture: empty, truncated, of another kind, or without a range."""
+  """An image that cannot be decoded: empty, truncated, of an unknown format or a float format."""
 
 
 def decode(data) -> np.ndarray:
-  """uint8 [y, x, 3], upright (EXIF), alpha over white; raises Unreadable, and nothing else.
+  """Decodes an image: uint8 [y, x, 3], upright by its EXIF tag, alpha over white.
 
-  `data` is an encoded picture (bytes) or decoded pixels, uint8 [y, x, 1 or 3]. A flipped byte in a
-  JPEG or WEBP decodes silently to wrong pixels: only a checksum could tell.
-  """
+  data: the bytes of a file, or pixels, uint8 [y, x, 1 or 3]. Raises Unreadable, and nothing else. A
+  flipped byte in a JPEG or WEBP decodes silently to wrong pixels: only a checksum could tell."""
   if isinstance(data, np.ndarray) and data.ndim == 3:
     return np.broadcast_to(data, (*data.shape[:2], 3))
   if not len(data):
@@ -31,7 +30,7 @@ def decode(data) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as picture:
       picture.load()
       ImageOps.exif_transpose(picture, in_place=True)
-      return np.asarray(_rgb(picture))
+      return np.asarray(_to_rgb(picture))
   except UnidentifiedImageError:
     raise Unreadable(
       f'picture of {len(data)} bytes: of no known kind, PNG, JPEG, WEBP or the like expected'
@@ -40,14 +39,15 @@ def decode(data) -> np.ndarray:
     raise Unreadable(f'picture of {len(data)} bytes: {type(e).__name__}: {e}') from e
 
 
-def png(image: np.ndarray) -> bytes:
-  """The file of uint8 [y, x, 3]."""
+def encode_png(image: np.ndarray) -> bytes:
+  """The bytes of a PNG of uint8 [y, x, 3]."""
   file = io.BytesIO()
   Image.fromarray(image).save(file, 'PNG')
   return file.getvalue()
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image) -> Image.Image:
+  """The same in mode RGB, alpha over white; ValueError for floating-point pixels."""
   if picture.mode == 'F':
     raise ValueError('floating-point pixels have no fixed range; 8 or 16 bits expected')
   if picture.mode.startswith('I'):
@@ -62,21 +62,21 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def resize(
-  image: np.ndarray, *, height: int, width: int, how=Image.Resampling.LANCZOS
+  image: np.ndarray, *, height: int, width: int, resample=Image.Resampling.LANCZOS
 ) -> np.ndarray:
-  """uint8 [height, width, 3] by Lanczos or `how`; the same array if it has that size already."""
+  """uint8 [height, width, 3] by Pillow's `resample`; the array itself if it has that size."""
   if image.shape[:2] == (height, width):
     return image
   picture = Image.fromarray(np.ascontiguousarray(image))
-  return np.asarray(picture.resize((width, height), how))
+  return np.asarray(picture.resize((width, height), resample))
 
 
 def fit(image: np.ndarray, *, size: int, crop: str, rng: np.random.Generator | None) -> np.ndarray:
-  """uint8 [size, size, 3]: squeezed to it ('none'), or cropped at the 'center' or at 'random'.
+  """Resizes uint8 [y, x, 3] to [size, size, 3]; crop: one of CROPS.
 
-  A crop is VAR's: the shorter side becomes round(1.125 * size), the aspect ratio is kept.
-  https://github.com/FoundationVision/VAR/blob/main/utils/data.py. Only 'random' draws from `rng`.
-  """
+  'none' changes the aspect ratio. 'center' and 'random' are VAR's: the shorter side becomes
+  round(1.125 * size), the aspect ratio is kept, and a square is cut out. Only 'random' draws from
+  `rng`. https://github.com/FoundationVision/VAR/blob/main/utils/data.py"""
   if crop == 'none':
     return resize(image, height=size, width=size)
   if crop not in CROPS:
@@ -115,17 +115,19 @@ def crop_to_aspect(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
 def limit_pixels(image: np.ndarray, *, max_pixels: int) -> np.ndarray:
   """uint8 [y, x, 3] of at most `max_pixels` pixels, resized by nearest neighbour if it has more.
 
-  https://github.com/hiyouga/LLaMA-Factory/blob/main/src/llamafactory/data/mm_plugin.py
-  """
+  As LLaMA-Factory does, and VARGPT-v1.1 with it:
+  https://github.com/hiyouga/LLaMA-Factory/blob/main/src/llamafactory/data/mm_plugin.py"""
   y, x = image.shape[:2]
-  if y * x <= most:
+  if y * x <= max_pixels:
     return image
-  ratio = math.sqrt(most / (y * x))
-  return resize(image, height=int(y * ratio), width=int(x * ratio), how=Image.Resampling.NEAREST)
+  ratio = math.sqrt(max_pixels / (y * x))
+  return resize(
+    image, height=int(y * ratio), width=int(x * ratio), resample=Image.Resampling.NEAREST
+  )
 
 
 def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """The image, mirrored left to right with probability one half."""
+  """The image, mirrored left to right with probability 0.5."""
   return image[:, ::-1] if rng.random() < 0.5 else image
 
 

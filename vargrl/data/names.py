@@ -1,4 +1,4 @@
-"""The names of classes, for prompts."""
+"""The names of classes, which prompts are made of."""
 
 import pathlib
 
@@ -11,12 +11,12 @@ IMAGENET = pathlib.Path(__file__).parent / 'imagenet_classes.txt'
 LISTS = ('imagenet', 'digits')
 
 
-def names(which) -> tuple[str, ...]:
-  """The names of 'imagenet' (1000) or 'digits' (10), by label; the lines of a .txt; any other
-  sequence of names is itself.
+def load(which) -> tuple[str, ...]:
+  """The names of classes, by label.
 
-  FileNotFoundError if there is no such .txt.
-  """
+  which: 'imagenet' (1000 names), 'digits' (10), a .txt with a name in each line, or a sequence of
+  names, which is returned. FileNotFoundError if there is no such .txt, ValueError for anything
+  else."""
   if which == 'imagenet':
     return tuple(IMAGENET.read_text(encoding='utf-8').splitlines())
   if which == 'digits':
@@ -30,6 +30,6 @@ def names(which) -> tuple[str, ...]:
   return tuple(which)
 
 
-def known(classes):
-  """The names of a model with so many classes, if there is a list of that length; () otherwise."""
-  return next((names(which) for which in LISTS if len(names(which)) == classes), ())
+def for_count(classes: int) -> tuple[str, ...]:
+  """The first of LISTS with so many names; () if none has."""
+  return next((load(which) for which in LISTS if len(load(which)) == classes), ())

@@ -1,4 +1,4 @@
-"""Prompts for reinforcement learning: labels to draw pictures of."""
+"""Prompts for reinforcement learning of class-conditional models: labels."""
 
 import functools
 import sys
@@ -7,22 +7,21 @@ from typing import Sequence
 import grain
 import numpy as np
 
-from vargrl.data import source
+from vargrl.data import stream as streams
 
 
-def make(*, classes: int, prompts: int, seed: int, rows: Sequence[int]) -> source.Stream:
-  """The Stream of {'label': int32 [rows]}: each epoch is every one of `classes`, in a new order.
+def make(*, classes: int, prompts: int, seed: int, rows: Sequence[int]) -> streams.Stream:
+  """The Stream of {'label': int32 [B]}: each epoch has every one of `classes`, in a new order.
 
-  `prompts` is the number of a global step, of which this host has the `rows`; all: range(prompts).
-  """
-  source.check_rows(prompts, rows)
+  prompts: how many a global step has, of which this host has the `rows`; range(prompts) is all."""
+  streams.check_rows(prompts, rows)
   if classes < 1:
     raise ValueError(f'classes: {classes} found, at least 1 expected')
   labels, rows = functools.partial(_labels, n=prompts, classes=classes, seed=seed), np.array(rows)
   records = grain.MapDataset.range(sys.maxsize).map(
     lambda step: {'rows': {'label': labels(step * prompts)[rows]}, 'bad': -1}
   )
-  return source.Stream(
+  return streams.Stream(
     records,
     rows=len(rows),
     block=len(rows),

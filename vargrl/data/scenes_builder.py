@@ -13,8 +13,13 @@ from vargrl.scenes import world as worlds
 
 @dataclasses.dataclass(kw_only=True)
 class Config(tfds.core.BuilderConfig):
-  """world: its name; pixels: side of a picture; train, held_out: records of training, and of each
-  other split.
+  """A variant of the data set.
+
+  Attributes:
+    world: the name of one of world.WORLDS.
+    pixels: the side of an image.
+    train, held_out: how many records the training split has, and each of the others.
+    seed: what all records follow from.
   """
 
   world: str
@@ -24,13 +29,15 @@ class Config(tfds.core.BuilderConfig):
   seed: int = 0
 
 
-def config(pixels):
+def make_config(pixels):
+  """The Config of images of so many pixels, in the largest world that can be read at that size."""
   name = 'small' if pixels < worlds.WORLDS['full'].pixels else 'full'
-  about = f'{pixels} x {pixels} pixels, the {name} world'
-  return Config(name=str(pixels), description=about, world=name, pixels=pixels)
+  description = f'{pixels} x {pixels} pixels, the {name} world'
+  return Config(name=str(pixels), description=description, world=name, pixels=pixels)
 
 
 def features(pixels):
+  """The FeaturesDict of a record."""
   picture, text = tfds.features.Image(shape=(pixels, pixels, 3)), tfds.features.Text()
   return tfds.features.FeaturesDict(
     {
@@ -55,21 +62,21 @@ def features(pixels):
   )
 
 
-def example(record, pixels):
-  """What is written of a Record."""
-  said = [captions.text(m, 0) for m in captions.describe(record.scene).values()]
-  kinds, asked, answers = zip(*record.questions, strict=True)
+def to_example(record, pixels):
+  """The TFDS example of a records.Record."""
+  other_captions = [captions.text(m, 0) for m in captions.describe(record.scene).values()]
+  kinds, questions, answers = zip(*record.questions, strict=True)
   return {
-    'image': image.png(draw.image(record.scene, pixels)),
+    'image': image.encode_png(draw.image(record.scene, pixels)),
     'caption': record.caption,
     'category': record.meaning.category,
     'meaning': record.meaning.json(),
-    'captions': said,
-    'questions': list(asked),
+    'captions': other_captions,
+    'questions': list(questions),
     'answers': list(answers),
     'kinds': list(kinds),
     'instruction': record.edit.instruction,
-    'edited': image.png(draw.image(record.edit.result, pixels)),
+    'edited': image.encode_png(draw.image(record.edit.result, pixels)),
     'edit': record.edit.json(),
     'scene': json.dumps(worlds.plain(record.scene), sort_keys=True),
     'novel': np.bool_(record.novel),
@@ -85,7 +92,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   picture of training."""
 
   VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [config(pixels) for pixels in (32, 64, 128, 256)]
+  BUILDER_CONFIGS = [make_config(pixels) for pixels in (32, 64, 128, 256)]
   url_infos = digits.NO_DOWNLOADS
 
   def _info(self):
@@ -105,7 +112,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       for split in worlds.SPLITS
     }
 
-  def _generate_examples(self, split, number):
+  def _generate_examples(self, split, count):
     c = self.builder_config
-    for i in range(number):
-      yield i, example(records.record(worlds.find(c.world), c.seed, split, i), c.pixels)
+    for i in range(count):
+      yield i, to_example(records.record(worlds.find(c.world), c.seed, split, i), c.pixels)

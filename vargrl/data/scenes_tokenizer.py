@@ -1,6 +1,4 @@
-"""A tokenizer for models that start from nothing: the words of `scenes`, and single letters for
-what is written.
-"""
+"""The tokenizer of models trained from scratch on `scenes`: its words, and single letters."""
 
 import string
 
@@ -9,15 +7,15 @@ from vargrl.scenes import captions
 from vargrl.scenes import world as worlds
 
 SPECIAL = (
-  text.TEXT_END,
-  text.START,
-  text.END,
-  text.IMAGE_START,
-  text.IMAGE_END,
-  text.IMAGE,
-  text.DRAW_START,
-  text.DRAW_END,
-  text.DRAW,
+  text.END_OF_TEXT,
+  text.TURN_START,
+  text.TURN_END,
+  text.VISION_START,
+  text.VISION_END,
+  text.VISION_PAD,
+  text.GEN_START,
+  text.GEN_END,
+  text.GEN_PAD,
 )
 UNKNOWN = '<|unknown|>'
 SIGNS = '\n.,:?!"\'-'
@@ -31,8 +29,8 @@ OTHERS = (
   'objects '
   'small large smaller larger left right top bottom middle above below somewhere yes no'
 ).split()
-# What stands between two words is a space, but not before a point or within what is written.
-JOINED = (
+# Where decoding leaves out the space between two tokens: before a sign and within a written word.
+NO_SPACE = (
   r'(?<=\|>) | (?=<\|)',
   r' (?=[.,?!:])',
   r'(?<=[A-Z]) (?=[A-Z])',
@@ -42,7 +40,7 @@ JOINED = (
 
 
 def vocabulary():
-  """{token: its number}: special ones, signs, digits, capitals, words."""
+  """{token: id} of special tokens, signs, digits, capitals and words, in this order."""
   things = [
     *worlds.SHAPES,
     *map(captions.plural, worlds.SHAPES),
@@ -61,18 +59,18 @@ def vocabulary():
   return {token: i for i, token in enumerate(tokens)}
 
 
-def words() -> text.Words:
-  """The tokenizer, whose chat template says nothing but what the messages do.
+def build() -> text.TextTokenizer:
+  """The tokenizer, with a chat template that adds no system message.
 
-  Capitals in a row are written letters, a token each; any other capital is a small letter. Texts of
-  `scenes` come back as they were."""
+  Capitals in a row are letters of a written word, a token each; any other capital is lowered. Texts
+  of `scenes` are decoded to what they were."""
   from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
   tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
-  alone = [
+  lower_single = [
     normalizers.Replace(Regex(f'(?<![A-Z]){x}(?![A-Z])'), x.lower()) for x in string.ascii_uppercase
   ]
-  tokenizer.normalizer = normalizers.Sequence(alone)
+  tokenizer.normalizer = normalizers.Sequence(lower_single)
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [
       pre_tokenizers.Split(Regex('[ \t]+'), 'removed'),
@@ -82,7 +80,7 @@ def words() -> text.Words:
   spaced = decoders.WordPiece(prefix=UNKNOWN * 2, cleanup=False)  # a space between all tokens
   lines = decoders.Replace(Regex(r' ?\n ?'), '\n')
   tokenizer.decoder = decoders.Sequence(
-    [spaced, decoders.Fuse(), lines, *(decoders.Replace(Regex(x), '') for x in JOINED)]
+    [spaced, decoders.Fuse(), lines, *(decoders.Replace(Regex(x), '') for x in NO_SPACE)]
   )
   tokenizer.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in SPECIAL])
-  return text.Words(tokenizer, text.TURNS, 'scenes')
+  return text.TextTokenizer(tokenizer, text.TURNS, 'scenes')

@@ -1,13 +1,11 @@
-"""TFDS records as numpy batches, in an order that no host, thread or worker count can change."""
+"""TFDS data sets of images: as a Stream of batches, or read once in order."""
 
 from collections.abc import Sequence
 import difflib
 import functools
 import itertools
 import warnings
-import weakref
 
-from absl import flags
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
@@ -15,127 +13,9 @@ from tensorflow_datasets.core import read_only_builder
 
 from vargrl.data import digits, image
 from vargrl.data import scenes_builder as scenes
+from vargrl.data import stream as streams
 
-TRIES = 100  # Random records tried in place of an unreadable one before giving up.
-OURS = {'digits': digits.Digits, 'digit_pairs': digits.DigitPairs, 'scenes': scenes.Scenes}
-
-
-class Stream:
-  """An endless iterator of {feature: array [rows, ...]}, the rows of this host, and its state.
-
-  Attributes: `features`, the names in a batch; `classes`, how many values 'label' has, or None;
-  `class_names`, () if they have none; `counts`, {'seen': n, 'skipped': m, share: per record seen}
-  of this host's records; `texts`, labels -> the prompts' texts, or None."""
-
-  def __init__(
-    self,
-    records: grain.MapDataset,
-    *,
-    name: str,
-    rows: int,
-    block: int,
-    features: Sequence[str],
-    class_names: Sequence[str],
-    classes: int | None,
-    max_unreadable: float,
-    threads: int,
-    workers: int,
-    each: int = 1,
-    shares: Sequence[str] = (),
-    texts=None,
-    record_count: int | None = None,
-  ):
-    """`records` yields {'rows': {feature: [block, ...]}, 'bad': -1, or an unreadable's index, or
-    several}.
-
-    `each` records are in a row; 'why', if it is there, says what is wrong with the bad ones;
-    `shares` are names of numbers beside them."""
-    assert rows % block == 0, (rows, block)
-    self.features, self.classes = tuple(features), classes
-    self.class_names = tuple(class_names)
-    self._records, self._name, self._rows, self._pulls = records, name, rows, rows // block
-    self._max_unreadable, self._threads, self._workers = max_unreadable, threads, workers
-    self._each, self._shares, self.texts = each, dict.fromkeys(shares, 0), texts
-    self.record_count = record_count  # of the records that labels number; None: they are classes
-    self._step = self._seen = self._skipped = 0
-    self._running = []  # The iterator of the records, once there is one.
-    # Also at exit: a worker that outlives the interpreter leaves its records in /dev/shm.
-    weakref.finalize(self, _stop, self._running)
-
-  @property
-  def counts(self) -> dict[str, int]:
-    shares = {k: x / max(self._seen, 1) for k, x in self._shares.items()}
-    return {'seen': self._seen, 'skipped': self._skipped, **shares}
-
-  def __iter__(self):
-    return self
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    """The next batch; ValueError when more than `max_unreadable` of the records were skipped."""
-    try:
-      if not self._running:
-        self._running.append(self._start())
-      parts = [next(self._running[0]) for _ in range(self._pulls)]
-    except BaseException:  # Even Ctrl-C in a notebook: half a batch read would shift all the next.
-      self.close()
-      raise
-    self._step += 1
-    self._seen += self._rows * self._each
-    for k in self._shares:
-      self._shares[k] += sum(int(part[k]) for part in parts)
-    bad = [int(i) for part in parts for i in np.atleast_1d(part['bad']) if i >= 0]
-    why = next((f' ({part["why"]})' for part in parts[::-1] if part.get('why')), '')
-    self._skipped += len(bad)
-    # At least 100, so that one bad record among the first ten is no reason to stop.
-    if bad and self._skipped > self._max_unreadable * max(self._seen, 100):
-      raise ValueError(
-        f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
-        f'{bad[-1]}{why}; at most a share of {self._max_unreadable} expected'
-      )
-    if not all(part['rows'] for part in parts):
-      raise ValueError(
-        f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
-        f'{bad[-1]}, and none of {TRIES} random others is readable in its place'
-      )
-    return {k: np.concatenate([part['rows'][k] for part in parts]) for k in self.features}
-
-  def get_state(self) -> dict[str, int | str]:
-    """What is needed to go on after the last batch, fit for JSON and for any number of hosts."""
-    # Batch k is a function of k alone, so there is nothing of grain's to save: its own state
-    # would tie a run to its number of workers.
-    return {'stream': self._name, 'step': self._step, **self.counts, **self._shares}
-
-  def set_state(self, state: dict[str, int | str]) -> None:
-    """Makes `state` the point to go on from; ValueError if it is another stream's."""
-    if state['stream'] != self._name:
-      raise ValueError(f'data: state of {state["stream"]!r} found, of {self._name!r} expected')
-    self.close()
-    self._step, self._seen, self._skipped = state['step'], state['seen'], state['skipped']
-    self._shares = {k: state[k] for k in self._shares}
-
-  def close(self) -> None:
-    """Stops threads and workers; the next batch starts them again."""
-    _stop(self._running)
-
-  def _start(self):
-    records = self._records[self._step * self._pulls :]
-    # Two batches ahead, shared among the workers, each of which has `threads` of its own.
-    ahead = max(self._threads, 2 * self._pulls // max(self._workers, 1)) if self._threads else 0
-    read = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
-    records = records.to_iter_dataset(read)
-    if self._workers:
-      if not flags.FLAGS.is_parsed():  # Notebooks and pytest do not parse; grain's workers ask.
-        flags.FLAGS.mark_as_parsed()
-      # Few, because this buffer lies in /dev/shm, of which a container has 64 MB.
-      records = records.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=4)
-      )
-    return iter(records)
-
-
-def _stop(running: list) -> None:
-  while running:
-    running.pop().close()
+BUILDERS = {'digits': digits.Digits, 'digit_pairs': digits.DigitPairs, 'scenes': scenes.Scenes}
 
 
 def make(
@@ -153,23 +33,23 @@ def make(
   workers: int,
   seed: int,
   rows: Sequence[int],
-) -> Stream:
-  """The Stream of a TFDS split: images float32 [rows, size, size, 3] in [-1, 1], integers int32.
+) -> streams.Stream:
+  """The Stream of a TFDS split: images float32 [B, size, size, 3] in [-1, 1], integers int32.
 
-  `batch` is the size of a global batch, of which this host reads the `rows`, ascending; all of
-  them: range(batch). Global batch k is the same records in the same order with the same crops
-  whatever the hosts, each record once per epoch, epochs in different orders if `shuffle`. All
-  images of a record get the same draw of crop and flip. Other features than top-level images and
-  integers are dropped.
+  batch: the size of a global batch, of which this host reads the `rows`, ascending; range(batch) is
+  all. Global batch k has the same records in the same order with the same crops whatever the hosts,
+  each record once per epoch, epochs in different orders with `shuffle`. crop, flip: see image.fit
+  and image.flip; all images of a record get the same random numbers. Other features than top-level
+  images and integers are dropped.
 
   A record with an unreadable image is skipped and counted, and a random other record takes its
-  place: were the rows after it to move up instead, hosts would drift apart. `dir` '' is TFDS's own;
-  `digits`, `digit_pairs` and `scenes/32` to `scenes/256` are built there if missing. ValueErrors
-  name what does not fit."""
-  check_rows(batch, rows)
+  place: were the rows after it to move up instead, hosts would drift apart. dir: '' is TFDS's own
+  folder; digits, digit_pairs and scenes/32 to scenes/256 are built there if missing. Raises
+  ValueError for options, data sets and splits that do not fit."""
+  streams.check_rows(batch, rows)
   if crop not in image.CROPS:
     raise ValueError(f'crop: {crop!r} found, one of {image.CROPS} expected')
-  source, spec = _open(dataset, split, dir)
+  source, spec = open_dataset(dataset, split, dir)
   if len(source) < batch:
     raise ValueError(
       f'{dataset}/{split}: {len(source)} records found, at least {batch}, one '
@@ -178,11 +58,11 @@ def make(
   order = grain.MapDataset.range(len(source)).seed(seed)
   order = (order.shuffle() if shuffle else order).repeat()
   kinds = _kinds(dataset, spec)
-  load = functools.partial(_load, source=source, kinds=kinds, size=size, crop=crop, mirror=flip)
+  load = functools.partial(_load_row, source=source, kinds=kinds, size=size, crop=crop, mirror=flip)
   # Drawn before the choice, where the index that seeds the generator is the global one.
-  records = Rows(order.random_map(load), batch, rows)
+  records = streams.HostRows(order.random_map(load), batch, rows)
   classes, class_names = _classes(spec)
-  return Stream(
+  return streams.Stream(
     records,
     rows=len(rows),
     block=1,
@@ -197,37 +77,36 @@ def make(
   )
 
 
-def read(
+def load(
   *, dataset: str, split: str, size: int, crop: str, dir: str, limit: int
 ) -> dict[str, np.ndarray]:
-  """{feature: array [N, ...]}: the first `limit` readable records of a split, in order; 0 is all.
+  """{feature: array [N, ...]} of the first `limit` readable records of a split, in order; 0 is all.
 
   As in `make`, with `crop` 'none' or 'center'. N is less than `limit` if the split is shorter.
-  Unreadable records are left out, with a warning that says how many.
-  """
-  rows = list(walk(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit))
+  Unreadable records are left out, with a warning that says how many."""
+  rows = list(iterate(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit))
   return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
 
 def count(*, dataset: str, split: str, dir: str) -> int:
-  """How many records a split has."""
-  return len(_open(dataset, split, dir)[0])
+  """The number of records of a split."""
+  return len(open_dataset(dataset, split, dir)[0])
 
 
-def walk(*, dataset: str, split: str, size: int, crop: str, dir: str, limit: int):
-  """The rows of `read`, {feature: array [1, ...]}, one by one: any number fits in memory."""
+def iterate(*, dataset: str, split: str, size: int, crop: str, dir: str, limit: int):
+  """Yields the rows of `load`, {feature: array [1, ...]}, one by one: any number fits in memory."""
   if crop not in ('none', 'center'):
     raise ValueError(f"crop: {crop!r} found, 'none' or 'center' expected for a fixed reading")
-  source, spec = _open(dataset, split, dir)
+  source, spec = open_dataset(dataset, split, dir)
   kinds = _kinds(dataset, spec)
 
-  def load(index):
+  def load_record(index):
     try:
-      return {'rows': _convert(source[index], kinds, size, crop, False, 0), 'index': index}
+      return {'rows': _to_row(source[index], kinds, size, crop, False, 0), 'index': index}
     except image.Unreadable:
       return {'rows': {}, 'index': index}
 
-  records = grain.MapDataset.range(len(source)).map(load)
+  records = grain.MapDataset.range(len(source)).map(load_record)
   records = iter(records.to_iter_dataset(grain.ReadOptions(4, 64)))
   seen, bad = 0, []
   try:
@@ -251,53 +130,25 @@ def walk(*, dataset: str, split: str, size: int, crop: str, dir: str, limit: int
     raise ValueError(f'{dataset}/{split}: 0 readable records of {len(source)}, 1 expected')
 
 
-def check_rows(batch: int, rows: Sequence[int]) -> None:
-  """ValueError unless `rows` are some of a batch's, in order."""
-  if batch < 1:
-    raise ValueError(f'batch: {batch} found, at least 1 expected')
-  rows = list(rows)
-  if not rows or rows != sorted(set(rows)) or not 0 <= rows[0] <= rows[-1] < batch:
-    raise ValueError(f'rows: {rows} found, some of 0 to {batch - 1} in order expected')
-
-
-class Rows(grain.MapDataset):
-  """Of an endless dataset that is cut in batches, the same rows of each batch."""
-
-  _MUTATES_ELEMENT_SPEC = False
-
-  def __init__(self, parent, batch, rows):
-    super().__init__(parent)
-    self._batch, self._rows = batch, tuple(int(row) for row in rows)
-
-  def __len__(self):
-    return len(self._parent) // self._batch * len(self._rows)
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return self.slice(index)
-    step, row = divmod(index, len(self._rows))
-    return self._parent[step * self._batch + self._rows[row]]
-
-
-def _load(index, rng, *, source, kinds, size, crop, mirror):
-  """One row of the record, or of a random other if it is unreadable; {} if those are too."""
-  draw = int(rng.integers(2**63))
-  others = (int(rng.integers(len(source))) for _ in range(TRIES))
+def _load_row(index, rng, *, source, kinds, size, crop, mirror):
+  """One row of a batch, see stream.Stream: the record, or a random other if it is unreadable."""
+  seed = int(rng.integers(2**63))
+  others = (int(rng.integers(len(source))) for _ in range(streams.TRIES))
   for i in itertools.chain([index], others):
     try:
-      rows = _convert(source[i], kinds, size, crop, mirror, draw)
+      rows = _to_row(source[i], kinds, size, crop, mirror, seed)
     except image.Unreadable:
       continue
     return {'rows': rows, 'bad': np.int64(-1 if i == index else index)}
   return {'rows': {}, 'bad': np.int64(index)}
 
 
-def _convert(record, kinds, size, crop, mirror, draw):
-  """{feature: array [1, ...]} of a record; `draw` seeds the crop and flip of all its images."""
+def _to_row(record, kinds, size, crop, mirror, seed):
+  """{feature: array [1, ...]} of a record; `seed`: of its crops and flips."""
   rows = {}
   for name, kind in kinds.items():
     if kind == 'image':
-      rng = np.random.default_rng(draw)
+      rng = np.random.default_rng(seed)
       x = image.fit(image.decode(record[name]), size=size, crop=crop, rng=rng)
       x = image.to_float(image.flip(x, rng) if mirror else x)
     else:
@@ -325,15 +176,18 @@ def _kinds(dataset: str, spec: tfds.features.FeaturesDict) -> dict[str, str]:
 
 
 def _classes(spec) -> tuple[int | None, tuple[str, ...]]:
+  """(how many classes 'label' has, their names); (None, ()) if it is no class."""
   label = dict(spec.items()).get('label')
   if not isinstance(label, tfds.features.ClassLabel):
     return None, ()
   return label.num_classes, tuple(label.names or ())
 
 
-def _open(dataset: str, split: str, dir: str):
-  """(random access to the records with images still encoded, their features)."""
-  builder = _prepared(dataset, dir)
+def open_dataset(dataset: str, split: str, dir: str):
+  """(records, features) of a TFDS split: records[i] has its images still encoded.
+
+  Builds or downloads the data set if it is not on disk; ValueError if it cannot be had."""
+  builder = _prepare(dataset, dir)
   try:
     source = builder.as_data_source(split)
   except Exception as e:  # Of many types: no such split, not an array_record, files missing.
@@ -349,7 +203,7 @@ def _open(dataset: str, split: str, dir: str):
   return source, spec
 
 
-def _prepared(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
+def _prepare(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
   """The builder of a dataset that is on disk: as found there, or built or downloaded first."""
   builder = _builder(dataset, dir)
   try:
@@ -365,10 +219,11 @@ def _prepared(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
     builder = _builder(dataset, dir)
     if builder.is_prepared():
       return builder
-    raise ValueError(_missing(dataset, dir, e)) from e
+    raise ValueError(_missing_message(dataset, dir, e)) from e
 
 
-def _missing(dataset: str, dir: str, cause: Exception) -> str:
+def _missing_message(dataset: str, dir: str, cause: Exception) -> str:
+  """Why a data set cannot be prepared here, and the command that prepares it elsewhere."""
   where = f', data_dir={dir!r}' if dir else ''
   code = (
     f'import tensorflow_datasets as tfds; tfds.builder({dataset!r}{where})'
@@ -381,13 +236,14 @@ def _missing(dataset: str, dir: str, cause: Exception) -> str:
 
 
 def _builder(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
+  """The builder of a dataset of BUILDERS, of files in `dir`, or of TFDS; ValueError for no such."""
   data_dir = dir or None
   ours, _, config = dataset.partition('/')
-  if ours in OURS:
-    if config and config not in OURS[ours].builder_configs:
-      known = [f'{ours}/{name}' for name in OURS[ours].builder_configs] or [ours]
+  if ours in BUILDERS:
+    if config and config not in BUILDERS[ours].builder_configs:
+      known = [f'{ours}/{name}' for name in BUILDERS[ours].builder_configs] or [ours]
       raise ValueError(f'dataset: {dataset!r} found, one of {known} expected')
-    return OURS[ours](data_dir=data_dir, config=config or None)
+    return BUILDERS[ours](data_dir=data_dir, config=config or None)
   name = dataset.split('/')[0].split(':')[0]
   # Files first: what is on disk needs none of the code that made it, which may need TensorFlow.
   try:
@@ -397,7 +253,7 @@ def _builder(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
     pass
   theirs = tfds.list_builders(with_community_datasets=False)
   if name not in theirs:
-    near = difflib.get_close_matches(name, [*OURS, *theirs], n=3, cutoff=0)
+    near = difflib.get_close_matches(name, [*BUILDERS, *theirs], n=3, cutoff=0)
     raise ValueError(
       f'dataset: {dataset!r} found, a name known to TFDS or prepared in '
       f'{dir or "its default folder"} expected; nearest are {", ".join(near)}'
@@ -405,4 +261,4 @@ def _builder(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(dataset, data_dir=data_dir)
   except ImportError as e:  # Its code needs TensorFlow.
-    raise ValueError(_missing(dataset, dir, e)) from e
+    raise ValueError(_missing_message(dataset, dir, e)) from e

@@ -1,6 +1,6 @@
-"""Text and dialogues to tokens and back, by the tokenizer and the chat template that a checkpoint
-comes with.
-"""
+"""The tokenizer and the chat template of a language model: text and dialogues to tokens and back.
+
+Both are read from the files that a checkpoint comes with."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,18 +13,17 @@ import numpy as np
 
 from vargrl.data import clip_bpe
 
-# Words with the sign before them, single digits, runs of other signs, white space.
+# Letters with the sign before them, single digits, runs of other signs, white space.
 # https://github.com/QwenLM/Qwen/blob/main/tokenization_note.md
-WORDS = (
+SPLIT_PATTERN = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
   r'|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 # Special tokens of Qwen2 and Qwen2-VL.
-START, END, TEXT_END = '<|im_start|>', '<|im_end|>', '<|endoftext|>'
-IMAGE, IMAGE_START, IMAGE_END = '<|image_pad|>', '<|vision_start|>', '<|vision_end|>'
-# And what VARGPT-v1.1 adds to them, in this order: around a picture that is drawn, and for each of
-# its tokens.
-DRAW_START, DRAW_END, DRAW = '<|image_gen_start|>', '<|image_gen_end|>', '<|image_gen_pad|>'
+TURN_START, TURN_END, END_OF_TEXT = '<|im_start|>', '<|im_end|>', '<|endoftext|>'
+VISION_PAD, VISION_START, VISION_END = '<|image_pad|>', '<|vision_start|>', '<|vision_end|>'
+# What VARGPT-v1.1 adds, in this order: around a generated image, and for each of its tokens.
+GEN_START, GEN_END, GEN_PAD = '<|image_gen_start|>', '<|image_gen_end|>', '<|image_gen_pad|>'
 FILES = (
   'tokenizer.json',
   'tokenizer_config.json',
@@ -54,25 +53,33 @@ CHATML = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
-  """A handle on what `read` found in a folder."""
+class TextTokenizer:
+  """A tokenizer and its chat template.
 
-  tokenizer: object
+  Attributes:
+    backend: a tokenizers.Tokenizer.
+    template: the chat template, Jinja source.
+    folder: where both were read from, for errors.
+  """
+
+  backend: object
   template: str
   folder: str
 
 
-def read(folder) -> Words:
-  """The tokenizer of a checkpoint's folder: tokenizer.json, or vocab.json and merges.txt, with the
-  added tokens of tokenizer_config.json; and its chat template, or CHATML. FileNotFoundError, or
-  ValueError that says what is wrong."""
+def load(folder) -> TextTokenizer:
+  """Reads the tokenizer and the chat template of a checkpoint's folder.
+
+  The tokenizer is tokenizer.json, or vocab.json with merges.txt, and the added tokens of
+  tokenizer_config.json. A folder without a template gets CHATML. Raises FileNotFoundError where
+  there are no such files, and ValueError where they are not what they should be."""
   folder = pathlib.Path(folder).expanduser()
-  config = described(folder / 'tokenizer_config.json')
+  config = read_json(folder / 'tokenizer_config.json')
   try:
     if (path := folder / 'tokenizer.json').is_file():
-      tokenizer = whole(path)
+      tokenizer = load_json(path)
     elif (path := folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
-      tokenizer = byte_pairs(folder)
+      tokenizer = build_bpe(folder)
     else:
       raise FileNotFoundError(
         f'no tokenizer in {folder}: tokenizer.json, or vocab.json and merges.txt expected'
@@ -81,14 +88,14 @@ def read(folder) -> Words:
     raise
   except Exception as e:  # tokenizers raises Exception itself
     raise ValueError(f'{path}: found no tokenizer in it ({e})') from e
-  add(tokenizer, config.get('added_tokens_decoder', {}), folder)
-  return Words(tokenizer, chat_template(folder, config), str(folder))
+  add_tokens(tokenizer, config.get('added_tokens_decoder', {}), folder)
+  return TextTokenizer(tokenizer, read_chat_template(folder, config), str(folder))
 
 
-def write(words: Words, folder):
-  """tokenizer.json and tokenizer_config.json, from which `read` makes the same Words; the folder
-  may hold more.
-  """
+def save(tokenizer: TextTokenizer, folder):
+  """Writes tokenizer.json and tokenizer_config.json, from which `load` makes the same tokenizer.
+
+  Other files of the folder are left alone."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   added = {
@@ -100,45 +107,43 @@ def write(words: Words, folder):
       'rstrip': t.rstrip,
       'single_word': t.single_word,
     }
-    for n, t in sorted(words.tokenizer.get_added_tokens_decoder().items())
+    for n, t in sorted(tokenizer.backend.get_added_tokens_decoder().items())
   }
   config = {
     'added_tokens_decoder': added,
-    'chat_template': words.template,
-    'eos_token': END,
-    'pad_token': TEXT_END,
+    'chat_template': tokenizer.template,
+    'eos_token': TURN_END,
+    'pad_token': END_OF_TEXT,
     'tokenizer_class': 'PreTrainedTokenizerFast',
   }
-  words.tokenizer.save(str(folder / 'tokenizer.json'))
+  tokenizer.backend.save(str(folder / 'tokenizer.json'))
   (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
-def copy(words: Words, folder):
-  """The files that `words` was read from, as they are; of a tokenizer that has none, what `write`
-  makes of it.
-  """
-  source, folder = pathlib.Path(words.folder).expanduser(), pathlib.Path(folder).expanduser()
+def copy_files(tokenizer: TextTokenizer, folder):
+  """Copies the files that a tokenizer was read from, unchanged; one that has none is saved."""
+  source, folder = pathlib.Path(tokenizer.folder).expanduser(), pathlib.Path(folder).expanduser()
   found = [source / name for name in FILES if (source / name).is_file()]
   if not found:
-    write(words, folder)
+    save(tokenizer, folder)
   for path in found:
     if path.resolve() != (folder / path.name).resolve():
       shutil.copyfile(path, folder / path.name)
 
 
-def with_drawing(words: Words) -> Words:
-  """The same with the tokens that VARGPT-v1.1 adds, after all others where they are missing."""
+def add_image_tokens(tokenizer: TextTokenizer) -> TextTokenizer:
+  """The tokenizer with the tokens of generated images, which follow all others if they are new."""
   from tokenizers import AddedToken, Tokenizer
 
-  tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
-  tokenizer.add_special_tokens(
-    [AddedToken(t, special=True, normalized=False) for t in (DRAW_START, DRAW_END, DRAW)]
+  backend = Tokenizer.from_str(tokenizer.backend.to_str())
+  backend.add_special_tokens(
+    [AddedToken(t, special=True, normalized=False) for t in (GEN_START, GEN_END, GEN_PAD)]
   )
-  return dataclasses.replace(words, tokenizer=tokenizer)
+  return dataclasses.replace(tokenizer, backend=backend)
 
 
-def described(path):
-  """A dictionary in JSON, {} if there is no such file."""
+def read_json(path):
+  """The dictionary in a JSON file, {} if there is no such file; ValueError if it is none."""
   if not path.is_file():
     return {}
   try:
@@ -147,7 +152,8 @@ def described(path):
     raise ValueError(f'{path}: no dictionary in JSON ({e}); download it again') from e
 
 
-def whole(path):
+def load_json(path):
+  """The tokenizers.Tokenizer of a tokenizer.json, which neither cuts nor pads."""
   from tokenizers import Tokenizer
 
   tokenizer = Tokenizer.from_file(str(path))
@@ -156,16 +162,17 @@ def whole(path):
   return tokenizer
 
 
-def byte_pairs(folder):
+def build_bpe(folder):
+  """The tokenizers.Tokenizer of vocab.json and merges.txt: byte-level BPE, as Qwen2's."""
   from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
   vocab = json.loads((folder / 'vocab.json').read_text(encoding='utf-8'))
   lines = (folder / 'merges.txt').read_text(encoding='utf-8').split('\n')
-  tokenizer = Tokenizer(models.BPE(vocab, clip_bpe.merges(lines)))
+  tokenizer = Tokenizer(models.BPE(vocab, clip_bpe.parse_merges(lines)))
   tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.ByteLevel()
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [
-      pre_tokenizers.Split(Regex(WORDS), 'isolated'),
+      pre_tokenizers.Split(Regex(SPLIT_PATTERN), 'isolated'),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
   )
@@ -173,150 +180,159 @@ def byte_pairs(folder):
   return tokenizer
 
 
-def add(tokenizer, added, folder):
-  """Adds tokens {id: {'content', 'special' ...}}, each of which must get its id."""
+def add_tokens(backend, added, folder):
+  """Adds tokens {id: {'content', 'special' ...}}; ValueError unless each of them gets its id."""
   from tokenizers import AddedToken
 
-  for number, about in sorted(added.items(), key=lambda item: int(item[0])):
+  for token_id, metadata in sorted(added.items(), key=lambda item: int(item[0])):
+    content = metadata['content']
     flags = {
-      k: about[k]
+      k: metadata[k]
       for k in ('lstrip', 'rstrip', 'normalized', 'single_word', 'special')
-      if k in about
+      if k in metadata
     }
-    token = AddedToken(about['content'], **flags)
-    (tokenizer.add_special_tokens if about.get('special') else tokenizer.add_tokens)([token])
-    if (found := tokenizer.token_to_id(about['content'])) != int(number):
+    token = AddedToken(content, **flags)
+    (backend.add_special_tokens if metadata.get('special') else backend.add_tokens)([token])
+    if (found := backend.token_to_id(content)) != int(token_id):
       raise ValueError(
-        f'{folder}: token {about["content"]} becomes number {found}, {number} expected by '
+        f'{folder}: token {content} becomes number {found}, {token_id} expected by '
         'tokenizer_config.json; the tokenizer is of another model'
       )
 
 
-def chat_template(folder, config):
-  """Of chat_template.jinja, chat_template.json or tokenizer_config.json, the first there is; or
-  CHATML.
-  """
+def read_chat_template(folder, config):
+  """The first there is of chat_template.jinja, chat_template.json and tokenizer_config.json.
+
+  config: the dictionary of tokenizer_config.json. CHATML if there is none; ValueError where there
+  are several of which none is called default."""
   if (path := folder / 'chat_template.jinja').is_file():
     return path.read_text(encoding='utf-8')
-  found = described(folder / 'chat_template.json').get(
+  found = read_json(folder / 'chat_template.json').get(
     'chat_template', config.get('chat_template', CHATML)
   )
   if isinstance(found, str):
     return found
-  named = {item['name']: item['template'] for item in found}
-  if 'default' not in named:
+  templates = {item['name']: item['template'] for item in found}
+  if 'default' not in templates:
     raise ValueError(
-      f'{folder}: chat templates {sorted(named)} found, one of name default expected'
+      f'{folder}: chat templates {sorted(templates)} found, one of name default expected'
     )
-  return named['default']
+  return templates['default']
 
 
-def number(words: Words, token: str) -> int:
-  """Of one token, such as END; ValueError if there is none."""
-  found = words.tokenizer.token_to_id(token)
+def token_id(tokenizer: TextTokenizer, token: str) -> int:
+  """The id of one token, such as TURN_END; ValueError if there is none."""
+  found = tokenizer.backend.token_to_id(token)
   if found is None:
-    raise ValueError(f'{words.folder}: no token {token} in this tokenizer')
+    raise ValueError(f'{tokenizer.folder}: no token {token} in this tokenizer')
   return found
 
 
-def encode(words: Words, text: str) -> np.ndarray:
-  """ids int32 [L]; special tokens in the text are themselves."""
-  return np.array(words.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+def encode(tokenizer: TextTokenizer, text: str) -> np.ndarray:
+  """ids int32 [L] of a text, in which special tokens stand for themselves."""
+  return np.array(tokenizer.backend.encode(text, add_special_tokens=False).ids, np.int32)
 
 
-def decode(words: Words, ids: Sequence[int], *, special=False) -> str:
-  """Text of ids, without special tokens unless they are asked for."""
-  return words.tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special)
+def decode(tokenizer: TextTokenizer, ids: Sequence[int], *, special=False) -> str:
+  """The text of ids; special: with special tokens."""
+  return tokenizer.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
 
 @functools.lru_cache(16)
-def compiled(template):
+def compile_template(template):
+  """The jinja2.Template of a chat template's source, in a sandbox."""
   import jinja2
   from jinja2 import sandbox  # a template is a program from elsewhere
 
   def refuse(message):
     raise jinja2.exceptions.TemplateError(message)
 
-  world = sandbox.ImmutableSandboxedEnvironment(
+  environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
   )
-  world.filters['tojson'] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-  world.globals['raise_exception'] = refuse
-  return world.from_string(template)
+  environment.filters['tojson'] = lambda x, indent=None: json.dumps(
+    x, ensure_ascii=False, indent=indent
+  )
+  environment.globals['raise_exception'] = refuse
+  return environment.from_string(template)
 
 
-def render(words: Words, messages: Sequence[dict], *, answer: bool, **variables) -> str:
-  """[{'role', 'content'}] -> text by the chat template. content: a text, or a list of {'type':
-  'text', 'text'} and {'type': 'image'}. answer: it ends where the assistant begins to speak.
-  variables: what else the template reads."""
+def render(tokenizer: TextTokenizer, messages: Sequence[dict], *, answer: bool, **variables) -> str:
+  """The text of messages [{'role', 'content'}] by the chat template.
+
+  content: a text, or a list of {'type': 'text', 'text'} and {'type': 'image'}. answer: the text
+  ends where the assistant begins its answer. variables: what else the template reads. ValueError
+  where the template refuses the messages."""
   import jinja2
 
   try:
-    return compiled(words.template).render(
+    return compile_template(tokenizer.template).render(
       messages=list(messages), add_generation_prompt=answer, **variables
     )
   except jinja2.exceptions.TemplateError as e:
     raise ValueError(
-      f'{words.folder}: the chat template refuses {len(messages)} messages ({e})'
+      f'{tokenizer.folder}: the chat template refuses {len(messages)} messages ({e})'
     ) from e
 
 
-def expanded(text: str, counts: Sequence[int]) -> str:
-  """The text with the first IMAGE as often as the first picture has embeddings, and so on."""
-  parts = text.split(IMAGE)
-  return ''.join(part + IMAGE * count for part, count in zip(parts, [*counts[: len(parts) - 1], 0]))
+def repeat_image_tokens(text: str, counts: Sequence[int]) -> str:
+  """The text with its i-th VISION_PAD repeated counts[i] times, once per embedding of an image."""
+  parts = text.split(VISION_PAD)
+  return ''.join(
+    part + VISION_PAD * count for part, count in zip(parts, [*counts[: len(parts) - 1], 0])
+  )
 
 
-def prompt(
-  words: Words, messages: Sequence[dict], *, counts: Sequence[int] = (), **variables
-) -> np.ndarray:
-  """ids int32 [L] of a dialogue that the assistant is to continue. counts: embeddings of each
-  picture.
-  """
-  return encode(words, pictured(words, render(words, messages, answer=True, **variables), counts))
-
-
-def pictured(words, text, counts):
-  if (found := text.count(IMAGE)) != len(counts):
+def expand_image_tokens(text: str, counts: Sequence[int]) -> str:
+  """`repeat_image_tokens` of a whole dialogue; ValueError unless it has len(counts) VISION_PAD."""
+  if (found := text.count(VISION_PAD)) != len(counts):
     raise ValueError(
-      f'dialogue: {found} places for pictures ({IMAGE}) by the template, {len(counts)} pictures '
+      f'dialogue: {found} places for images ({VISION_PAD}) by the template found, {len(counts)} '
       'expected'
     )
-  return expanded(text, counts)
+  return repeat_image_tokens(text, counts)
 
 
-def dialogue(words: Words, messages: Sequence[dict], *, counts: Sequence[int] = (), **variables):
-  """(ids int32 [L], mask bool [L]) of a whole dialogue; the mask is True for what the assistant
-  says, END included.
+def encode_prompt(
+  tokenizer: TextTokenizer, messages: Sequence[dict], *, counts: Sequence[int] = (), **variables
+) -> np.ndarray:
+  """ids int32 [L] of messages that the assistant is to answer; counts: embeddings of each image."""
+  text = render(tokenizer, messages, answer=True, **variables)
+  return encode(tokenizer, expand_image_tokens(text, counts))
 
-  ValueError where the template says something else of a dialogue's beginning than of the dialogue.
-  """
-  say = lambda part, answer: expanded(render(words, part, answer=answer, **variables), counts)
-  text = pictured(words, render(words, messages, answer=False, **variables), counts)
+
+def encode_dialogue(
+  tokenizer: TextTokenizer, messages: Sequence[dict], *, counts: Sequence[int] = (), **variables
+):
+  """(ids int32 [L], answer_mask bool [L]) of a dialogue, with the assistant's answers in it.
+
+  The mask is True for the tokens of an answer, TURN_END included. counts: embeddings of each image.
+  ValueError where the template renders the beginning of a dialogue otherwise than in the whole."""
+  partial = lambda part, answer: repeat_image_tokens(
+    render(tokenizer, part, answer=answer, **variables), counts
+  )
+  text = expand_image_tokens(render(tokenizer, messages, answer=False, **variables), counts)
   spans = []
   for i, message in enumerate(messages):
     if message['role'] != 'assistant':
       continue
-    before, until = say(messages[:i], True), say(messages[: i + 1], False)
+    before, until = partial(messages[:i], True), partial(messages[: i + 1], False)
     if not (until.startswith(before) and text.startswith(until)):
       raise ValueError(
-        f'{words.folder}: the chat template changes what is before message {i} by what follows; '
-        'one '
-        'that only adds expected'
+        f'{tokenizer.folder}: the chat template changes what is before message {i} by what follows;'
+        ' one that only adds expected'
       )
-    spans.append(
-      (
-        len(before),
-        until.rfind(END, len(before)) + len(END) if END in until[len(before) :] else len(until),
-      )
-    )
-  encoded = words.tokenizer.encode(text, add_special_tokens=False)
+    end = until.rfind(TURN_END, len(before))
+    spans.append((len(before), len(until) if end < 0 else end + len(TURN_END)))
+  encoded = tokenizer.backend.encode(text, add_special_tokens=False)
   mask = [any(start <= a and b <= stop for start, stop in spans) for a, b in encoded.offsets]
   return np.array(encoded.ids, np.int32), np.array(mask, bool)
 
 
-def padded(ids: np.ndarray, length: int, *, pad: int, what='prompt'):
-  """(ids int32 [length], how many are true); ValueError if they are too many."""
+def pad_to(ids: np.ndarray, length: int, *, pad: int, what='prompt'):
+  """(ids int32 [length] with `pad` after them, how many they were); ValueError if too many, or 0.
+
+  what: the subject of the error's sentence."""
   if not 0 < len(ids) <= length:
     raise ValueError(f'{what}: {len(ids)} tokens found, 1 to {length} expected')
   out = np.full(length, pad, np.int32)

@@ -11,28 +11,29 @@ from vargrl.parallel import multihost, rows
 from vargrl.reporting import images as pictures
 
 
-def make(models, *, path, prompts, each, seed, preset):
-  """A grid with one row per prompt 0 .. prompts - 1 of the .npz `path` (see data/features.py),
-  `each` images in it.
+def make(models, *, path, prompts, per_prompt, seed, preset):
+  """The evaluator of a grid with one row for each of the first `prompts` prompts, `per_prompt` images
+  in it.
 
-  preset: '' draws as the run's own rollouts are drawn; a name, such as 'infinity', with published
-  settings."""
+  path: an .npz of text features, see data/features.py. preset: '' samples as the run's own rollouts
+  do; a name, such as 'infinity', with published settings. Raises ValueError where the policy does
+  not read text features, or where these do not fit."""
   if not {'text', 'length'} <= set(models.given):
     raise ValueError(
       f'prompts: a policy of {sorted(models.given) or "labels"} found, one that reads text expected'
     )
-  if min(each, prompts) < 1:
-    raise ValueError(f'prompts, each: {prompts}, {each} found, at least 1 expected')
+  if min(per_prompt, prompts) < 1:
+    raise ValueError(f'prompts, per_prompt: {prompts}, {per_prompt} found, at least 1 expected')
   some, (tokens, width) = samples.batch_sampler(models, preset), models.given['text'][0]
-  table = features.table(path, tokens=tokens, width=width, first=prompts)
+  table = features.load_first(path, tokens=tokens, width=width, first=prompts)
 
   def evaluate(params, frozen, poll=None):
-    keys_B = models.keys(jax.random.key(seed), prompts, each).reshape(-1)
-    label_B, images = np.repeat(np.arange(prompts), each), []
+    keys_B = models.keys(jax.random.key(seed), prompts, per_prompt).reshape(-1)
+    label_B, images = np.repeat(np.arange(prompts), per_prompt), []
     for row_B, counts_B in rows.batches(len(label_B), BATCH, poll):
       prompt_B = {k: x[label_B[row_B]] for k, x in table.items()}
       images.append(multihost.to_numpy(some(params, frozen, prompt_B, keys_B[row_B]))[counts_B])
-    yield 'grid', pictures.grid(np.concatenate(images), columns=each, cell=48)
+    yield 'grid', pictures.grid(np.concatenate(images), columns=per_prompt, cell=48)
 
   return evaluate
 

@@ -22,7 +22,7 @@ def images(models, *, dataset, split, size, crop, dir, limit, features):
   check(models, opened(dataset, split, size, crop, dir), f'{dataset}/{split}', features)
 
   def read():
-    found = source.read(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
+    found = source.load(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
     return {name: found[name] for name in features}
 
   return read

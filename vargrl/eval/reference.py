@@ -118,7 +118,7 @@ def split(models, *, dataset, split, size, crop, dir, limit):
   have = source.count(dataset=dataset, split=split, dir=dir)
 
   def batches(batch, poll=None):
-    one = source.walk(**options)
+    one = source.iterate(**options)
     for row_B, counts_B in rows.batches(min(limit or have, have), batch, poll):
       whole = lambda x: np.rint((x + 1) * 127.5).astype(np.uint8)
       images = [whole(row['image'][0]) for _, row in zip(row_B[counts_B], one)]

@@ -24,15 +24,15 @@ def make(
   world,
   pixels,
   split,
-  records,
+  max_records,
   words,
   greedy,
   guidance,
   length,
-  patches,
+  max_patches,
   size,
   tokenizer,
-  look,
+  vision,
   batch,
   seed,
   strict,
@@ -42,10 +42,10 @@ def make(
   'overall', and for pictures the share that was 'drawn' at all, the others being wrong, and a
   'grid' of the first `show`.
 
-  task: one of TASKS, on the first `records` of a split of scenes/WORLD/PIXELS. words: at most so
+  task: one of TASKS, on the first max_records of a split of scenes/WORLD/PIXELS. words: at most so
   many of an answer, or before a picture; 0: the words before a picture are given. greedy: the
   likeliest words and bits, not drawn ones. guidance: of pictures, whatever that of the run's
-  rollouts is, which may learn without. length, patches, size, tokenizer, look: as in
+  rollouts is, which may learn without. length, max_patches, size, tokenizer, vision: as in
   data.dialogue.prompts. batch: rows on a device at once. strict: a picture that shows more than its
   caption says is wrong."""
   if task not in TASKS:
@@ -55,26 +55,26 @@ def make(
   if task == 'question' and words < 1:
     raise ValueError(f'words: {words} found, at least 1 expected of an answer')
   known, draws = worlds.find(world), task != 'question'
-  prompts, said = dialogue_prompts.table(
+  prompts, said = dialogue_prompts.load_prompts(
     dataset=f'scenes/{world}/{pixels}/{task}',
     split=split,
     dir='',
-    records=records,
+    max_records=max_records,
     length=length,
-    patches=patches,
-    draw=draws and not words,
+    max_patches=max_patches,
+    prefill_image=draws and not words,
     size=size,
     crop='cover',
     tokenizer=tokenizer,
-    look=look,
+    vision=vision,
   )
-  form = encode.form(tokenizer=tokenizer, look=look, size=size, crop='cover')
+  form = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop='cover')
   likeliest = dict(top_k=1, bit_top_p=1e-6) if greedy else {}
   some = sampler(models, (words, 0) if draws else (words,), likeliest | dict(guidance=guidance))
 
   def evaluate(params, frozen, poll=None):
-    keys_B, told, drawn = models.keys(jax.random.key(seed), records, 1)[:, 0], [], []
-    for row_B, counts_B in rows.batches(records, batch, poll):
+    keys_B, told, drawn = models.keys(jax.random.key(seed), max_records, 1)[:, 0], [], []
+    for row_B, counts_B in rows.batches(max_records, batch, poll):
       out, image_Byxc = some(
         params, frozen, {k: x[row_B] for k, x in prompts.items() if k != 'label'}, keys_B[row_B]
       )
@@ -86,15 +86,15 @@ def make(
         ]
       else:
         told += answers(
-          form.words,
+          form.tokenizer,
           multihost.to_numpy(out.tokens['words'])[counts_B, 0],
           multihost.to_numpy(out.mask)[counts_B, 0],
         )
     if not draws:
-      asked = [dialogue.about[0] for dialogue in said]
+      asked = [dialogue.metadata[0] for dialogue in said]
       found = score.understanding([q.kind for q in asked], [q.answer for q in asked], told)
     else:
-      about = [dialogue.about for dialogue in said]
+      about = [dialogue.metadata for dialogue in said]
       if task == 'editing':
         found = score.editing(drawn, about, known)
       else:
@@ -135,7 +135,7 @@ def shown(drawn, said, task):
   image_Byxc = np.stack([np.full(shape, 255, np.uint8) if x is None else x for x in drawn])
   if task == 'generation':
     return images.grid(image_Byxc, [dialogue.text for dialogue in said], columns=8, cell=96)
-  before = np.stack([encode.pictured(dialogue.pictures[0]) for dialogue in said])
+  before = np.stack([encode.load_image(dialogue.images[0]) for dialogue in said])
   if before.shape != image_Byxc.shape:
     return images.grid(image_Byxc, [x.text for x in said], columns=8, cell=96)
   both = np.stack([before, image_Byxc], 1).reshape(-1, *image_Byxc.shape[1:])

@@ -16,7 +16,7 @@ FEATURES = ('label', 'chosen', 'rejected', 'chosen_text', 'rejected_text')
 def check(models, *, flip, flip_scales, shared, updates, reference):
   if tuple(kind for kind, _ in models.plan) != ('words', 'bits'):
     raise ValueError(
-      'rollout.words: words (data.answer) and one picture expected by objectives.dpo_unified'
+      'rollout.words: words (data.max_answer) and one picture expected by objectives.dpo_unified'
     )
   sft_bits.check_flips(models, flip=flip, flip_scales=flip_scales)
 
@@ -61,7 +61,7 @@ def collect(models, *, flip, flip_scales, shared):
       plan.get('words', 0),
     )
     if words.shape[-1] > room:
-      raise ValueError(f'data.answer: {words.shape[-1]} words found, at most {room} expected')
+      raise ValueError(f'data.max_answer: {words.shape[-1]} words found, at most {room} expected')
     words = jnp.pad(words, ((0, 0), (0, 0), (0, room - words.shape[-1])))
     zeros = lambda kind, x: jnp.full((P, 2, plan.get(kind, 0)), x, jnp.float32)
     mask = jnp.concatenate([zeros('words', 0.0), zeros('bits', 1.0)], -1)

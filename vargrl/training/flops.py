@@ -72,9 +72,9 @@ def row(run):
     return count(
       run.models.config,
       config.data.length,
-      config.data.patches,
-      config.data.pictures,
-      config.data.memory,
+      config.data.max_patches,
+      config.data.max_images,
+      config.data.max_context,
     )
   total, pictures = sum(length for _, length in plan), sum(kind == 'bits' for kind, _ in plan)
   return count(

@@ -100,7 +100,7 @@ class Run:
     config, trained, mesh = self.config, self.built.trained, self.mesh
     params = {name: place.abstract_params(init, mesh) for name, init in trained.items()}
     rules.check_replicated(
-      params, jax.tree.map(lambda x: x.sharding, params), max_share=config.replicated_at_most
+      params, jax.tree.map(lambda x: x.sharding, params), max_share=config.max_replicated_share
     )
     updates = max(config.steps, 1) * self.updates_per_step
     self.tx, self.rate, self.trained = optim.make(config.optim, params, updates)
@@ -136,7 +136,7 @@ class Run:
     wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
     if wanted and data.classes and data.classes > wanted:
       raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')
-    if hasattr(self.data_module, 'special'):
+    if hasattr(self.data_module, 'image_token_ids'):
       self.check_dialogues()
     size = config.data.size if 'size' in config.data else None
     part = (
@@ -156,14 +156,14 @@ class Run:
     if 'rollouts' in self.config.objective.collect:
       lookup(self.config.rollout.name).check_room(building.sampler(self.config), c, data.length)
     for name in ('patch', 'merge', 'frames'):
-      if data.look[name] != getattr(c.image, name):
+      if data.vision[name] != getattr(c.image, name):
         raise ValueError(
-          f'data.look.{name}: {data.look[name]} found, {getattr(c.image, name)} expected by the '
+          f'data.vision.{name}: {data.vision[name]} found, {getattr(c.image, name)} expected by the '
           'policy'
         )
-    if 'drawn' in data and data.drawn != c.places:
+    if 'image_tokens' in data and data.image_tokens != c.places:
       raise ValueError(
-        f'data.drawn: {data.drawn} found, {c.places} expected, the places of a picture in the '
+        f'data.image_tokens: {data.image_tokens} found, {c.places} expected, the places of a picture in the '
         'policy'
       )
 
@@ -232,7 +232,7 @@ def check_words(data, c):
   """ValueError where the tokenizer of a config's section is of another model than that of Config
   `c`.
   """
-  special, vocab = encode.special(data)
+  special, vocab = encode.image_token_ids(data)
   if special != tuple(c.special):
     raise ValueError(
       f'policy.special: {tuple(c.special)} found, {special} expected, the tokens of '

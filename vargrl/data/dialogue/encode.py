@@ -1,8 +1,10 @@
-"""Dialogues as arrays: their tokens, what of them is trained, the pictures they show and those they
-draw.
+"""Dialogues as arrays: tokens, the loss mask, and images, both those shown and those generated.
 
-A picture that is drawn takes a token START, so many tokens PAD and a token END (text.DRAW_START,
-DRAW, DRAW_END)."""
+A message marks the place of an image that the user shows by IMAGE, of one that the assistant
+generates by IMAGE_GEN. Among the tokens, a shown image has one token text.VISION_PAD for each of
+its embeddings; a generated one is a token text.GEN_START, a fixed number of tokens text.GEN_PAD and
+a token text.GEN_END. Where letters are shapes, S is the tokens of a dialogue, T the patches of the
+images it shows, G the images it generates, [y, x] their pixels."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,66 +13,80 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vargrl.data import image as pixels
-from vargrl.data import patches as cutting
-from vargrl.data import scenes_tokenizer as scenes
-from vargrl.data import text
+from vargrl import contracts
+from vargrl.data import image as imaging
+from vargrl.data import patches as patching
+from vargrl.data import scenes_tokenizer, text
 
-SEEN, DRAWN = (
-  '<image>',
-  '<image_gen>',
-)  # the place of a picture in a message, as in the data files of VARGPT-v1.1
-PLACE = re.compile(f'({SEEN}|{DRAWN})')
-NULL = (('user', ''), ('assistant', DRAWN))
-CROPS, WANTED, POSITIONS = ('cover', 'released'), ('assistant', 'all'), ('mrope', 'plain')
-MOST = (
-  512 * 512
-)  # pixels of a picture before anything else is done with it, where crop is 'released'
+IMAGE, IMAGE_GEN = '<image>', '<image_gen>'  # as in the data files of VARGPT-v1.1
+IMAGE_PATTERN = re.compile(f'({IMAGE}|{IMAGE_GEN})')
+EMPTY_DIALOGUE = (('user', ''), ('assistant', IMAGE_GEN))
+CROPS, LOSS_ON, POSITIONS = ('cover', 'vargpt'), ('assistant', 'all'), ('mrope', 'sequential')
+MAX_SOURCE_PIXELS = 512 * 512  # what crop 'vargpt' first reduces every image to
+VISION_KEYS = ('patch', 'merge', 'frames', 'min_pixels', 'max_pixels')
 
 
-class Unfit(ValueError):
-  """A dialogue that is left out, as one with an unreadable picture is."""
+class DoesNotFit(ValueError):
+  """A dialogue without room in a row. It is skipped, as one with an unreadable image is."""
 
 
 class Dialogue(NamedTuple):
-  """messages: ((role, content), ...). pictures: of the places in the contents, in their order; each
-  uint8 [y, x, 3], the bytes of a file or its path. about: what a checker needs to judge an
-  answer."""
+  """Messages, and the images that they have.
+
+  Attributes:
+    messages: ((role, content), ...), each content with IMAGE and IMAGE_GEN in the place of images.
+    images: of all messages, in order; each uint8 [y, x, 3], the bytes of a file or its path.
+    metadata: what a checker needs to judge an answer.
+  """
 
   messages: tuple
-  pictures: tuple
-  about: Any = None
+  images: tuple
+  metadata: Any = None
 
   @property
   def text(self):
-    """What is asked last, without the places of pictures."""
-    return ' '.join(
-      PLACE.sub(' ', [said for role, said in self.messages if role == 'user'][-1]).split()
-    )
+    """The user's last message, without the places of images."""
+    last = [content for role, content in self.messages if role == 'user'][-1]
+    return ' '.join(IMAGE_PATTERN.sub(' ', last).split())
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-  """words: the tokenizer. patch, merge, frames, least, most: of pictures that are seen, see
-  patches.cut. size, crop: (y, x) of those that are drawn."""
+class DialogueFormat:
+  """How dialogues become arrays.
 
-  words: text.Words
+  Attributes:
+    tokenizer: of their text.
+    patch, merge, frames, min_pixels, max_pixels: of images that are shown, see
+      patches.to_patches.
+    size: (y, x) of generated images.
+    crop: 'cover' resizes generated images to cover `size` and crops them at the center, as it does
+      with shown images of dialogues that generate one. 'vargpt' does as VARGPT-v1.1 did: all images
+      lose pixels down to MAX_SOURCE_PIXELS, generated ones are cropped at random.
+  """
+
+  tokenizer: text.TextTokenizer
   patch: int
   merge: int
   frames: int
-  least: int
-  most: int
+  min_pixels: int
+  max_pixels: int
   size: tuple[int, int]
   crop: str
 
   @property
-  def width(self):
+  def patch_width(self):
+    """Numbers in a patch, p."""
     return 3 * self.frames * self.patch**2
 
 
-class Seen(NamedTuple):
-  """Pictures as patches: patches float32 [T, p], position int32 [2, T], segment int32 [T] from 1;
-  sizes [(h, w)].
+class VisionPatches(NamedTuple):
+  """Shown images, cut into patches.
+
+  Attributes:
+    patches: float32 [T, p].
+    position: int32 [2, T], row and column in the image.
+    segment: int32 [T], the image of each patch, from 1 on.
+    sizes: [(h, w)], patches of each image.
   """
 
   patches: np.ndarray
@@ -79,221 +95,245 @@ class Seen(NamedTuple):
   sizes: list
 
 
-class Told(NamedTuple):
-  """A dialogue of S tokens: tokens, wanted, place [S], position [3, S]; image [G, y, x, 3], slot
-  [G]; memory: G arrays. See dialogues.make; places count from its own beginning, segments of
-  patches from 1."""
+class EncodedDialogue(NamedTuple):
+  """A dialogue of S tokens; the last four are None in a prompt. Indices count from its beginning.
+
+  Attributes:
+    tokens: int32 [S].
+    position: int32 [3, S], by time, row and column.
+    image_index: int32 [S], the embedding of `vision` that replaces a token, -1 for none.
+    vision: the shown images.
+    loss_mask: float32 [S], 1 where predicting this token counts.
+    image: float32 [G, y, x, 3] in [-1, 1], the generated images.
+    image_start: int32 [G], the index of the first GEN_PAD of each.
+    context: [int32 [M_i]] of length G, the indices of the tokens that each is generated from: all
+      before its GEN_START but the GEN_PAD of other images.
+  """
 
   tokens: np.ndarray
   position: np.ndarray
-  place: np.ndarray
-  seen: Seen
-  wanted: Any = None
+  image_index: np.ndarray
+  vision: VisionPatches
+  loss_mask: Any = None
   image: Any = None
-  slot: Any = None
-  memory: Any = None
+  image_start: Any = None
+  context: Any = None
 
 
-def form(*, tokenizer: str, look, size: Sequence[int], crop: str) -> Form:
-  """The Form of config sections; tokenizer: a checkpoint's folder, or 'scenes'. ValueError for what
-  does not fit.
-  """
-  knobs = {'patch', 'merge', 'frames', 'least', 'most'}
-  if set(look) != knobs:
-    raise ValueError(f'data.look: keys {sorted(look)} found, {sorted(knobs)} expected')
+def make_format(*, tokenizer: str, vision, size: Sequence[int], crop: str) -> DialogueFormat:
+  """The DialogueFormat of a config's section `data`.
+
+  tokenizer: a checkpoint's folder, or 'scenes'. vision: {one of VISION_KEYS: int}. Raises
+  ValueError for unknown keys, for a crop that is none of CROPS and for a size that does not fit
+  it."""
+  contracts.check_keys('data.vision', vision, VISION_KEYS)
   if crop not in CROPS:
     raise ValueError(f'data.crop: {crop!r} found, one of {CROPS} expected')
   y, x = size
-  if crop == 'released' and y != x:
-    raise ValueError(f"data.size: {y} x {x} found with crop 'released', a square expected")
-  return Form(words=worded(tokenizer), size=(y, x), crop=crop, **look)
+  if crop == 'vargpt' and y != x:
+    raise ValueError(f"data.size: {y} x {x} found with crop 'vargpt', a square expected")
+  return DialogueFormat(tokenizer=load_tokenizer(tokenizer), size=(y, x), crop=crop, **vision)
 
 
-def worded(tokenizer: str) -> text.Words:
-  """The tokenizer of a checkpoint's folder, or that of 'scenes'. One that has no tokens for drawing
-  gets them after its last; ValueError where it has none for pictures that are seen."""
-  words = scenes.words() if tokenizer == 'scenes' else text.with_drawing(text.read(tokenizer))
-  for token in scenes.SPECIAL:
-    text.number(words, token)
-  return words
+def load_tokenizer(tokenizer: str) -> text.TextTokenizer:
+  """The tokenizer of a checkpoint's folder, or that of 'scenes'.
+
+  One without tokens for generated images gets them after its last token; ValueError where it has
+  none for shown images."""
+  if tokenizer == 'scenes':
+    loaded = scenes_tokenizer.build()
+  else:
+    loaded = text.add_image_tokens(text.load(tokenizer))
+  for token in scenes_tokenizer.SPECIAL:
+    text.token_id(loaded, token)
+  return loaded
 
 
-def special(data) -> tuple[tuple[int, ...], int]:
-  """(the tokens where a drawn picture begins, ends, and of its places; how many tokens there are)
-  of a config's section.
-  """
-  words = worded(data.tokenizer)
-  numbers = [text.number(words, token) for token in (text.DRAW_START, text.DRAW_END, text.DRAW)]
-  return tuple(numbers), words.tokenizer.get_vocab_size()
+def image_token_ids(data) -> tuple[tuple[int, ...], int]:
+  """((ids of GEN_START, GEN_END and GEN_PAD), size of the vocabulary) of a config's section."""
+  tokenizer = load_tokenizer(data.tokenizer)
+  ids = [text.token_id(tokenizer, x) for x in (text.GEN_START, text.GEN_END, text.GEN_PAD)]
+  return tuple(ids), tokenizer.backend.get_vocab_size()
 
 
-def pictured(picture) -> np.ndarray:
-  """uint8 [y, x, 3] of a picture of a Dialogue; image.Unreadable if it is none."""
-  if not isinstance(picture, str):
-    return pixels.decode(picture)
+def load_image(source) -> np.ndarray:
+  """uint8 [y, x, 3] of an image of a Dialogue; raises image.Unreadable, which names its path."""
+  if not isinstance(source, str):
+    return imaging.decode(source)
   try:
-    with open(picture, 'rb') as file:
-      return pixels.decode(file.read())
+    with open(source, 'rb') as file:
+      return imaging.decode(file.read())
   except OSError as e:
-    raise pixels.Unreadable(f'picture {picture}: {e.strerror or e}, a file expected') from e
-  except pixels.Unreadable as e:
-    raise pixels.Unreadable(f'{picture}: {e}') from e
+    raise imaging.Unreadable(f'picture {source}: {e.strerror or e}, a file expected') from e
+  except imaging.Unreadable as e:
+    raise imaging.Unreadable(f'{source}: {e}') from e
 
 
-def target(form: Form, picture, draw: int) -> np.ndarray:
-  """float32 [y, x, 3] in [-1, 1] of a picture that is drawn; `draw` seeds its crop."""
-  found, (y, x) = pictured(picture), form.size
-  if form.crop == 'cover':
-    return pixels.to_float(pixels.cover(found, height=y, width=x))
-  found = pixels.shrunk(found, most=MOST)
-  return pixels.to_float(pixels.fit(found, size=y, crop='random', rng=np.random.default_rng(draw)))
+def load_target(format: DialogueFormat, source, seed: int) -> np.ndarray:
+  """float32 [y, x, 3] in [-1, 1] of an image to generate; `seed` is that of its crop."""
+  image, (y, x) = load_image(source), format.size
+  if format.crop == 'cover':
+    return imaging.to_float(imaging.cover(image, height=y, width=x))
+  image = imaging.limit_pixels(image, max_pixels=MAX_SOURCE_PIXELS)
+  rng = np.random.default_rng(seed)
+  return imaging.to_float(imaging.fit(image, size=y, crop='random', rng=rng))
 
 
-def see(form: Form, pictures, *, framed: bool) -> Seen:
-  """Pictures that are seen; framed: as those of a drawing dialogue, which show what is drawn and no
-  more.
-  """
+def encode_images(format: DialogueFormat, sources, *, framed: bool) -> VisionPatches:
+  """The VisionPatches of shown images.
+
+  framed: crop them at the center to the aspect ratio of generated images, as the sources of edits
+  are. Raises image.Unreadable, and DoesNotFit for an image that is too long."""
   cuts = []
-  for picture in pictures:
-    found, (y, x) = pictured(picture), form.size
-    if form.crop == 'released':
-      found = pixels.shrunk(found, most=MOST)
+  for source in sources:
+    image, (y, x) = load_image(source), format.size
+    if format.crop == 'vargpt':
+      image = imaging.limit_pixels(image, max_pixels=MAX_SOURCE_PIXELS)
     elif framed:
-      found = pixels.framed(found, height=y, width=x)
+      image = imaging.crop_to_aspect(image, height=y, width=x)
     try:
-      cuts.append(
-        cutting.cut(
-          found,
-          patch=form.patch,
-          merge=form.merge,
-          frames=form.frames,
-          least=form.least,
-          most=form.most,
-        )
-      )
+      options = {key: getattr(format, key) for key in VISION_KEYS}
+      cuts.append(patching.to_patches(image, **options))
     except ValueError as e:
-      raise Unfit(str(e)) from e
+      raise DoesNotFit(str(e)) from e
   sizes = [size for _, size in cuts]
-  lengths = [h * w for h, w in sizes]
-  return Seen(
-    np.concatenate([np.zeros((0, form.width), np.float32), *(x for x, _ in cuts)]),
-    np.concatenate(
-      [np.zeros((2, 0), np.int32), *(cutting.grid(*s, merge=form.merge) for s in sizes)], 1
-    ),
-    np.repeat(np.arange(len(cuts)) + 1, lengths).astype(np.int32),
+  positions = [patching.patch_positions(h, w, merge=format.merge) for h, w in sizes]
+  return VisionPatches(
+    np.concatenate([np.zeros((0, format.patch_width), np.float32), *(x for x, _ in cuts)]),
+    np.concatenate([np.zeros((2, 0), np.int32), *positions], 1),
+    np.repeat(np.arange(len(cuts)) + 1, [h * w for h, w in sizes]).astype(np.int32),
     sizes,
   )
 
 
-def places(messages):
-  """SEEN or DRAWN for each picture of these messages."""
-  return [place for _, said in messages for place in PLACE.findall(said)]
+def image_placeholders(messages):
+  """[IMAGE or IMAGE_GEN] of each image of messages ((role, content), ...), in order."""
+  return [place for _, content in messages for place in IMAGE_PATTERN.findall(content)]
 
 
-def spoken(messages):
-  """The messages as a chat template takes them, one token for every picture."""
+def to_chat_messages(messages):
+  """Messages as a chat template takes them, with one GEN_PAD for every generated image."""
 
-  def content(said):
-    said = said.replace(DRAWN, text.DRAW_START + text.DRAW + text.DRAW_END)
-    if SEEN not in said:
-      return said
+  def convert(content):
+    content = content.replace(IMAGE_GEN, text.GEN_START + text.GEN_PAD + text.GEN_END)
+    if IMAGE not in content:
+      return content
     parts = [
-      {'type': 'image'} if part == SEEN else {'type': 'text', 'text': part}
-      for part in PLACE.split(said)
+      {'type': 'image'} if part == IMAGE else {'type': 'text', 'text': part}
+      for part in IMAGE_PATTERN.split(content)
     ]
     return [part for part in parts if part.get('text') != '']
 
-  return [{'role': role, 'content': content(said)} for role, said in messages]
+  return [{'role': role, 'content': convert(content)} for role, content in messages]
 
 
-def whole(
-  form: Form,
+def encode(
+  format: DialogueFormat,
   dialogue: Dialogue,
   rng: np.random.Generator,
   *,
-  drawn: int,
-  wanted: str,
+  image_tokens: int,
+  loss_on: str,
   positions: str,
   prompt_drop: float,
-) -> Told:
-  """The Told of a dialogue, up to the last word of the assistant; for the options see
-  dialogues.make.
-  """
-  messages, pictures = dialogue.messages, dialogue.pictures
-  kinds = places(messages)
-  targets = [picture for picture, kind in zip(pictures, kinds, strict=True) if kind == DRAWN]
+) -> EncodedDialogue:
+  """The EncodedDialogue to train on, up to the end of the assistant's last answer.
+
+  image_tokens: how many GEN_PAD a generated image has. For the other options see train.make. Raises
+  ValueError for a text that has tokens of images in it, image.Unreadable and DoesNotFit."""
+  messages, images = dialogue.messages, dialogue.images
+  kinds = image_placeholders(messages)
+  targets = [image for image, kind in zip(images, kinds, strict=True) if kind == IMAGE_GEN]
   if targets and rng.random() < prompt_drop:
     targets = [targets[rng.integers(len(targets))]]
-    messages, pictures, kinds = NULL, targets, [DRAWN]
-  draw = int(rng.integers(2**63))
-  seen = see(form, [p for p, kind in zip(pictures, kinds) if kind == SEEN], framed=bool(targets))
-  ids, said = text.dialogue(form.words, spoken(messages), counts=[1] * len(seen.sizes))
-  ids, said = (x[: np.flatnonzero(said)[-1] + 1] for x in (ids, said))
-  pad = text.number(form.words, text.DRAW)
-  if (found := int((ids == pad).sum())) != len(targets):
+    messages, images, kinds = EMPTY_DIALOGUE, targets, [IMAGE_GEN]
+  seed = int(rng.integers(2**63))
+  shown = [image for image, kind in zip(images, kinds) if kind == IMAGE]
+  vision = encode_images(format, shown, framed=bool(targets))
+  tokens, mask = text.encode_dialogue(
+    format.tokenizer, to_chat_messages(messages), counts=[1] * len(vision.sizes)
+  )
+  tokens, mask = (x[: np.flatnonzero(mask)[-1] + 1] for x in (tokens, mask))
+  pad = text.token_id(format.tokenizer, text.GEN_PAD)
+  if (found := int((tokens == pad).sum())) != len(targets):
     raise ValueError(
-      f'dialogue: {found} tokens {text.DRAW} found, one for each of {len(targets)} {DRAWN} expected'
+      f'dialogue: {found} tokens {text.GEN_PAD} found, one for each of {len(targets)} {IMAGE_GEN} '
+      'expected'
     )
-  many = counts(form, ids, seen) + (drawn - 1) * (ids == pad)
-  slot = (np.cumsum(many) - many)[ids == pad].astype(np.int32)
-  ids, said = np.repeat(ids, many), np.repeat(said, many)
-  if targets and wanted == 'all':
-    said[:] = True
-  else:
-    said &= ids != text.number(form.words, text.DRAW_END)
-  said &= ids != pad
-  said[0] = False
-  image = [target(form, picture, draw) for picture in targets]
-  position, place = shown(form, ids, seen)
-  if positions == 'plain':
-    position = np.tile(np.arange(len(ids), dtype=position.dtype), (3, 1))
-  return Told(
-    ids,
+  repeats = token_repeats(format, tokens, vision) + (image_tokens - 1) * (tokens == pad)
+  image_start = (np.cumsum(repeats) - repeats)[tokens == pad].astype(np.int32)
+  tokens, mask = np.repeat(tokens, repeats), np.repeat(mask, repeats)
+  mask = loss_mask(format, tokens, mask, everything=bool(targets) and loss_on == 'all')
+  image = [load_target(format, target, seed) for target in targets]
+  position, image_index = mrope_positions(format, tokens, vision)
+  if positions == 'sequential':
+    position = np.tile(np.arange(len(tokens), dtype=position.dtype), (3, 1))
+  return EncodedDialogue(
+    tokens,
     position,
-    place,
-    seen,
-    said.astype(np.float32),
-    np.stack(image) if image else np.zeros((0, *form.size, 3), np.float32),
-    slot,
-    [np.flatnonzero(ids[: at - 1] != pad).astype(np.int32) for at in slot],
+    image_index,
+    vision,
+    mask,
+    np.stack(image) if image else np.zeros((0, *format.size, 3), np.float32),
+    image_start,
+    [np.flatnonzero(tokens[: start - 1] != pad).astype(np.int32) for start in image_start],
   )
 
 
-def counts(form, ids, seen):
-  """How often each token is repeated: as often as its picture has embeddings."""
-  many, at = np.ones(len(ids), np.int64), ids == text.number(form.words, text.IMAGE)
-  many[at] = [h * w // form.merge**2 for h, w in seen.sizes]
-  return many
+def loss_mask(format, tokens, answer_mask, *, everything):
+  """float32 [S]: 1 where predicting a token counts, never for the first one, nor for GEN_PAD.
+
+  everything: for all others; otherwise for the assistant's answers (answer_mask, bool [S]), GEN_END
+  left out, which always follows the last GEN_PAD."""
+  if everything:
+    mask = np.ones(len(tokens), bool)
+  else:
+    mask = answer_mask & (tokens != text.token_id(format.tokenizer, text.GEN_END))
+  mask &= tokens != text.token_id(format.tokenizer, text.GEN_PAD)
+  mask[0] = False
+  return mask.astype(np.float32)
 
 
-def shown(form, ids, seen):
-  """(position [3, S], place [S]) of tokens among which pictures have as many as they have
-  embeddings.
-  """
-  pad = text.number(form.words, text.IMAGE)
-  place = np.full(len(ids), -1, np.int32)
-  place[ids == pad] = np.arange((ids == pad).sum())
-  return cutting.positions(ids, seen.sizes, pad=pad, merge=form.merge), place
+def token_repeats(format, tokens, vision):
+  """int64 [S]: how often each token is repeated, a VISION_PAD once for each embedding."""
+  repeats = np.ones(len(tokens), np.int64)
+  at = tokens == text.token_id(format.tokenizer, text.VISION_PAD)
+  repeats[at] = [h * w // format.merge**2 for h, w in vision.sizes]
+  return repeats
 
 
-def opening(form: Form, dialogue: Dialogue, *, draw: bool) -> Told:
-  """What is before the assistant's last message; draw: and that message as far as its first
-  picture's START.
-  """
+def mrope_positions(format, tokens, vision):
+  """(position int32 [3, S], image_index int32 [S]) of tokens with repeated VISION_PAD."""
+  pad = text.token_id(format.tokenizer, text.VISION_PAD)
+  image_index = np.full(len(tokens), -1, np.int32)
+  image_index[tokens == pad] = np.arange((tokens == pad).sum())
+  position = patching.mrope_positions(tokens, vision.sizes, pad=pad, merge=format.merge)
+  return position, image_index
+
+
+def encode_prompt(
+  format: DialogueFormat, dialogue: Dialogue, *, prefill_image: bool
+) -> EncodedDialogue:
+  """The EncodedDialogue of what is before the assistant's last answer.
+
+  prefill_image: and of that answer up to its first GEN_START, included. Raises DoesNotFit for an
+  IMAGE_GEN before the last answer, and where there is none in it that could be prefilled."""
   *before, (_, answer) = dialogue.messages
-  kinds = places(before)
-  if DRAWN in kinds:
-    raise Unfit(f'prompt: {DRAWN} before the last answer found, which no prompt can hold')
-  if draw and DRAWN not in answer:
-    raise Unfit(f'prompt: no {DRAWN} in the last answer found, one expected')
-  seen = see(form, dialogue.pictures[: len(kinds)], framed=DRAWN in answer)
-  ids = text.prompt(form.words, spoken(before), counts=[1] * len(seen.sizes))
-  ids = np.repeat(ids, counts(form, ids, seen))
-  if draw:
-    ids = np.concatenate([ids, begun(form, answer)])
-  return Told(ids, *shown(form, ids, seen), seen)
+  kinds = image_placeholders(before)
+  if IMAGE_GEN in kinds:
+    raise DoesNotFit(f'prompt: {IMAGE_GEN} before the last answer found, which no prompt can hold')
+  if prefill_image and IMAGE_GEN not in answer:
+    raise DoesNotFit(f'prompt: no {IMAGE_GEN} in the last answer found, one expected')
+  vision = encode_images(format, dialogue.images[: len(kinds)], framed=IMAGE_GEN in answer)
+  tokens = text.encode_prompt(
+    format.tokenizer, to_chat_messages(before), counts=[1] * len(vision.sizes)
+  )
+  tokens = np.repeat(tokens, token_repeats(format, tokens, vision))
+  if prefill_image:
+    tokens = np.concatenate([tokens, answer_prefix(format, answer)])
+  return EncodedDialogue(tokens, *mrope_positions(format, tokens, vision), vision)
 
 
-def begun(form: Form, answer: str) -> np.ndarray:
-  """ids of an answer as far as its first picture's START."""
-  return text.encode(form.words, answer.split(DRAWN)[0] + text.DRAW_START)
+def answer_prefix(format: DialogueFormat, answer: str) -> np.ndarray:
+  """int32 [S]: the tokens of an answer up to its first GEN_START, included."""
+  return text.encode(format.tokenizer, answer.split(IMAGE_GEN)[0] + text.GEN_START)

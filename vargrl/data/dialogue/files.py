@@ -1,9 +1,9 @@
-"""Dialogues of data files, in the schemas that VARGPT-v1.1 was released with: .json, .jsonl, and
-TFDS data sets of the same fields; and .txt with a prompt in each line.
+"""Dialogues of data files, in the schemas that VARGPT-v1.1 was released with.
 
-A record has messages [{'role': 'user', 'content': '<image>What is this?'}, {'role': 'assistant',
-...}] and images, one for each <image> and <image_gen> in their order: paths, or in TFDS encoded
-pictures. A preference ends with the user's message and has chosen and rejected, an assistant's
+Files are .json, .jsonl, TFDS data sets of the same fields, or .txt with a prompt in each line. A
+record has `messages` [{'role': 'user', 'content': '<image>What is this?'}, {'role': 'assistant',
+...}] and `images`, one for each <image> and <image_gen> in their order: paths, or in TFDS encoded
+images. A preference ends with the user's message, and has `chosen` and `rejected`, an assistant's
 message each."""
 
 import json
@@ -12,41 +12,43 @@ import os
 import numpy as np
 
 from vargrl.data import image, source
-from vargrl.data.dialogue.encode import DRAWN, PLACE, SEEN, Dialogue, places
+from vargrl.data.dialogue.encode import (
+  IMAGE,
+  IMAGE_GEN,
+  IMAGE_PATTERN,
+  Dialogue,
+  image_placeholders,
+)
 
-CHECKED = 1000
+CHECKED_IMAGES = 1000  # records whose images must be there when a file is opened
 FILES = ('.json', '.jsonl', '.txt')
-ENDS = (
-  'answer',
-  'prompt',
-  'pair',
-)  # of a record: as it is trained, as it is continued, as it is preferred
+ROLES = ('train', 'prompt', 'pair')  # what a record is for: an answer, a prompt, a preference
 
 
-def opened(dataset: str, split: str, dir: str, *, ends: str):
-  """(record number -> Dialogue, or of pairs (chosen, rejected), how many there are); ValueError
-  that names the first record that is wrong. Files are checked whole here, but for pictures beyond
-  the first CHECKED records, which may lie in a bucket; TFDS records as they are read.
+def open_source(dataset: str, split: str, dir: str, *, role: str):
+  """(read, count): read(index) -> Dialogue, or of pairs (chosen, rejected), and how many there are.
 
   dataset: a .json or .jsonl, or of prompts a .txt, whose split is ''; dir: the folder of its
-  images, '' for its own; or a TFDS name."""
+  images, '' for its own; or a TFDS name. role: one of ROLES. Raises ValueError, which names the
+  first record that is wrong. Files are checked whole here, but for images beyond the first
+  CHECKED_IMAGES records, which may lie in a bucket; TFDS records are checked as they are read."""
   if not dataset.endswith(FILES):
-    return from_tfds(dataset, split, dir, ends)
+    return open_tfds(dataset, split, dir, role)
   if split:
     raise ValueError(f"{dataset}: split {split!r} found, '' expected of a file")
-  kinds = FILES if ends == 'prompt' else FILES[:2]
+  kinds = FILES if role == 'prompt' else FILES[:2]
   if not os.path.isfile(dataset) or not dataset.endswith(kinds):
     what = (
       'found, which has prompts alone' if os.path.isfile(dataset) else 'found, which is no file'
     )
     raise ValueError(f'{dataset} {what}; one that ends with {" or ".join(kinds)} expected')
   folder, lines = dir or os.path.dirname(dataset), []
-  for i, record in enumerate(listed(dataset)):
+  for i, record in enumerate(read_records(dataset)):
     where = f'{dataset}: record {i}'
-    parts, images = checked(record, where, ends)
-    if i < CHECKED:
+    parts, images = check_record(record, where, role)
+    if i < CHECKED_IMAGES:
       for path in images:
-        found(path, folder, where)
+        find_image(path, folder, where)
     lines.append(json.dumps([parts, images]).encode())
   if not lines:
     raise ValueError(f'{dataset}: 0 records found, at least 1 expected')
@@ -55,22 +57,24 @@ def opened(dataset: str, split: str, dir: str, *, ends: str):
 
   def read(i):
     parts, images = json.loads(table[starts[i] : starts[i + 1]])
-    return dialogue(parts, [found(path, folder, f'{dataset}: record {i}') for path in images])
+    where = f'{dataset}: record {i}'
+    return to_dialogue(parts, [find_image(path, folder, where) for path in images])
 
   return read, len(lines)
 
 
-def listed(path: str):
-  """The records of a file, one by one."""
+def read_records(path: str):
+  """Yields the records of a file; ValueError for what is not UTF-8 or not JSON."""
   try:
-    yield from records_of(path)
+    yield from parse_file(path)
   except UnicodeDecodeError as e:
     raise ValueError(
       f'{path}: byte {e.start} is {e.object[e.start]:#04x}, text in UTF-8 expected'
     ) from e
 
 
-def records_of(path):
+def parse_file(path):
+  """Yields the records of a file in UTF-8; a line of a .txt is a record with one message."""
   with open(path, encoding='utf-8') as file:
     if path.endswith('.txt'):
       lines = file.read().rstrip().splitlines()  # as many as there are names in it, see names.py
@@ -81,23 +85,24 @@ def records_of(path):
       return
     if path.endswith('.jsonl'):
       for i, line in enumerate(x for x in file if x.strip()):
-        yield loads(line, f'{path}: record {i}')
+        yield parse_json(line, f'{path}: record {i}')
       return
-    records = loads(file.read(), path)
+    records = parse_json(file.read(), path)
   if not isinstance(records, list):
     raise ValueError(f'{path}: {type(records).__name__} found, a list of records expected')
   yield from records
 
 
-def loads(text, where):
+def parse_json(text, where):
+  """The value of a JSON text; ValueError, a sentence that begins with `where`, if it is none."""
   try:
     return json.loads(text)
   except ValueError as e:
     raise ValueError(f'{where}: no JSON ({e})') from e
 
 
-def found(path, folder, where):
-  """The path of a picture: below the folder if it is there, as it is otherwise."""
+def find_image(path, folder, where):
+  """The path of an image below the folder, or else as it is; image.Unreadable if there is none."""
   for place in (os.path.join(folder, path), path):
     if os.path.isfile(place):
       return place
@@ -106,42 +111,49 @@ def found(path, folder, where):
   )
 
 
-def checked(record, where: str, ends: str):
-  """([messages, or of pairs messages with the chosen, messages with the rejected], images);
-  ValueError for what is wrong, in a sentence that begins with `where`."""
-  needed = {'messages'} | ({'chosen', 'rejected'} if ends == 'pair' else set())
+def check_record(record, where: str, role: str):
+  """(parts, images) of a record: lists of messages [role, content], one or two, and its images.
+
+  Of pairs, the parts are the dialogue with the chosen answer and with the rejected one; of a prompt
+  without an answer, the dialogue with an empty one. role: one of ROLES. Raises ValueError, a
+  sentence that begins with `where`, for what is wrong."""
+  needed = {'messages'} | ({'chosen', 'rejected'} if role == 'pair' else set())
   if not isinstance(record, dict) or not needed <= record.keys():
     shape = sorted(record) if isinstance(record, dict) else type(record).__name__
     raise ValueError(f'{where}: {shape} found, keys {sorted(needed)} expected')
-  messages, images = lists(record, where)
+  messages, images = messages_and_images(record, where)
   if bad := [x for x in images if x is None or isinstance(x, (int, float, dict, list))]:
     raise ValueError(f'{where}: picture {bad[0]!r} found, a path expected')
-  messages, images = [plain(m, where) for m in messages], list(images)
-  if ends == 'pair':
-    answers = [plain(record[key], where) for key in ('chosen', 'rejected')]
-    for role, said in answers:
-      if places([(role, said)]) != [DRAWN]:
-        raise ValueError(f'{where}: answer {said!r} found, one {DRAWN} expected in it')
+  messages, images = [role_content(m, where) for m in messages], list(images)
+  if role == 'pair':
+    answers = [role_content(record[key], where) for key in ('chosen', 'rejected')]
+    for speaker, content in answers:
+      if image_placeholders([(speaker, content)]) != [IMAGE_GEN]:
+        raise ValueError(f'{where}: answer {content!r} found, one {IMAGE_GEN} expected in it')
     parts = [[*messages, answer] for answer in answers]
   else:
-    if ends == 'prompt' and messages and messages[-1][0] == 'user':
+    if role == 'prompt' and messages and messages[-1][0] == 'user':
       messages.append(['assistant', ''])
     parts = [messages]
   for part in parts:
-    check_roles(part, where, empty=ends == 'prompt')
-  before = len(places(parts[0][:-1]))
-  wanted = before + sum(len(places(part[-1:])) for part in parts)
-  if len(images) != wanted and not (ends == 'prompt' and len(images) == before):
-    raise ValueError(
-      f'{where}: {wanted} places of pictures ({SEEN}, {DRAWN}) and {len(images)} images found, as '
-      'many '
-      'of both expected'
-    )
+    check_roles(part, where, empty_answer=role == 'prompt')
+  check_count(parts, images, where, role)
   return parts, images
 
 
-def lists(record, where):
-  """(messages, images) of a record, which may lack either."""
+def check_count(parts, images, where, role):
+  """Raises ValueError unless all places have an image; those of a prompt's answer may lack it."""
+  before = len(image_placeholders(parts[0][:-1]))
+  places = before + sum(len(image_placeholders(part[-1:])) for part in parts)
+  if len(images) != places and not (role == 'prompt' and len(images) == before):
+    raise ValueError(
+      f'{where}: {places} places of pictures ({IMAGE}, {IMAGE_GEN}) and {len(images)} images found,'
+      ' as many of both expected'
+    )
+
+
+def messages_and_images(record, where):
+  """(messages, images) of a record, empty where it lacks them; ValueError unless both are lists."""
   found = record.get('messages', []), [] if record.get('images') is None else record['images']
   for name, value in zip(('messages', 'images'), found):
     if not isinstance(value, (list, tuple)):
@@ -149,8 +161,8 @@ def lists(record, where):
   return found
 
 
-def plain(message, where):
-  """[role, content] of a message."""
+def role_content(message, where):
+  """[role, content] of a message {'role', 'content'}; ValueError unless both are texts."""
   if not isinstance(message, dict) or not all(
     isinstance(message.get(key), str) for key in ('role', 'content')
   ):
@@ -158,61 +170,75 @@ def plain(message, where):
   return [message['role'], message['content']]
 
 
-def check_roles(messages, where, *, empty):
-  """Who speaks, and who shows and draws pictures. empty: the last answer may be."""
+def check_roles(messages, where, *, empty_answer):
+  """Raises ValueError unless user and assistant take turns, and have the images that they may have.
+
+  A system message may come first. Users show images, assistants generate them. empty_answer: the
+  last answer may be empty."""
   roles = [role for role, _ in messages]
   turns = roles[1:] if roles[:1] == ['system'] else roles
   if not turns or turns != ['user', 'assistant'] * (len(turns) // 2):
-    if empty and turns and not messages[-1][1]:
-      roles = roles[:-1]  # which `checked` has put there
+    if empty_answer and turns and not messages[-1][1]:
+      roles = roles[:-1]  # which `check_record` has put there
     raise ValueError(
       f"{where}: roles {roles} found, 'user' and 'assistant' in turns expected, the last "
       "'assistant'"
     )
-  for i, (role, said) in enumerate(messages):
-    wrong = {'system': PLACE.findall(said), 'user': DRAWN in said, 'assistant': SEEN in said}[role]
+  for i, (role, content) in enumerate(messages):
+    wrong = {
+      'system': IMAGE_PATTERN.findall(content),
+      'user': IMAGE_GEN in content,
+      'assistant': IMAGE in content,
+    }[role]
     if wrong:
       raise ValueError(
-        f'{where}: message {said!r} of {role!r} found, {SEEN} expected of users alone, {DRAWN} of '
-        'assistants'
+        f'{where}: message {content!r} of {role!r} found, {IMAGE} expected of users alone, '
+        f'{IMAGE_GEN} of assistants'
       )
-    if role == 'assistant' and not said.strip() and not (empty and i == len(messages) - 1):
-      raise ValueError(f'{where}: an empty answer found, words or {DRAWN} expected')
+    last = empty_answer and i == len(messages) - 1
+    if role == 'assistant' and not content.strip() and not last:
+      raise ValueError(f'{where}: an empty answer found, words or {IMAGE_GEN} expected')
 
 
-def dialogue(parts, images):
-  """What `checked` gave as a Dialogue, or as two."""
+def to_dialogue(parts, images):
+  """The Dialogue of what `check_record` returns; (chosen, rejected) of two parts."""
   parts = [tuple(map(tuple, part)) for part in parts]
-  before = len(places(parts[0][:-1]))
-  own = (
-    [images[before:]] if len(parts) == 1 else [images[before : before + 1], images[before + 1 :]]
-  )
-  whole = [Dialogue(part, (*images[:before], *mine)) for part, mine in zip(parts, own, strict=True)]
-  return tuple(whole) if len(whole) > 1 else whole[0]
+  before = len(image_placeholders(parts[0][:-1]))
+  if len(parts) == 1:
+    own = [images[before:]]
+  else:
+    own = [images[before : before + 1], images[before + 1 :]]
+  dialogues = [
+    Dialogue(part, (*images[:before], *mine)) for part, mine in zip(parts, own, strict=True)
+  ]
+  return tuple(dialogues) if len(dialogues) > 1 else dialogues[0]
 
 
-def from_tfds(dataset, split, dir, ends):
-  """`opened` of a TFDS data set."""
-  records, spec = source._open(dataset, split, dir)
+def open_tfds(dataset, split, dir, role):
+  """`open_source` of a TFDS data set."""
+  records, spec = source.open_dataset(dataset, split, dir)
   kinds = dict(spec.items())
-  for name in ('messages', 'images', *(('chosen', 'rejected') if ends == 'pair' else ())):
+  for name in ('messages', 'images', *(('chosen', 'rejected') if role == 'pair' else ())):
     if name not in kinds:
       raise ValueError(f'{dataset}: features {sorted(kinds)} found, {name!r} expected among them')
 
   def read(i):
     try:
-      record = dict(records[i])  # TFDS cannot leave a list of pictures as it is
+      record = dict(records[i])  # TFDS cannot leave a list of images as it is
     except Exception as e:  # Pillow's readers raise what they like
       raise image.Unreadable(f'{type(e).__name__}: {e}') from e
-    said = record['messages']
-    record['messages'] = [texts({k: said[k][n] for k in said}) for n in range(len(said['role']))]
+    columns = record['messages']
+    record['messages'] = [
+      decode_texts({k: columns[k][n] for k in columns}) for n in range(len(columns['role']))
+    ]
     for key in ('chosen', 'rejected'):
-      if ends == 'pair':
-        record[key] = texts(record[key])
-    return dialogue(*checked(record, f'{dataset}/{split}: record {i}', ends))
+      if role == 'pair':
+        record[key] = decode_texts(record[key])
+    return to_dialogue(*check_record(record, f'{dataset}/{split}: record {i}', role))
 
   return read, len(records)
 
 
-def texts(message):
+def decode_texts(message):
+  """A message {key: text} with its bytes decoded as UTF-8."""
   return {k: x.decode() if isinstance(x, bytes) else x for k, x in message.items()}

@@ -1,4 +1,7 @@
-"""Dialogues in rows of one shape: several in a row for training, one in a row to be continued."""
+"""Encoded dialogues in rows of one shape: several in a row for training, one as a prompt.
+
+Where letters are shapes, S is the tokens of a row, T the patches of the images shown in it, G the
+images generated in it, M the tokens that one of these is generated from."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -6,132 +9,9 @@ import dataclasses
 import numpy as np
 
 from vargrl.data import text
-from vargrl.data.dialogue.encode import Form, Told, Unfit
+from vargrl.data.dialogue.encode import DialogueFormat, DoesNotFit, EncodedDialogue
 
-
-@dataclasses.dataclass(frozen=True)
-class Room:
-  """What a row has room for: length, of tokens S; patches, of pictures that are seen, T; drawn
-  pictures, G; memory, of one drawn picture, M."""
-
-  length: int
-  patches: int
-  pictures: int
-  memory: int
-
-
-def check_room(room: Room, form: Form):
-  """ValueError for a row that could hold nothing, or parts of embeddings."""
-  if room.length < 2 or room.memory < 1 or min(room.pictures, room.patches) < 0:
-    raise ValueError(
-      f'data: length {room.length}, patches {room.patches}, pictures {room.pictures}, memory '
-      f'{room.memory} found, at least 2, 0, 0, 1 expected'
-    )
-  if room.patches % form.merge**2:
-    raise ValueError(
-      f'data.patches: {room.patches} found, a multiple of {form.merge**2}, the patches of an '
-      'embedding, expected'
-    )
-
-
-def sizes(told: Told):
-  """How much of a row's tokens, patches and pictures it takes."""
-  return np.array(
-    [len(told.tokens), len(told.seen.patches), len(told.slot) if told.slot is not None else 0]
-  )
-
-
-def check_fits(told: Told, room: Room):
-  """Unfit for what no row has room for, and for a picture with more before it than is
-  remembered.
-  """
-  for what, found, most in zip(
-    ('tokens', 'patches of pictures', 'drawn pictures'),
-    sizes(told),
-    (room.length, room.patches, room.pictures),
-    strict=True,
-  ):
-    if found > most:
-      raise Unfit(f'{found} {what} found, at most {most} expected')
-  longest = max(map(len, told.memory), default=0)
-  if longest > room.memory:
-    raise Unfit(
-      f'{longest} tokens before a drawn picture found, at most {room.memory}, its memory, expected'
-    )
-
-
-def pack(some: Sequence[Told], form: Form, room: Room):
-  """(one row as in dialogues.make, how many did not fit what was left of it)."""
-  row, (at, patch, picture), left = empty(form, room), (0, 0, 0), 0
-  segment = 0
-  for told in some:
-    tokens, patches, drawn = sizes(told)
-    if np.any(
-      np.array([at, patch, picture]) + sizes(told) > (room.length, room.patches, room.pictures)
-    ):
-      left += 1
-      continue
-    segment += 1
-    here = slice(at, at + tokens)
-    row['segment'][here], row['wanted'][here] = segment, told.wanted
-    lay(row, told, form, at, patch)
-    there = slice(picture, picture + drawn)
-    row['image'][there], row['slot'][there] = told.image, told.slot + at
-    for i, memory in enumerate(told.memory):
-      row['memory'][picture + i, : len(memory)] = memory + at
-    at, patch, picture = at + tokens, patch + patches, picture + drawn
-  return row, left
-
-
-def lay(row, told: Told, form: Form, at=0, patch=0):
-  """Writes what a prompt has too: tokens from `at` on, patches from `patch` on."""
-  here, there = slice(at, at + len(told.tokens)), slice(patch, patch + len(told.seen.patches))
-  row['tokens'][here], row['position'][:, here] = told.tokens, told.position
-  row['place'][here] = np.where(told.place < 0, -1, told.place + patch // form.merge**2)
-  row['patches'][there], row['patch_position'][:, there] = told.seen.patches, told.seen.position
-  row['patch_segment'][there] = told.seen.segment + row['patch_segment'].max(initial=0)
-
-
-def empty(form: Form, room: Room):
-  """A row of padding."""
-  S, G, zeros = room.length, room.pictures, np.zeros
-  return blank(form, S, room.patches) | {
-    'segment': zeros(S, np.int32),
-    'wanted': zeros(S, np.float32),
-    'image': zeros((G, *form.size, 3), np.float32),
-    'slot': np.full(G, -1, np.int32),
-    'memory': np.full((G, room.memory), -1, np.int32),
-  }
-
-
-def blank(form: Form, S: int, T: int):
-  """A prompt of padding, S tokens and T patches."""
-  zeros = np.zeros
-  return {
-    'tokens': np.full(S, text.number(form.words, text.TEXT_END), np.int32),
-    'position': zeros((3, S), np.int32),
-    'place': np.full(S, -1, np.int32),
-    'patches': zeros((T, form.width), np.float32),
-    'patch_position': zeros((2, T), np.int32),
-    'patch_segment': zeros(T, np.int32),
-  }
-
-
-def shapes(row) -> dict:
-  """{feature: (shape, dtype)} of a row."""
-  return {k: (np.shape(x), np.asarray(x).dtype) for k, x in row.items()}
-
-
-def prompt(told: Told, form: Form, *, length: int, patches: int):
-  """One dialogue that is to be continued, as a row {'tokens', 'length', 'position', 'place',
-  'patches', 'patch_position', 'patch_segment'}; Unfit if it is too long."""
-  check_fits(told._replace(memory=()), Room(length, patches, 0, 1))
-  row = blank(form, length, patches)
-  lay(row, told, form)
-  return row | {'length': np.int32(len(told.tokens))}
-
-
-FIELDS = (
+ROW_FEATURES = (
   'tokens',
   'position',
   'segment',
@@ -144,4 +24,137 @@ FIELDS = (
   'slot',
   'memory',
 )
-PROMPT = ('tokens', 'length', 'position', 'place', 'patches', 'patch_position', 'patch_segment')
+PROMPT_FEATURES = (
+  'tokens',
+  'length',
+  'position',
+  'place',
+  'patches',
+  'patch_position',
+  'patch_segment',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBudget:
+  """What a row has room for: `length` is S, max_patches T, max_images G, max_context M."""
+
+  length: int
+  max_patches: int
+  max_images: int
+  max_context: int
+
+
+def check_budget(budget: RowBudget, format: DialogueFormat):
+  """Raises ValueError for a row that could hold nothing, or parts of embeddings."""
+  if budget.length < 2 or budget.max_context < 1 or min(budget.max_images, budget.max_patches) < 0:
+    raise ValueError(
+      f'data: length {budget.length}, max_patches {budget.max_patches}, max_images '
+      f'{budget.max_images}, max_context {budget.max_context} found, at least 2, 0, 0, 1 expected'
+    )
+  if budget.max_patches % format.merge**2:
+    raise ValueError(
+      f'data.max_patches: {budget.max_patches} found, a multiple of {format.merge**2}, the patches '
+      'of an embedding, expected'
+    )
+
+
+def row_usage(encoded: EncodedDialogue):
+  """int [3]: the tokens, patches and generated images of a dialogue."""
+  images = 0 if encoded.image_start is None else len(encoded.image_start)
+  return np.array([len(encoded.tokens), len(encoded.vision.patches), images])
+
+
+def check_fits(encoded: EncodedDialogue, budget: RowBudget):
+  """Raises DoesNotFit for a dialogue that does not fit an empty row."""
+  for what, found, limit in zip(
+    ('tokens', 'patches of shown images', 'generated images'),
+    row_usage(encoded),
+    (budget.length, budget.max_patches, budget.max_images),
+    strict=True,
+  ):
+    if found > limit:
+      raise DoesNotFit(f'{found} {what} found, at most {limit} expected')
+  longest = max(map(len, encoded.context), default=0)
+  if longest > budget.max_context:
+    raise DoesNotFit(
+      f'{longest} tokens before a generated image found, at most {budget.max_context}, '
+      'max_context, expected'
+    )
+
+
+def pack(dialogues: Sequence[EncodedDialogue], format: DialogueFormat, budget: RowBudget):
+  """(a row {feature: array} as of train.make, how many dialogues did not fit what was left of it).
+
+  Dialogues are written one after the other; one that does not fit is dropped, and those after it
+  may still fit."""
+  row, used, dropped, segment = empty_row(format, budget), np.zeros(3, int), 0, 0
+  limits = (budget.length, budget.max_patches, budget.max_images)
+  for encoded in dialogues:
+    usage = row_usage(encoded)
+    if np.any(used + usage > limits):
+      dropped += 1
+      continue
+    segment += 1
+    (token, patch, image), (token_end, _, image_end) = used, used + usage
+    row['segment'][token:token_end] = segment
+    row['wanted'][token:token_end] = encoded.loss_mask
+    write_prompt(row, encoded, format, token, patch)
+    row['image'][image:image_end] = encoded.image
+    row['slot'][image:image_end] = encoded.image_start + token
+    for i, context in enumerate(encoded.context):
+      row['memory'][image + i, : len(context)] = context + token
+    used = used + usage
+  return row, dropped
+
+
+def write_prompt(row, encoded: EncodedDialogue, format: DialogueFormat, token=0, patch=0):
+  """Writes the features shared by prompts and training rows, from these indices on."""
+  tokens = slice(token, token + len(encoded.tokens))
+  patches = slice(patch, patch + len(encoded.vision.patches))
+  index = encoded.image_index
+  row['tokens'][tokens], row['position'][:, tokens] = encoded.tokens, encoded.position
+  row['place'][tokens] = np.where(index < 0, -1, index + patch // format.merge**2)
+  row['patches'][patches] = encoded.vision.patches
+  row['patch_position'][:, patches] = encoded.vision.position
+  row['patch_segment'][patches] = encoded.vision.segment + row['patch_segment'].max(initial=0)
+
+
+def empty_row(format: DialogueFormat, budget: RowBudget):
+  """A training row of padding, {feature: array}."""
+  S, G, zeros = budget.length, budget.max_images, np.zeros
+  return empty_prompt(format, S, budget.max_patches) | {
+    'segment': zeros(S, np.int32),
+    'wanted': zeros(S, np.float32),
+    'image': zeros((G, *format.size, 3), np.float32),
+    'slot': np.full(G, -1, np.int32),
+    'memory': np.full((G, budget.max_context), -1, np.int32),
+  }
+
+
+def empty_prompt(format: DialogueFormat, S: int, T: int):
+  """A prompt of padding, {feature: array}, of S tokens and T patches."""
+  zeros = np.zeros
+  return {
+    'tokens': np.full(S, text.token_id(format.tokenizer, text.END_OF_TEXT), np.int32),
+    'position': zeros((3, S), np.int32),
+    'place': np.full(S, -1, np.int32),
+    'patches': zeros((T, format.patch_width), np.float32),
+    'patch_position': zeros((2, T), np.int32),
+    'patch_segment': zeros(T, np.int32),
+  }
+
+
+def shapes(row) -> dict:
+  """{feature: (shape, dtype)} of a row {feature: array}."""
+  return {k: (np.shape(x), np.asarray(x).dtype) for k, x in row.items()}
+
+
+def prompt_row(encoded: EncodedDialogue, format: DialogueFormat, *, length: int, max_patches: int):
+  """A prompt as a row {feature: array} of PROMPT_FEATURES, padded to `length` tokens.
+
+  'length' is the number of its own tokens. Raises DoesNotFit."""
+  check_fits(encoded._replace(context=()), RowBudget(length, max_patches, 0, 1))
+  row = empty_prompt(format, length, max_patches)
+  write_prompt(row, encoded, format)
+  return row | {'length': np.int32(len(encoded.tokens))}

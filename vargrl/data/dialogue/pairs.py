@@ -1,17 +1,18 @@
-"""Preferences between two answers of one dialogue, each of which draws a picture."""
+"""Preferences between two answers to one dialogue, each of which generates an image."""
 
 from collections.abc import Sequence
 import functools
 
 import numpy as np
 
-from vargrl.data import source, text
+from vargrl.data import stream as streams
+from vargrl.data import text
 from vargrl.data.dialogue import encode, pack, train
 from vargrl.data.dialogue import prompts as dialogue_prompts
 
-FIELDS = ('chosen', 'rejected', 'chosen_text', 'rejected_text')
+PAIR_FEATURES = ('chosen', 'rejected', 'chosen_text', 'rejected_text')
 
-special = encode.special
+image_token_ids = encode.image_token_ids
 
 
 def make(
@@ -19,37 +20,41 @@ def make(
   dataset: str,
   split: str,
   dir: str,
-  records: int,
+  max_records: int,
   prompts: int,
   length: int,
-  patches: int,
-  answer: int,
+  max_patches: int,
+  max_answer: int,
   size: Sequence[int],
   crop: str,
   tokenizer: str,
-  look,
+  vision,
   shuffle: bool,
   max_unreadable: float,
   threads: int,
   workers: int,
   seed: int,
   rows: Sequence[int],
-) -> source.Stream:
-  """The Stream of pairs: what dialogue_prompts.make has, up to where the assistant begins its
-  answers, and of these chosen and rejected float32 [y, x, 3] in [-1, 1], the pictures; chosen_text
-  and rejected_text int32 [answer], the words before them and START.
+) -> streams.Stream:
+  """The Stream of pairs, `prompts` of them in a global step, of which this host has the `rows`.
 
-  Both pictures get the same draw of a crop.
-  """
-  source.check_rows(prompts, rows)
-  found = train.opened(dataset=dataset, split=split, dir=dir, records=records, ends='pair')
-  form = encode.form(tokenizer=tokenizer, look=look, size=size, crop=crop)
-  pack.check_room(pack.Room(length, patches, 0, 1), form)
-  tell = functools.partial(pair, form=form, length=length, patches=patches, answer=answer)
-  return dialogue_prompts.stream(
-    found,
-    tell,
-    features=('label', *pack.PROMPT, *FIELDS),
+  A batch has what one of prompts.make has, up to where the assistant begins its answers; 'chosen'
+  and 'rejected', the images of both answers, float32 [y, x, 3] in [-1, 1], with the same seed of
+  their crops; 'chosen_text' and 'rejected_text' int32 [max_answer], the tokens before them up to
+  GEN_START. All options as there; records whose answers are longer do not fit."""
+  streams.check_rows(prompts, rows)
+  source = train.open_source(
+    dataset=dataset, split=split, dir=dir, max_records=max_records, role='pair'
+  )
+  format = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop=crop)
+  pack.check_budget(pack.RowBudget(length, max_patches, 0, 1), format)
+  to_row = functools.partial(
+    pair_row, format=format, length=length, max_patches=max_patches, max_answer=max_answer
+  )
+  return dialogue_prompts.make_stream(
+    source,
+    to_row,
+    features=('label', *pack.PROMPT_FEATURES, *PAIR_FEATURES),
     prompts=prompts,
     shuffle=shuffle,
     max_unreadable=max_unreadable,
@@ -61,22 +66,27 @@ def make(
 
 
 def shapes(data) -> dict:
-  """{feature: (shape of a row, dtype)} of a config's section, none of whose files is looked for."""
-  picture, words = ((*data.size, 3), np.dtype(np.float32)), ((data.answer,), np.dtype(np.int32))
+  """{feature: (shape of a row, dtype)} of a config's section; no file is opened."""
+  image, answer = ((*data.size, 3), np.dtype(np.float32)), ((data.max_answer,), np.dtype(np.int32))
   return (
     dialogue_prompts.shapes(data)
-    | dict.fromkeys(FIELDS[:2], picture)
-    | dict.fromkeys(FIELDS[2:], words)
+    | dict.fromkeys(PAIR_FEATURES[:2], image)
+    | dict.fromkeys(PAIR_FEATURES[2:], answer)
   )
 
 
-def pair(both, draw, *, form, length, patches, answer):
-  """The row of a (chosen, rejected)."""
-  row = dialogue_prompts.asked(both[0], draw, form=form, length=length, patches=patches, draw=False)
-  for name, dialogue in zip(('chosen', 'rejected'), both, strict=True):
-    ids = encode.begun(form, dialogue.messages[-1][1])
-    if len(ids) > answer:
-      raise encode.Unfit(f'{len(ids)} tokens of the {name} answer found, at most {answer} expected')
-    padded, _ = text.padded(ids, answer, pad=text.number(form.words, text.TEXT_END))
-    row |= {name: encode.target(form, dialogue.pictures[-1], draw), f'{name}_text': padded}
+def pair_row(dialogues, seed, *, format, length, max_patches, max_answer):
+  """The row {feature: array} of Dialogues (chosen, rejected); raises DoesNotFit."""
+  row = dialogue_prompts.prompt_row(
+    dialogues[0], seed, format=format, length=length, max_patches=max_patches, prefill_image=False
+  )
+  pad = text.token_id(format.tokenizer, text.END_OF_TEXT)
+  for name, dialogue in zip(('chosen', 'rejected'), dialogues, strict=True):
+    tokens = encode.answer_prefix(format, dialogue.messages[-1][1])
+    if len(tokens) > max_answer:
+      raise encode.DoesNotFit(
+        f'{len(tokens)} tokens of the {name} answer found, at most {max_answer} expected'
+      )
+    row[f'{name}_text'], _ = text.pad_to(tokens, max_answer, pad=pad)
+    row[name] = encode.load_target(format, dialogue.images[-1], seed)
   return row

@@ -6,10 +6,10 @@ import functools
 import grain
 import numpy as np
 
-from vargrl.data import source
+from vargrl.data import stream as streams
 from vargrl.data.dialogue import encode, pack, train
 
-special = encode.special
+image_token_ids = encode.image_token_ids
 
 
 def make(
@@ -17,39 +17,45 @@ def make(
   dataset: str,
   split: str,
   dir: str,
-  records: int,
+  max_records: int,
   prompts: int,
   length: int,
-  patches: int,
-  draw: bool,
+  max_patches: int,
+  prefill_image: bool,
   size: Sequence[int],
   crop: str,
   tokenizer: str,
-  look,
+  vision,
   shuffle: bool,
   max_unreadable: float,
   threads: int,
   workers: int,
   seed: int,
   rows: Sequence[int],
-) -> source.Stream:
-  """The Stream of prompts; `prompts` of them in a global step, of which this host has the `rows`.
+) -> streams.Stream:
+  """The Stream of prompts, `prompts` of them in a global step, of which this host has the `rows`.
 
-  dataset, split, dir, records: see train.opened. A batch has label int32, the record's number;
-  tokens int32 [S] up to where the assistant begins its last message, or with `draw` up to its first
-  picture, its own words before that included; length int32; position int32 [3, S]; place int32 [S];
-  patches float32 [T, p]; patch_position int32 [2, T]; patch_segment int32 [T], as in
-  train.make, with S = length and T = patches. Its `texts` says what is asked. Records that do
-  not fit are skipped, and random others take their places."""
-  source.check_rows(prompts, rows)
-  found = train.opened(dataset=dataset, split=split, dir=dir, records=records, ends='prompt')
-  form = encode.form(tokenizer=tokenizer, look=look, size=size, crop=crop)
-  pack.check_room(pack.Room(length, patches, 0, 1), form)
-  tell = functools.partial(asked, form=form, length=length, patches=patches, draw=draw)
-  return stream(
-    found,
-    tell,
-    features=('label', *pack.PROMPT),
+  With S = length and T = max_patches, a batch has 'label' int32, the index of the record; 'tokens'
+  int32 [S] up to where the assistant begins its last answer, 'length' of them int32; and position,
+  place, patches, patch_position and patch_segment as in train.make. Its `texts` are the user's last
+  messages. Records that do not fit are skipped, and random others take their places.
+
+  dataset, split, dir, max_records: see train.open_source. prefill_image: the prompt ends with the
+  GEN_START of the first image of the record's own answer, with what the answer says before it.
+  size, crop, tokenizer, vision: see encode.make_format."""
+  streams.check_rows(prompts, rows)
+  source = train.open_source(
+    dataset=dataset, split=split, dir=dir, max_records=max_records, role='prompt'
+  )
+  format = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop=crop)
+  pack.check_budget(pack.RowBudget(length, max_patches, 0, 1), format)
+  to_row = functools.partial(
+    prompt_row, format=format, length=length, max_patches=max_patches, prefill_image=prefill_image
+  )
+  return make_stream(
+    source,
+    to_row,
+    features=('label', *pack.PROMPT_FEATURES),
     prompts=prompts,
     shuffle=shuffle,
     max_unreadable=max_unreadable,
@@ -60,105 +66,105 @@ def make(
   )
 
 
-def stream(
-  found, tell, *, features, prompts, shuffle, max_unreadable, threads, workers, seed, rows
+def make_stream(
+  source, to_row, *, features, prompts, shuffle, max_unreadable, threads, workers, seed, rows
 ):
-  """The Stream of tell(record, draw) -> {feature: array} of a Source's records; draw: what seeds
-  its crops.
-  """
-  if found.count < prompts:
+  """The Stream of to_row(record, seed) -> {feature: array} of a train.Source's records.
+
+  seed: that of the record's crops. Raises ValueError for fewer records than `prompts`."""
+  if source.count < prompts:
     raise ValueError(
-      f'{found.name}: {found.count} records found, at least {prompts}, one global batch, expected'
+      f'{source.name}: {source.count} records found, at least {prompts}, one global batch, expected'
     )
-  order = grain.MapDataset.range(found.count).seed(seed)
-  order = (
-    (order.shuffle() if shuffle else order)
-    .repeat()
-    .random_map(functools.partial(row, found=found, tell=tell))
-  )
-  return source.Stream(
-    source.Rows(order, prompts, rows),
+  order = grain.MapDataset.range(source.count).seed(seed)
+  order = (order.shuffle() if shuffle else order).repeat()
+  order = order.random_map(functools.partial(load_row, source=source, to_row=to_row))
+  return streams.Stream(
+    streams.HostRows(order, prompts, rows),
     rows=len(rows),
     block=1,
     features=features,
     classes=None,
     class_names=(),
-    record_count=found.count,
     max_unreadable=max_unreadable,
     threads=threads,
     workers=workers,
-    texts=functools.partial(texts, found),
-    name=f'{found.name}, {found.count} records, prompts {prompts}, seed '
+    record_count=source.count,
+    texts=functools.partial(prompt_texts, source),
+    name=f'{source.name}, {source.count} records, prompts {prompts}, seed '
     f'{seed}{", shuffled" if shuffle else ""}',
   )
 
 
-def row(index, rng, *, found, tell):
-  """One row of a batch: the record, or a random other in its place."""
-  draw, why = int(rng.integers(2**63)), ''
-  for i in [int(index), *rng.integers(found.count, size=source.TRIES).tolist()]:
-    told, wrong = train.told(f'{found.name}: record {i}', lambda i=i: tell(found.read(i), draw))
-    why = why or wrong
-    if told is None:
+def load_row(index, rng, *, source, to_row):
+  """One row of a batch, see stream.Stream: the record, or a random other if it does not fit."""
+  seed, reason = int(rng.integers(2**63)), ''
+  for i in [int(index), *rng.integers(source.count, size=streams.TRIES).tolist()]:
+    row, error = train.try_encode(
+      f'{source.name}: record {i}', lambda i=i: to_row(source.read(i), seed)
+    )
+    reason = reason or error
+    if row is None:
       continue
-    told = told | {'label': np.int32(i)}
+    row = row | {'label': np.int32(i)}
     return {
-      'rows': {k: np.asarray(x)[None] for k, x in told.items()},
-      'bad': index if why else -1,
-      'why': why,
+      'rows': {k: np.asarray(x)[None] for k, x in row.items()},
+      'bad': index if reason else -1,
+      'reason': reason,
     }
-  return {'rows': {}, 'bad': index, 'why': why}
+  return {'rows': {}, 'bad': index, 'reason': reason}
 
 
-def asked(dialogue, _, *, form, length, patches, draw):
-  """The prompt of a Dialogue."""
-  return pack.prompt(
-    encode.opening(form, dialogue, draw=draw), form, length=length, patches=patches
-  )
+def prompt_row(dialogue, _, *, format, length, max_patches, prefill_image):
+  """The row {feature: array} of a Dialogue's prompt; raises DoesNotFit. It has no random crops."""
+  encoded = encode.encode_prompt(format, dialogue, prefill_image=prefill_image)
+  return pack.prompt_row(encoded, format, length=length, max_patches=max_patches)
 
 
-def texts(found, labels) -> list[str]:
-  """What is asked in the records of these numbers."""
-  said = [found.read(int(i)) for i in labels]
-  return [(x if isinstance(x, encode.Dialogue) else x[0]).text for x in said]
+def prompt_texts(source, labels) -> list[str]:
+  """The user's last messages in the records of a Source with these indices."""
+  found = [source.read(int(i)) for i in labels]
+  return [(x if isinstance(x, encode.Dialogue) else x[0]).text for x in found]
 
 
 def shapes(data) -> dict:
-  """{feature: (shape of a row, dtype)} of a config's section, none of whose files is looked for."""
-  form = encode.form(tokenizer='scenes', look=data.look, size=data.size, crop=data.crop)
-  row = pack.blank(form, data.length, data.patches) | {
-    'label': np.int32(0),
-    'length': np.int32(0),
-  }
-  return pack.shapes(row)
+  """{feature: (shape of a row, dtype)} of a config's section; no file is opened."""
+  format = encode.make_format(
+    tokenizer='scenes', vision=data.vision, size=data.size, crop=data.crop
+  )
+  row = pack.empty_prompt(format, data.length, data.max_patches)
+  return pack.shapes(row | {'label': np.int32(0), 'length': np.int32(0)})
 
 
-def table(
+def load_prompts(
   *,
   dataset: str,
   split: str,
   dir: str,
-  records: int,
+  max_records: int,
   length: int,
-  patches: int,
-  draw: bool,
+  max_patches: int,
+  prefill_image: bool,
   size: Sequence[int],
   crop: str,
   tokenizer: str,
-  look,
+  vision,
 ):
-  """(the prompts of the first records, {feature: array [n, ...]}, their Dialogues): what an
-  evaluator scores against is their `about`, or their last message. All options as in `make`;
-  ValueError for a record that does not fit."""
-  found = train.opened(dataset=dataset, split=split, dir=dir, records=records, ends='prompt')
-  form = encode.form(tokenizer=tokenizer, look=look, size=size, crop=crop)
-  said, parts = [found.read(i) for i in range(found.count)], []
-  for i, dialogue in enumerate(said):
-    part, wrong = train.told(
-      f'{found.name}: record {i}',
-      lambda d=dialogue: asked(d, 0, form=form, length=length, patches=patches, draw=draw),
-    )
-    if wrong:
-      raise ValueError(wrong)
-    parts.append(part | {'label': np.int32(i)})
-  return {k: np.stack([part[k] for part in parts]) for k in parts[0]}, tuple(said)
+  """({feature: array [n, ...]}, n Dialogues): the first records as prompts, for an evaluator.
+
+  What it scores against is the metadata of the Dialogues, or their last message. All options as in
+  `make`; ValueError for a record that does not fit."""
+  source = train.open_source(
+    dataset=dataset, split=split, dir=dir, max_records=max_records, role='prompt'
+  )
+  format = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop=crop)
+  to_row = functools.partial(
+    prompt_row, format=format, length=length, max_patches=max_patches, prefill_image=prefill_image
+  )
+  dialogues, rows = [source.read(i) for i in range(source.count)], []
+  for i, dialogue in enumerate(dialogues):
+    row, error = train.try_encode(f'{source.name}: record {i}', lambda d=dialogue: to_row(d, 0))
+    if error:
+      raise ValueError(error)
+    rows.append(row | {'label': np.int32(i)})
+  return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, tuple(dialogues)

@@ -1,28 +1,30 @@
-"""Dialogues about `scenes`: record i of a world and split, as vargrl.scenes.records draws it, in
-words.
-"""
+"""Dialogues about `scenes`: record i of a world and a split, see vargrl.scenes.records."""
 
 import functools
 import itertools
 
-from vargrl.data.dialogue.encode import DRAWN, SEEN, Dialogue
+from vargrl.data.dialogue.encode import IMAGE, IMAGE_GEN, Dialogue
 from vargrl.scenes import captions, draw, records, score
 from vargrl.scenes import world as worlds
 
 KINDS = ('understanding', 'question', 'description', 'generation', 'editing', 'text', 'pairs')
 SEED = 0  # as the data sets scenes/32 to scenes/256 have it
-KEPT = 1 << 15  # records in memory: drawing one takes 2 to 6 ms
+CACHED_RECORDS = 1 << 15  # drawing one takes 2 to 6 ms
 
 
-def opened(dataset: str, split: str):
-  """'scenes/WORLD/PIXELS/KIND' -> record number -> Dialogue; any number is one. ValueError for an
-  unknown name.
+def open_source(dataset: str, split: str):
+  """read(index) -> Dialogue of 'scenes/WORLD/PIXELS/KIND', for any index; ValueError if unknown.
 
-  understanding: all questions of the record, turn by turn; question: the first alone. description:
-  its picture, to be told with all places. generation: its caption, answered by what is to lie
-  where, and the picture; editing: its edit, answered alike. text: its caption, to be said plainly.
-  pairs: (chosen, rejected), a preference: both answer the caption in the same words, the second
-  with the picture of a scene that does not show it."""
+  Kinds:
+    understanding: all questions of the record, turn by turn; metadata: the questions.
+    question: the first of them alone; metadata: a tuple of it.
+    description: the image, answered by its layout; metadata: the Scene.
+    generation: the caption, answered by the layout and the image; metadata: the Meaning.
+    editing: the image and its edit, answered by the layout and the edited image; metadata: the
+      Edit.
+    text: the caption, answered by its plainest phrasing; metadata: the Meaning.
+    pairs: (chosen, rejected), both answers to the caption in the same words, the second with the
+      image of a scene that does not show it; metadata: the Meaning."""
   parts = dataset.split('/')
   if len(parts) != 4 or not parts[2].isdigit() or parts[3] not in KINDS:
     raise ValueError(
@@ -39,53 +41,52 @@ def opened(dataset: str, split: str):
   return functools.partial(read, world.name, pixels, kind, split)
 
 
-@functools.lru_cache(KEPT)
-def record(world: str, split: str, index: int) -> records.Record:
+@functools.lru_cache(CACHED_RECORDS)
+def cached_record(world: str, split: str, index: int) -> records.Record:
+  """The Record of this index in the world of that name."""
   return records.record(worlds.find(world), SEED, split, index)
 
 
-def read(world: str, pixels: int, kind: str, split: str, index: int) -> Dialogue:
-  """The Dialogue; about: its questions, Meaning or Edit."""
-  found = record(world, split, index)
-  plain, picture = captions.text(found.meaning, 0), functools.partial(draw.image, pixels=pixels)
-  known = worlds.find(world)
-  told = functools.partial(captions.layout, world=known)
-  shows = lambda scene: all(
-    score.met(found.meaning, scene.objects, scene.word, known, strict=False)
-  )
+def read(world: str, pixels: int, kind: str, split: str, index: int):
+  """The Dialogue, or of pairs (chosen, rejected), of a record; kind: one of KINDS."""
+  record = cached_record(world, split, index)
+  scene, meaning, edit = record.scene, record.meaning, record.edit
+  image = functools.partial(draw.image, pixels=pixels)
+  layout = lambda scene: f'{captions.layout(scene, worlds.find(world))}.'
   if kind == 'text':
-    return Dialogue(turns((f'in short: {found.caption}', plain)), (), found.meaning)
+    answer = captions.text(meaning, 0)
+    return Dialogue(to_messages((f'in short: {record.caption}', answer)), (), meaning)
   if kind == 'description':
-    return Dialogue(
-      turns((f'{SEEN}what is where?', f'{told(found.scene)}.')),
-      (picture(found.scene),),
-      found.scene,
-    )
-  if kind == 'generation':
-    return Dialogue(
-      turns((found.caption, f'{told(found.scene)}.{DRAWN}')), (picture(found.scene),), found.meaning
-    )
-  if kind == 'pairs':
-    others = (record(world, split, index + 1 + i).scene for i in itertools.count())
-    other = next(
-      scene for scene in itertools.chain([found.edit.result], others) if not shows(scene)
-    )
-    say = turns((found.caption, f'{told(found.scene)}.{DRAWN}'))
-    return tuple(Dialogue(say, (picture(scene),), found.meaning) for scene in (found.scene, other))
+    messages = to_messages((f'{IMAGE}what is where?', layout(scene)))
+    return Dialogue(messages, (image(scene),), scene)
   if kind == 'editing':
-    both = picture(found.scene), picture(found.edit.result)
-    return Dialogue(
-      turns((f'{SEEN}{found.edit.instruction}', f'{told(found.edit.result)}.{DRAWN}')),
-      both,
-      found.edit,
-    )
-  asked = found.questions[:1] if kind == 'question' else found.questions
-  said = [(SEEN * (i == 0) + q.question, q.answer) for i, q in enumerate(asked)]
-  return Dialogue(turns(*said), (picture(found.scene),), asked)
+    answer = f'{layout(edit.result)}{IMAGE_GEN}'
+    messages = to_messages((f'{IMAGE}{edit.instruction}', answer))
+    return Dialogue(messages, (image(scene), image(edit.result)), edit)
+  if kind in ('generation', 'pairs'):
+    messages = to_messages((record.caption, f'{layout(scene)}{IMAGE_GEN}'))
+    chosen = Dialogue(messages, (image(scene),), meaning)
+    if kind == 'generation':
+      return chosen
+    other = unlike(world, split, index)
+    return chosen, Dialogue(messages, (image(other),), meaning)
+  questions = record.questions[:1] if kind == 'question' else record.questions
+  turns = [(IMAGE * (i == 0) + q.question, q.answer) for i, q in enumerate(questions)]
+  return Dialogue(to_messages(*turns), (image(scene),), questions)
 
 
-def turns(*pairs):
-  """Messages of (what the user says, what the assistant answers)."""
+def unlike(world: str, split: str, index: int):
+  """A Scene that does not show a record's caption: its edited one, or that of a later record."""
+  record, known = cached_record(world, split, index), worlds.find(world)
+  others = (cached_record(world, split, index + 1 + i).scene for i in itertools.count())
+  shows = lambda scene: all(
+    score.met(record.meaning, scene.objects, scene.word, known, strict=False)
+  )
+  return next(x for x in itertools.chain([record.edit.result], others) if not shows(x))
+
+
+def to_messages(*turns):
+  """((role, content), ...) of (the user's message, the assistant's answer), ..."""
   return tuple(
-    message for user, assistant in pairs for message in (('user', user), ('assistant', assistant))
+    message for user, assistant in turns for message in (('user', user), ('assistant', assistant))
   )

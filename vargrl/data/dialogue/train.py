@@ -1,5 +1,20 @@
-"""Dialogues for training: several in a row of fixed shape, from several sources in fixed
-proportions.
+"""Dialogues for training: several packed into a row, from several sources in fixed proportions.
+
+A batch has these features, each with the rows of this host in front. S = length, T = max_patches, G
+= max_images, M = max_context:
+
+  tokens          int32 [S]
+  position        int32 [3, S]: time, row and column, of each sequence from 0
+  segment         int32 [S]: 1, 2, ... for the sequences, 0 for padding
+  wanted          float32 [S]: 1 where predicting this token counts
+  patches         float32 [T, p]: shown images
+  patch_position  int32 [2, T]: row and column
+  patch_segment   int32 [T]: 1, 2, ... for the shown images, 0 for padding
+  place           int32 [S]: which of T / merge ** 2 embeddings replaces a token, -1 for none
+  image           float32 [G, y, x, 3] in [-1, 1]: generated images
+  slot            int32 [G]: the index of an image's first GEN_PAD, -1 for no image
+  memory          int32 [G, M]: the indices of the tokens that an image is generated from, which are
+                  those before its GEN_START in its sequence but the GEN_PAD of others, then -1
 """
 
 from collections.abc import Sequence
@@ -9,212 +24,218 @@ from typing import Callable, NamedTuple
 import grain
 import numpy as np
 
-from vargrl.data import image, source
-from vargrl.data.dialogue import encode, pack
-from vargrl.data.dialogue import files as sharegpt
+from vargrl import contracts
+from vargrl.data import image
+from vargrl.data import stream as streams
+from vargrl.data.dialogue import encode, files, pack
 from vargrl.data.dialogue import scenes as scenes_dialogues
 
-KEYS = {'dataset', 'split', 'dir', 'records', 'weight'}  # of a source
+SOURCE_KEYS = {'dataset', 'split', 'dir', 'max_records', 'weight'}
 
 
 class Source(NamedTuple):
-  """read: record number -> what it is; count of them; name for people."""
+  """Records: read(index) -> Dialogue, or of pairs (chosen, rejected); count of them; their name."""
 
   read: Callable
   count: int
   name: str
 
 
-special = encode.special
+image_token_ids = encode.image_token_ids
 
 
 def make(
   *,
   sources,
   batch: int,
-  records: int,
+  examples_per_row: int,
   length: int,
-  patches: int,
-  pictures: int,
-  memory: int,
-  drawn: int,
+  max_patches: int,
+  max_images: int,
+  max_context: int,
+  image_tokens: int,
   size: Sequence[int],
   crop: str,
-  wanted: str,
+  loss_on: str,
   positions: str,
   prompt_drop: float,
   tokenizer: str,
-  look,
+  vision,
   shuffle: bool,
   max_unreadable: float,
   threads: int,
   workers: int,
   seed: int,
   rows: Sequence[int],
-) -> source.Stream:
-  """The Stream of packed rows; `batch` of them in a global batch, of which this host has the
-  `rows`.
+) -> streams.Stream:
+  """The Stream of packed rows, `batch` in a global batch, of which this host has the `rows`.
 
-  sources: {name: dict(dataset, split, dir, records, weight)}, see `opened`; exactly in proportion
-  to their weights, but for what finds no room in its row (`left_out`). `records` consecutive ones
-  share a row, and rows are a function of seed and number alone. S = length, T = patches, G =
-  pictures, M = memory. A batch has
+  sources: {name: dict(dataset, split, dir, max_records, weight)}, see `open_source`; they take
+  turns exactly in proportion to their weights. examples_per_row: so many consecutive ones share a
+  row, and rows are a function of seed and number alone. image_tokens: GEN_PAD of a generated image.
+  loss_on: 'assistant' for its answers up to TURN_END; 'all', of dialogues that generate images, for
+  all tokens but GEN_PAD. positions: 'mrope', where GEN_PAD count as text, or 'sequential', 0, 1, 2
+  ... for all tokens, as VARGPT-v1.1 was trained. prompt_drop: share of the dialogues that generate
+  images of which one image is left, after an empty message. size, crop, tokenizer, vision: see
+  encode.make_format.
 
-    tokens int32 [S]; position int32 [3, S], by time, row and column, each sequence from 0, the
-    tokens of drawn pictures as those of text; segment int32 [S], 1, 2, ... for the sequences, 0 for
-    padding; wanted float32 [S], 1 where predicting this token counts; patches float32 [T, p],
-    patch_position int32 [2, T], patch_segment int32 [T], 1, 2, ... for the pictures that are seen;
-    place int32 [S], which of T / merge ** 2 embeddings stands for a token, -1 for none; image
-    float32 [G, y, x, 3] in [-1, 1], to be drawn; slot int32 [G], the place of a picture's first
-    token, -1 for no picture; memory int32 [G, M], the places before its START in its sequence but
-    for tokens of drawn pictures, then -1.
+  A dialogue that no longer fits its row is dropped: counts['dropped_share'] is their share. A
+  record that never fits, or has an unreadable image, is skipped; more than a share max_unreadable
+  of these is an error. Raises ValueError for options that do not fit together."""
+  streams.check_rows(batch, rows)
+  format = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop=crop)
+  budget = pack.RowBudget(length, max_patches, max_images, max_context)
+  pack.check_budget(budget, format)
+  check_options(examples_per_row, image_tokens, budget, loss_on, positions, prompt_drop)
+  found, weights = open_mixture(sources)
+  order = mix_sources(found, weights, seed=seed, shuffle=shuffle)
+  order = order.batch(examples_per_row, batch_fn=tuple).seed(seed)
+  to_encoded = functools.partial(
+    encode.encode,
+    format,
+    image_tokens=image_tokens,
+    loss_on=loss_on,
+    positions=positions,
+    prompt_drop=prompt_drop,
+  )
+  load = functools.partial(
+    load_row, sources=found, to_encoded=to_encoded, format=format, budget=budget
+  )
+  name = ', '.join(
+    f'{s.name} ({s.count} records, weight {w:g})' for s, w in zip(found, weights, strict=True)
+  )
+  return streams.Stream(
+    streams.HostRows(order.random_map(load), batch, rows),
+    rows=len(rows),
+    block=1,
+    features=pack.ROW_FEATURES,
+    classes=None,
+    class_names=(),
+    max_unreadable=max_unreadable,
+    threads=threads,
+    workers=workers,
+    records_per_row=examples_per_row,
+    shares={'dropped_share': 'left_out'},
+    name=f'{name}, batch {batch} x {examples_per_row}, seed {seed}'
+    f'{", shuffled" if shuffle else ""}',
+  )
 
-  drawn: tokens of a drawn picture. wanted: 'assistant' for its words, the end of its turn and
-  START; 'all', of dialogues that draw, for all tokens but a picture's. positions: 'mrope', or
-  'plain', 0, 1, 2 ... for all tokens, as VARGPT-v1.1 was trained. prompt_drop: share of dialogues
-  that draw of which one picture is left, after an empty message. size (y, x), crop: of drawn
-  pictures; 'cover' crops them and what a drawing dialogue sees at the center, 'released' as
-  VARGPT-v1.1 did. tokenizer: a checkpoint's folder, or 'scenes'. look: see encode.Form.
 
-  What no longer fits its row is left out: counts['left_out'] is its share. A record that never
-  could, or has an unreadable picture, is skipped; more than a share `max_unreadable` of these is an
-  error."""
-  source.check_rows(batch, rows)
-  form = encode.form(tokenizer=tokenizer, look=look, size=size, crop=crop)
-  room = pack.Room(length, patches, pictures, memory)
-  pack.check_room(room, form)
-  for name, value, least in (('records', records, 1), ('drawn', drawn, 1)):
-    if value < least:
-      raise ValueError(f'data.{name}: {value} found, at least {least} expected')
-  if pictures and length <= drawn:
-    raise ValueError(f'data.length: {length} found, more than data.drawn, {drawn}, expected')
+def check_options(examples_per_row, image_tokens, budget, loss_on, positions, prompt_drop):
+  """Raises ValueError for options of `make` that are out of range."""
+  for name, value in (('examples_per_row', examples_per_row), ('image_tokens', image_tokens)):
+    if value < 1:
+      raise ValueError(f'data.{name}: {value} found, at least 1 expected')
+  if budget.max_images and budget.length <= image_tokens:
+    raise ValueError(
+      f'data.length: {budget.length} found, more than data.image_tokens, {image_tokens}, expected'
+    )
   for name, value, known in (
-    ('wanted', wanted, encode.WANTED),
+    ('loss_on', loss_on, encode.LOSS_ON),
     ('positions', positions, encode.POSITIONS),
   ):
     if value not in known:
       raise ValueError(f'data.{name}: {value!r} found, one of {known} expected')
   if not 0 <= prompt_drop <= 1:
     raise ValueError(f'data.prompt_drop: {prompt_drop} found, a share expected')
-  found, weights = mixture(sources)
-  order = (
-    mixed(found, weights, seed=seed, shuffle=shuffle).batch(records, batch_fn=tuple).seed(seed)
-  )
-  tell = functools.partial(
-    encode.whole, form, drawn=drawn, wanted=wanted, positions=positions, prompt_drop=prompt_drop
-  )
-  load = functools.partial(row, sources=found, tell=tell, form=form, room=room)
-  name = ', '.join(
-    f'{s.name} ({s.count} records, weight {w:g})' for s, w in zip(found, weights, strict=True)
-  )
-  return source.Stream(
-    source.Rows(order.random_map(load), batch, rows),
-    rows=len(rows),
-    block=1,
-    features=pack.FIELDS,
-    classes=None,
-    class_names=(),
-    max_unreadable=max_unreadable,
-    threads=threads,
-    workers=workers,
-    each=records,
-    shares=('left_out',),
-    name=f'{name}, batch {batch} x {records}, seed {seed}{", shuffled" if shuffle else ""}',
-  )
 
 
 def shapes(data) -> dict:
-  """{feature: (shape of a row, dtype)} of a config's section, none of whose files is looked for."""
-  form = encode.form(tokenizer='scenes', look=data.look, size=data.size, crop=data.crop)
-  return pack.shapes(
-    pack.empty(form, pack.Room(data.length, data.patches, data.pictures, data.memory))
+  """{feature: (shape of a row, dtype)} of a config's section; no file is opened."""
+  format = encode.make_format(
+    tokenizer='scenes', vision=data.vision, size=data.size, crop=data.crop
   )
+  budget = pack.RowBudget(data.length, data.max_patches, data.max_images, data.max_context)
+  return pack.shapes(pack.empty_row(format, budget))
 
 
-def mixture(sources) -> tuple[list[Source], list[float]]:
-  """The Sources of a config's section and their weights."""
+def open_mixture(sources) -> tuple[list[Source], list[float]]:
+  """The Sources of a config's section and their weights; ValueError for what is wrong with one."""
   if not sources:
     raise ValueError('data.sources: none found, at least one expected')
   found, weights = [], []
   for name, options in sources.items():
-    if set(options) != KEYS:
-      raise ValueError(
-        f'data.sources.{name}: keys {sorted(options)} found, {sorted(KEYS)} expected'
-      )
+    contracts.check_keys(f'data.sources.{name}', options, SOURCE_KEYS)
     options = dict(options.items())
     weights.append(float(options.pop('weight')))
     if not weights[-1] > 0:
       raise ValueError(f'data.sources.{name}.weight: {weights[-1]} found, more than 0 expected')
-    found.append(opened(**options, ends='answer'))
+    found.append(open_source(**options, role='train'))
   return found, weights
 
 
-def opened(*, dataset: str, split: str, dir: str, records: int, ends: str) -> Source:
-  """A Source of the first `records`; 0 is all.
+def open_source(*, dataset: str, split: str, dir: str, max_records: int, role: str) -> Source:
+  """The Source of the first `max_records` records; 0 is all.
 
-  dataset: a file or a TFDS name, see sharegpt.py; or 'scenes/WORLD/PIXELS/KIND', see
-  scenes_dialogues.py, which has as many records as are asked for. ends: one of sharegpt.ENDS."""
+  dataset: a file or a TFDS name, see files.py; or 'scenes/WORLD/PIXELS/KIND', see scenes.py, which
+  has as many records as are asked for. role: one of files.ROLES, what the records are for. Raises
+  ValueError for a data set that is not there or of another role."""
   if dataset.startswith('scenes/') and dataset.count('/') > 1:
-    if (ends == 'pair') != dataset.endswith('/pairs'):
-      kind = 'preferences' if ends == 'pair' else 'dialogues'
+    if (role == 'pair') != dataset.endswith('/pairs'):
+      kind = 'preferences' if role == 'pair' else 'dialogues'
       raise ValueError(f'dataset: {dataset!r} found, a data set of {kind} expected')
-    if dir or records < 1:
+    if dir or max_records < 1:
       raise ValueError(
-        f"{dataset}: dir {dir!r}, records {records} found, '' and at least 1 expected"
+        f"{dataset}: dir {dir!r}, max_records {max_records} found, '' and at least 1 expected"
       )
-    return Source(scenes_dialogues.opened(dataset, split), records, f'{dataset}/{split}')
-  read, count = sharegpt.opened(dataset, split, dir, ends=ends)
-  if not 0 <= records <= count:
-    raise ValueError(f'{dataset}: records {records} found, 0 for all or at most {count} expected')
-  return Source(read, records or count, f'{dataset}{"/" * bool(split)}{split}')
+    return Source(scenes_dialogues.open_source(dataset, split), max_records, f'{dataset}/{split}')
+  read, count = files.open_source(dataset, split, dir, role=role)
+  if not 0 <= max_records <= count:
+    raise ValueError(
+      f'{dataset}: max_records {max_records} found, 0 for all or at most {count} expected'
+    )
+  return Source(read, max_records or count, f'{dataset}{"/" * bool(split)}{split}')
 
 
-def mixed(
+def mix_sources(
   sources: Sequence[Source], weights: Sequence[float], *, seed: int, shuffle: bool
 ) -> grain.MapDataset:
-  """Endless (source, record), each source's records in epochs of their own."""
+  """Endless (index of a source, index of its record), each source in epochs of its own."""
 
-  def one(k, count):
+  def order_of(k, count):
     order = grain.MapDataset.range(count).seed(seed + k)
-    return (order.shuffle() if shuffle else order).repeat().map(functools.partial(tagged, k))
+    return (order.shuffle() if shuffle else order).repeat().map(functools.partial(with_source, k))
 
-  return grain.MapDataset.mix([one(k, s.count) for k, s in enumerate(sources)], weights)
+  return grain.MapDataset.mix([order_of(k, s.count) for k, s in enumerate(sources)], weights)
 
 
-def tagged(k, index):
+def with_source(k, index):
+  """(index of the source, index of its record)."""
   return k, int(index)
 
 
-def told(where: str, tell: Callable):
-  """(what `tell` gives, '') or (None, why it is left out); other errors get the record's name."""
+def try_encode(where: str, encode_record: Callable):
+  """(encode_record(), ''), or (None, the reason) where the record is to be skipped.
+
+  It is where it does not fit or has an unreadable image; other ValueErrors are raised with
+  `where`, the name of the record."""
   try:
-    return tell(), ''
-  except (image.Unreadable, encode.Unfit) as e:
+    return encode_record(), ''
+  except (image.Unreadable, encode.DoesNotFit) as e:
     return None, f'{where}: {e}'
   except ValueError as e:
     raise ValueError(e if str(e).startswith(where) else f'{where}: {e}') from e
 
 
-def row(picked, rng, *, sources, tell, form, room):
-  """One row of a batch of these (source, record)."""
-  some, bad, why = [], [], ''
-  for k, index in picked:
+def load_row(indices, rng, *, sources, to_encoded, format, budget):
+  """One row of a batch, see stream.Stream, of records ((source, record), ...)."""
+  dialogues, bad, reason = [], [], ''
+  for k, index in indices:
 
-    def one(read=sources[k].read, index=index):
-      found = tell(read(index), rng)
-      pack.check_fits(found, room)
-      return found
+    def encode_record(read=sources[k].read, index=index):
+      encoded = to_encoded(read(index), rng)
+      pack.check_fits(encoded, budget)
+      return encoded
 
-    found, wrong = told(f'{sources[k].name}: record {index}', one)
-    if found is None:
-      bad, why = [*bad, index], wrong
+    encoded, error = try_encode(f'{sources[k].name}: record {index}', encode_record)
+    if encoded is None:
+      bad, reason = [*bad, index], error
     else:
-      some.append(found)
-  packed, left = pack.pack(some, form, room)
-  bad = np.array([*bad, *[-1] * (len(picked) - len(bad))])
+      dialogues.append(encoded)
+  packed, dropped = pack.pack(dialogues, format, budget)
   return {
     'rows': {k: x[None] for k, x in packed.items()},
-    'bad': bad,
-    'why': why,
-    'left_out': np.int64(left),
+    'bad': np.array([*bad, *[-1] * (len(indices) - len(bad))]),
+    'reason': reason,
+    'dropped_share': np.int64(dropped),
   }

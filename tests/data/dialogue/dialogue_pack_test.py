@@ -1,5 +1,5 @@
 """Packed = unpacked: in a row, each dialogue is what it is alone; what does not fit is left out or
-told.
+encoded.
 """
 
 import re
@@ -21,19 +21,19 @@ TWO = [
 
 
 @pytest.fixture(scope='module')
-def some(tell):
+def some(encode_talk):
   return [
-    tell(TALK, ['0.png']),
-    tell(EDIT, ['2.png', '0.png', '1.png']),
-    tell(TWO, ['0.png', '1.png']),
-    tell(DRAW, ['1.png']),
+    encode_talk(TALK, ['0.png']),
+    encode_talk(EDIT, ['2.png', '0.png', '1.png']),
+    encode_talk(TWO, ['0.png', '1.png']),
+    encode_talk(DRAW, ['1.png']),
   ]
 
 
-def alone(row, segment, form):
+def alone(row, segment, format):
   """What a model gets of one of a row's sequences, and of its pictures."""
   at = np.flatnonzero(row['segment'] == segment)
-  first, size = at[0], form.merge**2
+  first, size = at[0], format.merge**2
   assert at.tolist() == [*range(first, first + len(at))]
   used = row['place'][at]
   patch = (used[used >= 0][:, None] * size + np.arange(size)).reshape(-1)
@@ -55,14 +55,17 @@ def alone(row, segment, form):
 
 
 def test_packed_is_unpacked(talks, some):
-  form, room = talks.form(), pack.Room(length=220, patches=64, pictures=4, memory=64)
-  row, left = pack.pack(some, form, room)
+  format, budget = (
+    talks.format(),
+    pack.RowBudget(length=220, max_patches=64, max_images=4, max_context=64),
+  )
+  row, left = pack.pack(some, format, budget)
   assert left == 0 and row['segment'].max() == 4
   assert row['patch_segment'].tolist() == np.repeat([1, 2, 3, 0], [8, 16, 16, 24]).tolist()
-  for i, told in enumerate(some):
-    single, _ = pack.pack([told], form, room)
+  for i, encoded in enumerate(some):
+    single, _ = pack.pack([encoded], format, budget)
     for (name, x), y in zip(
-      alone(row, i + 1, form).items(), alone(single, 1, form).values(), strict=True
+      alone(row, i + 1, format).items(), alone(single, 1, format).values(), strict=True
     ):
       np.testing.assert_array_equal(x, y, err_msg=name)
   assert row['slot'].min() > 0 and (row['memory'].max(1) < row['slot'] - 1).all()
@@ -70,7 +73,9 @@ def test_packed_is_unpacked(talks, some):
 
 def test_padding_is_no_sequence_and_counts_for_nothing(talks, some):
   row, _ = pack.pack(
-    some[:2], talks.form(), pack.Room(length=150, patches=64, pictures=3, memory=64)
+    some[:2],
+    talks.format(),
+    pack.RowBudget(length=150, max_patches=64, max_images=3, max_context=64),
   )
   used = len(some[0].tokens) + len(some[1].tokens)
   assert (
@@ -91,14 +96,14 @@ def test_padding_is_no_sequence_and_counts_for_nothing(talks, some):
   [
     (dict(), [1, 2, 3, 4]),
     (dict(length=100), [1, 2]),
-    (dict(patches=32), [1, 3, 4]),
-    (dict(pictures=1), [1, 2]),
-    (dict(pictures=0), [1]),
+    (dict(max_patches=32), [1, 3, 4]),
+    (dict(max_images=1), [1, 2]),
+    (dict(max_images=0), [1]),
   ],
 )
 def test_what_no_longer_fits_is_left_out_and_what_comes_after_may_fit(talks, some, short, fits):
-  room = pack.Room(**dict(length=220, patches=64, pictures=4, memory=64) | short)
-  row, left = pack.pack(some, talks.form(), room)
+  budget = pack.RowBudget(**dict(length=220, max_patches=64, max_images=4, max_context=64) | short)
+  row, left = pack.pack(some, talks.format(), budget)
   assert left == 4 - len(fits) and row['segment'].max() == len(fits)
   found = [row['tokens'][row['segment'] == i + 1].tolist() for i in range(len(fits))]
   assert found == [some[i - 1].tokens.tolist() for i in fits]
@@ -107,21 +112,26 @@ def test_what_no_longer_fits_is_left_out_and_what_comes_after_may_fit(talks, som
 @pytest.mark.parametrize(
   'short, which, error, message',
   [
-    (dict(length=20), 0, encode.Unfit, r'\d+ tokens found, at most 20 expected'),
-    (dict(patches=16), 1, encode.Unfit, '32 patches of pictures found, at most 16 expected'),
-    (dict(pictures=1), 2, encode.Unfit, '2 drawn pictures found, at most 1 expected'),
+    (dict(length=20), 0, encode.DoesNotFit, r'\d+ tokens found, at most 20 expected'),
     (
-      dict(memory=9),
+      dict(max_patches=16),
+      1,
+      encode.DoesNotFit,
+      '32 patches of shown images found, at most 16 expected',
+    ),
+    (dict(max_images=1), 2, encode.DoesNotFit, '2 generated images found, at most 1 expected'),
+    (
+      dict(max_context=9),
       3,
-      encode.Unfit,
-      r'\d+ tokens before a drawn picture found, at most 9, its memory, expected',
+      encode.DoesNotFit,
+      r'\d+ tokens before a generated image found, at most 9, max_context, expected',
     ),
   ],
 )
 def test_what_could_never_fit_is_told(some, short, which, error, message):
-  room = pack.Room(**dict(length=220, patches=64, pictures=4, memory=64) | short)
+  budget = pack.RowBudget(**dict(length=220, max_patches=64, max_images=4, max_context=64) | short)
   with pytest.raises(ValueError, match=message) as found:
-    pack.check_fits(some[which], room)
+    pack.check_fits(some[which], budget)
   assert found.type is error
 
 
@@ -129,27 +139,29 @@ def test_what_could_never_fit_is_told(some, short, which, error, message):
   'change, message',
   [
     (
-      dict(patches=30),
-      'data.patches: 30 found, a multiple of 4, the patches of an embedding, expected',
+      dict(max_patches=30),
+      'data.max_patches: 30 found, a multiple of 4, the patches of an embedding, expected',
     ),
     (
       dict(length=1),
-      'length 1, patches 16, pictures 1, memory 8 found, at least 2, 0, 0, 1 expected',
+      'length 1, max_patches 16, max_images 1, max_context 8 found, at least 2, 0, 0, 1 expected',
     ),
   ],
 )
 def test_rows_that_could_hold_nothing_are_refused(talks, change, message):
-  room = pack.Room(**dict(length=20, patches=16, pictures=1, memory=8) | change)
+  budget = pack.RowBudget(**dict(length=20, max_patches=16, max_images=1, max_context=8) | change)
   with pytest.raises(ValueError, match=re.escape(message)):
-    pack.check_room(room, talks.form())
+    pack.check_budget(budget, talks.format())
 
 
-def test_the_prompt_that_says_nothing_is_what_a_dropped_prompt_leaves(talks, tell):
-  nothing = encode.opening(talks.form(), encode.Dialogue(encode.NULL, ()), draw=True)
-  null = pack.prompt(nothing, talks.form(), length=64, patches=0)
-  told = tell(DRAW, ['1.png'], prompt_drop=1.0)
-  assert null['length'] == told.slot[0] and set(null) == set(pack.PROMPT)
-  np.testing.assert_array_equal(null['tokens'][: null['length']], told.tokens[: null['length']])
+def test_the_prompt_that_says_nothing_is_what_a_dropped_prompt_leaves(talks, encode_talk):
+  nothing = encode.encode_prompt(
+    talks.format(), encode.Dialogue(encode.EMPTY_DIALOGUE, ()), prefill_image=True
+  )
+  null = pack.prompt_row(nothing, talks.format(), length=64, max_patches=0)
+  encoded = encode_talk(DRAW, ['1.png'], prompt_drop=1.0)
+  assert null['length'] == encoded.image_start[0] and set(null) == set(pack.PROMPT_FEATURES)
+  np.testing.assert_array_equal(null['tokens'][: null['length']], encoded.tokens[: null['length']])
   np.testing.assert_array_equal(
-    null['position'][:, : null['length']], told.position[:, : null['length']]
+    null['position'][:, : null['length']], encoded.position[:, : null['length']]
   )

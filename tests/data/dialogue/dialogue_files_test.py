@@ -12,8 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vargrl.data import image
-from vargrl.data.dialogue import encode
-from vargrl.data.dialogue import files as sharegpt
+from vargrl.data.dialogue import encode, files
 
 ASK, ANSWER = {'role': 'user', 'content': '<image>hello'}, {'role': 'assistant', 'content': 'a cat'}
 PAIR = {
@@ -57,53 +56,53 @@ def build(folder, records, pictures):
   Talks(data_dir=str(folder)).download_and_prepare(file_format='array_record')
 
 
-def read(dataset, ends='answer', split='', dir=''):
-  load, count = sharegpt.opened(str(dataset), split, str(dir), ends=ends)
+def read(dataset, role='train', split='', dir=''):
+  load, count = files.open_source(str(dataset), split, str(dir), role=role)
   return [load(i) for i in range(count)]
 
 
 def seen(dialogues):
   """Messages and pixels."""
-  return [(d.messages, [encode.pictured(p).tolist() for p in d.pictures]) for d in dialogues]
+  return [(d.messages, [encode.load_image(p).tolist() for p in d.images]) for d in dialogues]
 
 
 def test_a_json_a_jsonl_and_a_tfds_data_set_say_the_same(talks, tmp_path):
   records = json.loads(open(talks.path).read())
   lines = '\n'.join(json.dumps(record | {'id': 7}) for record in records)
   (tmp_path / 'talks.jsonl').write_text(f'\n{lines}\n\n')
-  build(tmp_path, records, talks.pictures)
+  build(tmp_path, records, talks.images)
   found = seen(read(talks.path))
   assert len(found) == 4 and [len(pictures) for _, pictures in found] == [1, 1, 2, 0]
   assert found[0][0] == (('user', '<image>hello'), ('assistant', 'a cat'))
-  assert seen(read(tmp_path / 'talks.jsonl', dir=talks.pictures)) == found
+  assert seen(read(tmp_path / 'talks.jsonl', dir=talks.images)) == found
   assert seen(read('talks', split='train', dir=tmp_path)) == found
 
 
 def test_pairs_are_two_dialogues_that_begin_alike(talks, tmp_path):
   (tmp_path / 'pairs.json').write_text(json.dumps([PAIR]))
   (tmp_path / 'tfds').mkdir()
-  build(tmp_path / 'tfds', [PAIR], talks.pictures)
+  build(tmp_path / 'tfds', [PAIR], talks.images)
   for [(chosen, rejected)] in (
-    read(tmp_path / 'pairs.json', 'pair', dir=talks.pictures),
+    read(tmp_path / 'pairs.json', 'pair', dir=talks.images),
     read('talks', 'pair', 'train', tmp_path / 'tfds'),
   ):
     assert chosen.messages == (('user', 'Draw <image>.'), ('assistant', 'Here.<image_gen>'))
     assert rejected.messages == (chosen.messages[0], ('assistant', 'There.<image_gen>'))
     for dialogue, names in ((chosen, '01'), (rejected, '02')):
-      for picture, name in zip(dialogue.pictures, names, strict=True):
-        pixels = image.decode((talks.pictures / f'{name}.png').read_bytes())
-        np.testing.assert_array_equal(encode.pictured(picture), pixels)
+      for picture, name in zip(dialogue.images, names, strict=True):
+        pixels = image.decode((talks.images / f'{name}.png').read_bytes())
+        np.testing.assert_array_equal(encode.load_image(picture), pixels)
 
 
 def test_pictures_lie_below_the_folder_or_where_they_are_said_to(talks, tmp_path, monkeypatch):
   path = tmp_path / 'x.json'
   path.write_text(json.dumps([talks.record([('user', '<image>'), ('assistant', 'a')], ['p.png'])]))
   (tmp_path / 'p.png').write_bytes(b'')
-  assert read(path)[0].pictures == (str(tmp_path / 'p.png'),)
-  os.rename(tmp_path / 'p.png', talks.pictures / 'p.png')
-  monkeypatch.chdir(talks.pictures)
-  assert read(path)[0].pictures == ('p.png',)
-  (talks.pictures / 'p.png').unlink()
+  assert read(path)[0].images == (str(tmp_path / 'p.png'),)
+  os.rename(tmp_path / 'p.png', talks.images / 'p.png')
+  monkeypatch.chdir(talks.images)
+  assert read(path)[0].images == ('p.png',)
+  (talks.images / 'p.png').unlink()
   with pytest.raises(
     ValueError, match=f"record 0: picture 'p.png' found neither in '{tmp_path}' nor as it is"
   ):
@@ -116,13 +115,13 @@ def test_a_prompt_needs_neither_an_answer_nor_its_picture(talks, tmp_path):
   path.write_text(
     json.dumps([full, full | {'images': ['0.png']}, talks.record(asked[:1], ['0.png'])])
   )
-  found = read(path, 'prompt', dir=talks.pictures)
-  assert [len(d.pictures) for d in found] == [2, 1, 1] and found[2].messages[-1] == (
+  found = read(path, 'prompt', dir=talks.images)
+  assert [len(d.images) for d in found] == [2, 1, 1] and found[2].messages[-1] == (
     'assistant',
     '',
   )
   with pytest.raises(ValueError, match='record 1: 2 places of pictures .* and 1 images found'):
-    read(path, dir=talks.pictures)
+    read(path, dir=talks.images)
 
 
 WRONG = [  # change of [ASK, ANSWER] with 0.png; what is said of it
@@ -166,7 +165,7 @@ def test_a_wrong_record_is_told_by_its_number_before_anything_starts(
   path = tmp_path / 'x.json'
   path.write_text(json.dumps([good, bad]))
   with pytest.raises(ValueError, match=re.escape(f'{path}: record 1: ')) as error:
-    read(path, dir=talks.pictures)
+    read(path, dir=talks.images)
   assert message in str(error.value) and '\n' not in str(error.value)
 
 
@@ -185,7 +184,7 @@ def test_a_wrong_record_is_told_by_its_number_before_anything_starts(
 def test_a_wrong_pair_is_told(talks, tmp_path, change, message):
   (tmp_path / 'x.json').write_text(json.dumps([PAIR | change]))
   with pytest.raises(ValueError, match=re.escape(message)):
-    read(tmp_path / 'x.json', 'pair', dir=talks.pictures)
+    read(tmp_path / 'x.json', 'pair', dir=talks.images)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_a_file_that_holds_no_dialogues_is_told(tmp_path, name, content, message
 def test_prompts_of_a_text_file_are_its_lines(tmp_path):
   path = tmp_path / 'asked.txt'
   path.write_text('a cat\n  two dogs \n\n')
-  one, count = sharegpt.opened(str(path), '', '', ends='prompt')
+  one, count = files.open_source(str(path), '', '', role='prompt')
   assert [one(i).text for i in range(count)] == ['a cat', 'two dogs']
   path.write_text('a cat\n\ntwo dogs\n')  # whose lines would not be those of names.py
   with pytest.raises(ValueError, match='asked.txt: an empty line 2 found'):
@@ -228,7 +227,7 @@ def test_what_is_not_there_is_told(tmp_path, talks):
     read('digits', split='train', dir=tmp_path)
 
 
-@pytest.mark.parametrize('end', sharegpt.FILES)
+@pytest.mark.parametrize('end', files.FILES)
 def test_a_file_that_is_no_utf8_is_told(tmp_path, end):
   path = tmp_path / f'x{end}'
   path.write_bytes(b'[\xff]\n')

@@ -15,7 +15,7 @@ from vargrl.data.dialogue import scenes as scenes_dialogues
 from vargrl.scenes import captions, draw, edits, records, score
 from vargrl.scenes import world as worlds
 
-ROOM = dict(length=160, patches=64, pictures=2, memory=64)
+ROOM = dict(length=160, max_patches=64, max_images=2, max_context=64)
 
 
 @pytest.fixture
@@ -24,20 +24,20 @@ def make(talks):
   streams = []
 
   def call(source=(), **changes):
-    own = dict(dataset=talks.path, split='', dir='', records=0, weight=1.0) | dict(source)
+    own = dict(dataset=talks.path, split='', dir='', max_records=0, weight=1.0) | dict(source)
     options = (
       dict(
         sources={'a': own},
         batch=4,
-        records=2,
-        drawn=5,
+        examples_per_row=2,
+        image_tokens=5,
         size=(8, 8),
         crop='cover',
-        wanted='assistant',
+        loss_on='assistant',
         positions='mrope',
         prompt_drop=0.5,
-        tokenizer=talks.words,
-        look=talks.look,
+        tokenizer=talks.tokenizer,
+        vision=talks.vision,
         shuffle=True,
         max_unreadable=0.0,
         threads=0,
@@ -79,11 +79,16 @@ def test_a_batch_is_the_same_whatever_the_hosts_and_after_a_restart(make):
 def test_shapes_are_told_by_the_config_alone(make):
   stream = make(batch=1)
   data = ConfigDict(
-    dict(look=dict(patch=2, merge=2, frames=1, least=16, most=64), size=(8, 8), crop='cover') | ROOM
+    dict(
+      vision=dict(patch=2, merge=2, frames=1, min_pixels=16, max_pixels=64),
+      size=(8, 8),
+      crop='cover',
+    )
+    | ROOM
   )
   batch = next(stream)
   assert {k: (x.shape[1:], x.dtype) for k, x in batch.items()} == train.shapes(data)
-  assert tuple(batch) == stream.features == pack.FIELDS
+  assert tuple(batch) == stream.features == pack.ROW_FEATURES
 
 
 def test_what_is_left_out_is_counted_as_a_share_of_the_records(make):
@@ -91,20 +96,21 @@ def test_what_is_left_out_is_counted_as_a_share_of_the_records(make):
   for _ in range(3):
     batch = next(stream)
   assert (
-    stream.counts == {'seen': 24, 'skipped': 0, 'left_out': 0.5} and batch['segment'].max() == 1
+    stream.counts == {'seen': 24, 'skipped': 0, 'dropped_share': 0.5}
+    and batch['segment'].max() == 1
   )
-  assert make().counts['left_out'] == 0
+  assert make().counts['dropped_share'] == 0
 
 
 def test_records_that_are_unreadable_or_never_fit_are_skipped_and_counted_up_to_a_share(
   make, talks, tmp_path
 ):
   (tmp_path / '0.png').write_bytes(b'no picture')
-  (tmp_path / '1.png').write_bytes((talks.pictures / '1.png').read_bytes())
+  (tmp_path / '1.png').write_bytes((talks.images / '1.png').read_bytes())
   stream = make({'dir': str(tmp_path)}, shuffle=False, max_unreadable=1.0, prompt_drop=0.0)
   batch = next(stream)
   assert (
-    stream.counts == {'seen': 8, 'skipped': 4, 'left_out': 0}
+    stream.counts == {'seen': 8, 'skipped': 4, 'dropped_share': 0}
     and batch['segment'].max(1).tolist() == [1] * 4
   )
   with pytest.raises(
@@ -118,15 +124,16 @@ def test_records_that_are_unreadable_or_never_fit_are_skipped_and_counted_up_to_
   ):
     next(make(length=48, shuffle=False, prompt_drop=0.0))
   with pytest.raises(
-    ValueError, match=r'unreadable, .*record \d: \d+ tokens before a drawn picture found, at most 9'
+    ValueError,
+    match=r'unreadable, .*record \d: \d+ tokens before a generated image found, at most 9',
   ):
-    next(make(memory=9, prompt_drop=0.0))
+    next(make(max_context=9, prompt_drop=0.0))
 
 
 @pytest.mark.parametrize('weights', [(0.5, 0.2, 0.3), (4, 4, 2)])
 def test_sources_are_mixed_exactly_in_proportion_each_record_once_an_epoch(weights):
   some = [train.Source(None, n, '') for n in (10, 4, 7)]
-  order = train.mixed(some, weights, seed=3, shuffle=True)
+  order = train.mix_sources(some, weights, seed=3, shuffle=True)
   found = [order[i] for i in range(200)]
   share = np.array(weights) / sum(weights)
   for k, n in enumerate((10, 4, 7)):
@@ -148,25 +155,28 @@ def test_sources_are_mixed_exactly_in_proportion_each_record_once_an_epoch(weigh
       r"data.sources.a: keys \['dataset'\] found, \['dataset', 'dir',",
     ),
     (dict(source={'weight': 0}), 'data.sources.a.weight: 0.0 found, more than 0 expected'),
-    (dict(source={'records': 9}), 'records 9 found, 0 for all or at most 4 expected'),
-    (dict(drawn=0), 'data.drawn: 0 found, at least 1 expected'),
-    (dict(records=0), 'data.records: 0 found, at least 1'),
-    (dict(wanted='some'), r"data.wanted: 'some' found, one of \('assistant', 'all'\) expected"),
-    (dict(positions='all'), r"data.positions: 'all' found, one of \('mrope', 'plain'\) expected"),
+    (dict(source={'max_records': 9}), 'max_records 9 found, 0 for all or at most 4 expected'),
+    (dict(image_tokens=0), 'data.image_tokens: 0 found, at least 1 expected'),
+    (dict(examples_per_row=0), 'data.examples_per_row: 0 found, at least 1'),
+    (dict(loss_on='some'), r"data.loss_on: 'some' found, one of \('assistant', 'all'\) expected"),
+    (
+      dict(positions='all'),
+      r"data.positions: 'all' found, one of \('mrope', 'sequential'\) expected",
+    ),
     (dict(prompt_drop=2.0), 'data.prompt_drop: 2.0 found, a share expected'),
     (
-      dict(source={'dataset': 'scenes/small/32/x', 'records': 1}),
+      dict(source={'dataset': 'scenes/small/32/x', 'max_records': 1}),
       "'scenes/small/32/x' found, 'scenes/WORLD/PIX",
     ),
     (
-      dict(source={'dataset': 'scenes/small/16/text', 'records': 4, 'split': 'train'}),
+      dict(source={'dataset': 'scenes/small/16/text', 'max_records': 4, 'split': 'train'}),
       'at least 32 pixels expected',
     ),
     (
       dict(source={'dataset': 'scenes/small/32/text', 'split': 'train'}),
-      "dir '', records 0 found, '' and at least 1",
+      "dir '', max_records 0 found, '' and at least 1",
     ),
-    (dict(source={'dataset': 'scenes/small/32/text', 'records': 4}), "split: '' found, one of"),
+    (dict(source={'dataset': 'scenes/small/32/text', 'max_records': 4}), "split: '' found, one of"),
   ],
 )
 def test_what_does_not_fit_is_told(make, change, message):
@@ -176,31 +186,31 @@ def test_what_does_not_fit_is_told(make, change, message):
 
 # Of scenes.
 
-LOOK = dict(patch=4, merge=2, frames=1, least=1024, most=1024)
+VISION = dict(patch=4, merge=2, frames=1, min_pixels=1024, max_pixels=1024)
 
 
 @pytest.fixture(scope='module')
 def rows():
   """A batch of scenes of all kinds, and the Form."""
   own = lambda kind: dict(
-    dataset=f'scenes/small/32/{kind}', split='validation', dir='', records=28, weight=0.25
+    dataset=f'scenes/small/32/{kind}', split='validation', dir='', max_records=28, weight=0.25
   )
   stream = train.make(
     sources={kind: own(kind) for kind in ('understanding', 'generation', 'editing', 'text')},
     batch=3,
-    records=4,
+    examples_per_row=4,
     length=288,
-    patches=128,
-    pictures=2,
-    memory=96,
-    drawn=21,
+    max_patches=128,
+    max_images=2,
+    max_context=96,
+    image_tokens=21,
     size=(32, 32),
     crop='cover',
-    wanted='assistant',
+    loss_on='assistant',
     positions='mrope',
     prompt_drop=0.0,
     tokenizer='scenes',
-    look=LOOK,
+    vision=VISION,
     shuffle=False,
     max_unreadable=0.0,
     threads=0,
@@ -208,69 +218,75 @@ def rows():
     seed=0,
     rows=range(3),
   )
-  yield next(stream), encode.form(tokenizer='scenes', look=LOOK, size=(32, 32), crop='cover')
+  yield (
+    next(stream),
+    encode.make_format(tokenizer='scenes', vision=VISION, size=(32, 32), crop='cover'),
+  )
   stream.close()
 
 
 def test_scenes_say_what_their_records_say(rows):
-  batch, form = rows
+  batch, format = rows
   for r in range(3):
     found = records.record(worlds.find('small'), 0, 'validation', r)
     said = [
-      text.decode(form.words, batch['tokens'][r][batch['segment'][r] == k], special=True)
+      text.decode(format.tokenizer, batch['tokens'][r][batch['segment'][r] == k], special=True)
       for k in (1, 2, 3, 4)
     ]
-    plain, ends = captions.text(found.meaning, 0), (text.END, text.START)
+    plain, ends = captions.text(found.meaning, 0), (text.TURN_END, text.TURN_START)
     told = lambda scene: captions.layout(scene, worlds.find('small'))
     assert all(
       f'{q.question}{ends[0]}\n{ends[1]}assistant\n{q.answer}{ends[0]}' in said[0]
       for q in found.questions
     )
     assert (
-      f'user\n{found.caption}{ends[0]}\n{ends[1]}assistant\n{told(found.scene)}.{text.DRAW_START}'
+      f'user\n{found.caption}{ends[0]}\n{ends[1]}assistant\n{told(found.scene)}.{text.GEN_START}'
       in said[1]
     )
-    assert f'{text.IMAGE_END}{found.edit.instruction}{ends[0]}' in said[2] and said[3].endswith(
+    assert f'{text.VISION_END}{found.edit.instruction}{ends[0]}' in said[2] and said[3].endswith(
       f'{plain}{ends[0]}'
     )
     assert np.array_equal(
       np.rint((batch['image'][r] + 1) * 127.5),
       [draw.image(found.scene, 32), draw.image(found.edit.result, 32)],
     )
-  assert text.number(form.words, '<|unknown|>') not in batch['tokens'] and (batch['slot'] > 0).all()
+  assert (
+    text.token_id(format.tokenizer, '<|unknown|>') not in batch['tokens']
+    and (batch['slot'] > 0).all()
+  )
 
 
 def test_scenes_tell_a_checker_what_to_expect():
   found = records.record(worlds.find('small'), 0, 'test', 6)
   read = {
-    kind: scenes_dialogues.opened(f'scenes/small/32/{kind}', 'test')(6)
+    kind: scenes_dialogues.open_source(f'scenes/small/32/{kind}', 'test')(6)
     for kind in scenes_dialogues.KINDS
   }
   assert (
-    read['generation'].about
-    == read['text'].about
+    read['generation'].metadata
+    == read['text'].metadata
     == found.meaning
     == captions.parse(read['generation'].text)
   )
-  assert read['editing'].about == found.edit and isinstance(found.edit, edits.Edit)
+  assert read['editing'].metadata == found.edit and isinstance(found.edit, edits.Edit)
   assert read['editing'].text == found.edit.instruction
   assert (
-    read['question'].about == found.questions[:1]
+    read['question'].metadata == found.questions[:1]
     and read['question'].messages[-1][1] == found.questions[0].answer
   )
   assert (
     read['description'].messages[-1][1] == f'{captions.layout(found.scene, worlds.find("small"))}.'
   )
   assert (
-    read['understanding'].about == found.questions
+    read['understanding'].metadata == found.questions
     and read['understanding'].text == found.questions[-1].question
   )
 
 
 def test_the_rejected_picture_of_a_pair_does_not_show_the_caption():
-  world, read = worlds.find('small'), scenes_dialogues.opened('scenes/small/32/pairs', 'train')
+  world, read = worlds.find('small'), scenes_dialogues.open_source('scenes/small/32/pairs', 'train')
   for i in range(35):
     right, wrong = (
-      score.judge(encode.pictured(d.pictures[-1]), d.text, world, strict=False) for d in read(i)
+      score.judge(encode.load_image(d.images[-1]), d.text, world, strict=False) for d in read(i)
     )
     assert all(right) and not all(wrong), read(i)[0].text
