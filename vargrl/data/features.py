@@ -16,6 +16,8 @@ import tensorflow_datasets as tfds
 from vargrl.data import image, source
 from vargrl.data import stream as streams
 
+PACKED = False  # whether rows hold several dialogues
+
 
 def make(
   *,

@@ -9,6 +9,8 @@ import numpy as np
 
 from vargrl.data import stream as streams
 
+PACKED = False  # whether rows hold several dialogues
+
 
 def make(*, classes: int, prompts: int, seed: int, rows: Sequence[int]) -> streams.Stream:
   """The Stream of {'label': int32 [B]}: each epoch has every one of `classes`, in a new order.

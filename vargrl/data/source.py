@@ -17,6 +17,8 @@ from vargrl.data import stream as streams
 
 BUILDERS = {'digits': digits.Digits, 'digit_pairs': digits.DigitPairs, 'scenes': scenes.Scenes}
 
+PACKED = False  # whether rows hold several dialogues
+
 
 def make(
   *,

@@ -18,7 +18,9 @@ class Stream:
     classes: how many values 'label' has, or None.
     class_names: their names, () if they have none.
     counts: of this host's records {'seen': n, 'skipped': m, and each of `shares` per record seen}.
-    texts: labels -> the prompts' texts, or None.
+    prompt_records: labels -> [{'prompt': str, 'label': int, and whatever a data file says besides}]
+      of prompts that are text, or None.
+    decode_text: token ids of what a policy said, int32 [L], -1 after the end -> str, or None.
     record_count: how many records 'label' is the index of, or None where it is a class.
   """
 
@@ -37,7 +39,8 @@ class Stream:
     workers: int,
     records_per_row: int = 1,
     shares: dict[str, str] | None = None,
-    texts=None,
+    prompt_records=None,
+    decode_text=None,
     record_count: int | None = None,
   ):
     """Makes a Stream of `records`, an endless dataset of blocks of rows.
@@ -55,7 +58,8 @@ class Stream:
     self.class_names = tuple(class_names)
     self._records, self._name, self._rows, self._pulls = records, name, rows, rows // block
     self._max_unreadable, self._threads, self._workers = max_unreadable, threads, workers
-    self._records_per_row, self.texts, self.record_count = records_per_row, texts, record_count
+    self._records_per_row, self.record_count = records_per_row, record_count
+    self.prompt_records, self.decode_text = prompt_records, decode_text
     self._state_keys = shares or {}
     self._sums = dict.fromkeys(self._state_keys, 0)
     self._step = self._seen = self._skipped = 0

@@ -14,6 +14,8 @@ PAIR_FEATURES = ('chosen', 'rejected', 'chosen_text', 'rejected_text')
 
 image_token_ids = encode.image_token_ids
 
+PACKED = False  # whether rows hold several dialogues
+
 
 def make(
   *,
@@ -54,6 +56,7 @@ def make(
   return dialogue_prompts.make_stream(
     source,
     to_row,
+    decode_text=functools.partial(dialogue_prompts.decode_text, format.tokenizer),
     features=('label', *pack.PROMPT_FEATURES, *PAIR_FEATURES),
     prompts=prompts,
     shuffle=shuffle,

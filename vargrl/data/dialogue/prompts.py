@@ -11,6 +11,8 @@ from vargrl.data.dialogue import encode, pack, train
 
 image_token_ids = encode.image_token_ids
 
+PACKED = False  # whether rows hold several dialogues
+
 
 def make(
   *,
@@ -55,6 +57,7 @@ def make(
   return make_stream(
     source,
     to_row,
+    decode_text=functools.partial(decode_text, format.tokenizer),
     features=('label', *pack.PROMPT_FEATURES),
     prompts=prompts,
     shuffle=shuffle,
@@ -67,7 +70,7 @@ def make(
 
 
 def make_stream(
-  source, to_row, *, features, prompts, shuffle, max_unreadable, threads, workers, seed, rows
+  source, to_row, *, decode_text, features, prompts, shuffle, max_unreadable, threads, workers, seed, rows
 ):
   """The Stream of to_row(record, seed) -> {feature: array} of a train.Source's records.
 
@@ -90,7 +93,8 @@ def make_stream(
     threads=threads,
     workers=workers,
     record_count=source.count,
-    texts=functools.partial(prompt_texts, source),
+    prompt_records=functools.partial(prompt_records, source),
+    decode_text=decode_text,
     name=f'{source.name}, {source.count} records, prompts {prompts}, seed '
     f'{seed}{", shuffled" if shuffle else ""}',
   )
@@ -121,10 +125,20 @@ def prompt_row(dialogue, _, *, format, length, max_patches, prefill_image):
   return pack.prompt_row(encoded, format, length=length, max_patches=max_patches)
 
 
-def prompt_texts(source, labels) -> list[str]:
-  """The user's last messages in the records of a Source with these indices."""
+def decode_text(tokenizer, ids) -> str:
+  """What a policy said: token ids int32 [L], -1 after the end."""
+  return text.decode(tokenizer, [int(i) for i in ids if i >= 0])
+
+
+def prompt_records(source, labels) -> list[dict]:
+  """The records of a Source with these indices, as rewards see them: 'prompt' is the user's last
+  message, 'label' the index, 'metadata' and its items what the data says besides."""
   found = [source.read(int(i)) for i in labels]
-  return [(x if isinstance(x, encode.Dialogue) else x[0]).text for x in found]
+  found = [x if isinstance(x, encode.Dialogue) else x[0] for x in found]
+  extra = [x.metadata if isinstance(x.metadata, dict) else {} for x in found]
+  return [
+    more | {'prompt': x.text, 'label': int(i)} for x, more, i in zip(found, extra, labels)
+  ]
 
 
 def shapes(data) -> dict:

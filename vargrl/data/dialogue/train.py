@@ -15,6 +15,24 @@ A batch has these features, each with the rows of this host in front. S = length
   slot            int32 [G]: the index of an image's first GEN_PAD, -1 for no image
   memory          int32 [G, M]: the indices of the tokens that an image is generated from, which are
                   those before its GEN_START in its sequence but the GEN_PAD of others, then -1
+
+Options of `make`:
+
+  sources           {name: dict(dataset, split, dir, max_records, weight)}, see `open_source`; they
+                    take turns exactly in proportion to their weights
+  examples_per_row  so many consecutive dialogues share a row; rows are a function of seed and
+                    number alone
+  image_tokens      GEN_PAD of a generated image
+  loss_on           'assistant': its answers up to TURN_END; 'all': of dialogues that generate
+                    images, all tokens but GEN_PAD
+  positions         'mrope', where GEN_PAD count as text; 'sequential': 0, 1, 2 ... for all tokens,
+                    as VARGPT-v1.1 was trained
+  prompt_drop       share of the dialogues that generate images of which one image is left, after an
+                    empty message: what classifier-free guidance needs
+  size, crop, tokenizer, vision: see encode.make_format
+
+A dialogue that no longer fits its row is dropped, counts['dropped_share'] of all. One that never
+fits, or has an unreadable image, is skipped.
 """
 
 from collections.abc import Sequence
@@ -43,6 +61,8 @@ class Source(NamedTuple):
 
 image_token_ids = encode.image_token_ids
 
+PACKED = True  # whether rows hold several dialogues
+
 
 def make(
   *,
@@ -70,18 +90,8 @@ def make(
 ) -> streams.Stream:
   """The Stream of packed rows, `batch` in a global batch, of which this host has the `rows`.
 
-  sources: {name: dict(dataset, split, dir, max_records, weight)}, see `open_source`; they take
-  turns exactly in proportion to their weights. examples_per_row: so many consecutive ones share a
-  row, and rows are a function of seed and number alone. image_tokens: GEN_PAD of a generated image.
-  loss_on: 'assistant' for its answers up to TURN_END; 'all', of dialogues that generate images, for
-  all tokens but GEN_PAD. positions: 'mrope', where GEN_PAD count as text, or 'sequential', 0, 1, 2
-  ... for all tokens, as VARGPT-v1.1 was trained. prompt_drop: share of the dialogues that generate
-  images of which one image is left, after an empty message. size, crop, tokenizer, vision: see
-  encode.make_format.
-
-  A dialogue that no longer fits its row is dropped: counts['dropped_share'] is their share. A
-  record that never fits, or has an unreadable image, is skipped; more than a share max_unreadable
-  of these is an error. Raises ValueError for options that do not fit together."""
+  For the options and the features of a batch see above. Raises ValueError for options that do not
+  fit together; `next` does if more than a share max_unreadable of the records was skipped."""
   streams.check_rows(batch, rows)
   format = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop=crop)
   budget = pack.RowBudget(length, max_patches, max_images, max_context)
