@@ -24,8 +24,9 @@ def score():
   """(r_B, counts) of one reward with the knobs of a test; closes what it made."""
   made = []
 
-  def one(samples, group_size=1, max_failed=0.0, records=None, chunk=2, **reward):
-    knobs = dict(workers=2, timeout=30.0, retries=0, chunk=chunk, records=records)
+  def one(samples, group_size=1, max_failed=0.0, chunk=2, records=None, decode_text=None, **reward):
+    knobs = dict(workers=2, timeout=30.0, retries=0, chunk=chunk)
+    knobs |= dict(records=records, decode_text=decode_text)
     m = mix.make({'it': dict(weight=1.0, **reward)}, bind={}, max_failed=max_failed, **knobs)
     made.append(m)
     r_B, _, counts = m.score({}, samples, group_size)
@@ -49,6 +50,14 @@ def test_a_reward_on_text_alone_needs_no_picture(score):
   texts = {'text': ['no', 'no', 'no'], 'text_1': ['a red fox', 'a dog', 'red']}
   rows = Samples(None, texts, {'label': np.arange(3)})
   assert score(rows, name='judges.says', segment='text_1', word='red')[0] == [1, 0, 1]
+
+
+def test_token_ids_become_strings(score):
+  t_BL = np.array([[0, 1, 2], [1, -1, -1]])
+  decode_text = lambda ids: ' '.join(['a', 'red', 'fox'][i] for i in ids if i >= 0)
+  rows = Samples(None, {'text': t_BL}, {'label': np.arange(2)})
+  options = dict(name='judges.says', segment='text', word='fox', decode_text=decode_text)
+  assert score(rows, **options)[0] == [1, 0]
 
 
 def test_a_reward_may_look_at_the_picture_and_the_text_of_a_row(score):
@@ -117,5 +126,7 @@ def test_groups_are_whole_on_the_devices_that_hold_all_of_their_rows():
   spec = jax.sharding.PartitionSpec(('data', 'fsdp'))
   x = jax.device_put(np.zeros((24, 2)), jax.sharding.NamedSharding(mesh, spec))  # 6 rows on each
   assert [mix.cuts_units(x, unit) for unit in (1, 2, 3, 6, 4, 12)] == [False] * 4 + [True] * 2
-  whole = jax.device_put(np.zeros((24, 2)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+  whole = jax.device_put(
+    np.zeros((24, 2)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  )
   assert not mix.cuts_units(whole, 12)

@@ -18,7 +18,19 @@ from vargrl.rewards.host_samples import HostSamples
 from vargrl.types import Samples
 
 
-def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=False, records=None):
+def make(
+  rewards,
+  *,
+  bind,
+  max_failed,
+  workers,
+  timeout,
+  retries,
+  chunk,
+  lean=False,
+  records=None,
+  decode_text=None,
+):
   """The Mix of {nickname: {'name': path, 'weight': float, **options}}.
 
   bind: {parameter: function}, functions that no config can hold; a device reward gets those that it
@@ -26,7 +38,8 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=Fa
   verdict. workers, timeout, retries, chunk: of each host reward's pool, see rewards/pool.py. lean:
   a Mix that is only compiled: no file is looked for, no worker started. records: labels of some
   rows -> the records that host rewards see, dicts with all that the data says of a prompt; None:
-  {'label': label}.
+  {'label': label}. decode_text: token ids of what a row said, int32 [L], -1 after the end -> the
+  string that host rewards see; None: they see no texts that are token ids.
 
   Raises ValueError or FileNotFoundError, in one sentence, for whatever cannot work."""
   if not 0 <= max_failed < 1 or not rewards:
@@ -53,7 +66,7 @@ def make(rewards, *, bind, max_failed, workers, timeout, retries, chunk, lean=Fa
     for pool in host.values():
       pool.close()
     raise
-  return Mix(names, weights, device, judges, host, max_failed, records)
+  return Mix(names, weights, device, judges, host, max_failed, records, decode_text)
 
 
 def check_names(rewards, *, classes, records):
@@ -143,9 +156,11 @@ def judge(nickname, name, function, options):
 class Mix:
   """A handle to the rewards of an experiment, made by `make`."""
 
-  def __init__(self, names, weights, device, judges, host, max_failed, records=None):
+  def __init__(
+    self, names, weights, device, judges, host, max_failed, records=None, decode_text=None
+  ):
     self.names, self.weights, self.host, self.max_failed = names, weights, host, max_failed
-    self.judges, self.towers, self.records = judges, {}, records
+    self.judges, self.towers, self.records, self.decode_text = judges, {}, records, decode_text
     for judge in judges.values():
       self.towers = judge.towers | self.towers
     functions = functools.partial(device_scores, names, device, judges, self.towers)
@@ -187,7 +202,7 @@ class Mix:
       allowed = min(1.0, self.max_failed * B / max(len(at), 1))  # the share is of all hosts' rows
 
       def judge():
-        mine = host_samples(samples, image_nyxc, at, group_size, self.records)
+        mine = host_samples(samples, image_nyxc, at, group_size, self.records, self.decode_text)
         return pools.run(self.host.values(), mine, group_size=group_size, max_failed=allowed)
 
       r = multihost.allgather_rows(multihost.on_all_hosts(judge), at, B)
@@ -270,7 +285,7 @@ def device_samples(samples):
   return Samples(samples.image_Byxc, ids, {'label': record['label']})
 
 
-def host_samples(samples, image_nyxc, at, group_size, records):
+def host_samples(samples, image_nyxc, at, group_size, records, decode_text):
   """The HostSamples of the rows `at` of types.Samples, whose labels every host has. records: see
   `make`."""
   if hasattr(samples.record, 'items'):
@@ -279,9 +294,9 @@ def host_samples(samples, image_nyxc, at, group_size, records):
   else:
     record = [samples.record[i] for i in at]
   texts = {
-    name: [said[i] for i in at]
+    name: [decode_text(said[i]) if hasattr(said, 'dtype') else said[i] for i in at]
     for name, said in (samples.texts or {}).items()
-    if not hasattr(said, 'dtype')
+    if decode_text or not hasattr(said, 'dtype')
   }
   return HostSamples(image_nyxc, texts, record, at // group_size)
 
