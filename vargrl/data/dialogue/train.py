@@ -100,19 +100,10 @@ def make(
   found, weights = open_mixture(sources)
   order = mix_sources(found, weights, seed=seed, shuffle=shuffle)
   order = order.batch(examples_per_row, batch_fn=tuple).seed(seed)
-  to_encoded = functools.partial(
-    encode.encode,
-    format,
-    image_tokens=image_tokens,
-    loss_on=loss_on,
-    positions=positions,
-    prompt_drop=prompt_drop,
-  )
+  options = dict(image_tokens=image_tokens, loss_on=loss_on, positions=positions)
+  to_encoded = functools.partial(encode.encode, format, prompt_drop=prompt_drop, **options)
   load = functools.partial(
     load_row, sources=found, to_encoded=to_encoded, format=format, budget=budget
-  )
-  name = ', '.join(
-    f'{s.name} ({s.count} records, weight {w:g})' for s, w in zip(found, weights, strict=True)
   )
   return streams.Stream(
     streams.HostRows(order.random_map(load), batch, rows),
@@ -126,8 +117,15 @@ def make(
     workers=workers,
     records_per_row=examples_per_row,
     shares={'dropped_share': 'left_out'},
-    name=f'{name}, batch {batch} x {examples_per_row}, seed {seed}'
+    name=f'{mixture_name(found, weights)}, batch {batch} x {examples_per_row}, seed {seed}'
     f'{", shuffled" if shuffle else ""}',
+  )
+
+
+def mixture_name(sources, weights) -> str:
+  """The Sources with their weights, for people and for the state of a Stream."""
+  return ', '.join(
+    f'{s.name} ({s.count} records, weight {w:g})' for s, w in zip(sources, weights, strict=True)
   )
 
 
