@@ -71,7 +71,10 @@ def test_networks_of_rewards_and_two_slices_are_compiled(capsys):
   mesh = "--config.mesh=(('data',2),('fsdp',-1),('tensor',1))"
   assert (
     compile(
-      'grpo_var_aesthetic.py:smoke', '--topology=2*v5e:2x2', mesh, '--config.replicated_at_most=0.1'
+      'grpo_var_aesthetic.py:smoke',
+      '--topology=2*v5e:2x2',
+      mesh,
+      '--config.max_replicated_share=0.1',
     )
     == 0
   )

@@ -99,8 +99,8 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):
 def test_an_embedded_picture_is_the_file_itself_or_fits_the_budget(tmp_path):
   path = tmp_path / 'a.png'
   pictures.save_png(path, noise(300, 400, 3))
-  assert pictures.embedded(path, 1e6) == ('png', path.read_bytes(), (400, 300))
-  kind, data, size = pictures.embedded(path, 30_000)
+  assert pictures.embeddable(path, 1e6) == ('png', path.read_bytes(), (400, 300))
+  kind, data, size = pictures.embeddable(path, 30_000)
   assert (kind, size) == ('jpeg', (400, 300)) and len(data) <= 30_000
   x, y = Image.open(io.BytesIO(data)).size
   assert x / y == pytest.approx(4 / 3, rel=0.02)

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from vargrl.reporting import images, report
+from vargrl.reporting import curves, images, report
 
 EVIL = '<script>alert("x")</script>'
 ROOT = pathlib.Path(__file__).parents[2]
@@ -110,6 +110,23 @@ def test_panels_come_in_the_order_of_reading(tmp_path):
   ]  # fmt: skip
 
 
+def test_pictures_are_above_curves_and_diagnostics_are_folded(tmp_path):
+  make(tmp_path, names=['reward', 'lr', 'time/step', 'data/unreadable', 'speed/mfu'])
+  text = page(tmp_path)
+  assert text.index('<h3>samples</h3>') < text.index('<h3>Curves</h3>')
+  before, _, folded = text.partition('<details><summary>Diagnostics</summary>')
+  assert titles(before) == ['reward']
+  assert titles(folded) == ['data/unreadable', 'lr', 'time/step', 'speed/mfu']
+  assert '<details open' not in text
+
+
+def test_the_last_run_of_a_chain_comes_first(tmp_path):
+  for run in ('first', 'second', 'third'):
+    make(tmp_path / run)
+  text = page(tmp_path, ['first', 'second', 'third'])
+  assert re.findall('<h2>(.*?)</h2>', text) == ['third', 'second', 'first']
+
+
 def test_a_numbered_family_is_one_panel_with_a_legend_in_numeric_order(tmp_path):
   make(tmp_path, names=[f'entropy/scale_{i}' for i in (10, 2, 0, 1)])
   legend = re.search(r'<p class="legend">(.*?)</p>', page(tmp_path))[1]
@@ -148,11 +165,10 @@ def test_a_run_that_is_missing_empty_or_cut_is_still_a_page(tmp_path):
   parse(text)
   assert text.count('Nothing recorded yet') == 1 and titles(text) == ['loss']
   assert '5 of 8 steps' in text and text.count('<img') == 5
-  assert text.count('<section') == 3 and re.findall('href="(#run.)"', text) == [
-    '#run0',
-    '#run1',
-    '#run2',
-  ]
+  # The last run first; what has recorded nothing comes after what has.
+  order = ['#run1', '#run0', '#run2']
+  assert re.findall('href="(#run.)"', text) == order
+  assert re.findall('<section id="(run.)"', text) == [name[1:] for name in order]
 
 
 @pytest.mark.parametrize('value', [0.0, 1e-30, -1e30, 1.0])
@@ -168,8 +184,8 @@ def test_one_point_and_constant_curves_draw(tmp_path, value):
 def test_a_spike_survives_a_long_curve(tmp_path):
   y = np.random.default_rng(0).normal(size=50_000)
   y[31_234] = 77
-  x, kept = report._extremes(np.arange(len(y)), y)
-  assert len(x) <= 2 * report.POINTS and kept.max() == 77 and kept.min() == y.min()
+  x, kept = curves.extremes(np.arange(len(y)), y)
+  assert len(x) <= 2 * curves.POINTS and kept.max() == 77 and kept.min() == y.min()
 
 
 def test_the_page_depends_on_the_files_alone_and_stays_small(tmp_path):
@@ -185,7 +201,7 @@ def test_the_page_depends_on_the_files_alone_and_stays_small(tmp_path):
 
 
 def test_a_page_is_made_without_jax_and_matplotlib_is_imported_late():
-  code = 'from vargrl import report; import sys; print(*(n in sys.modules for n in sys.argv[1:]))'
+  code = 'from vargrl.reporting import report; import sys; print(*(n in sys.modules for n in sys.argv[1:]))'
   done = subprocess.run(
     [sys.executable, '-c', code, 'jax', 'matplotlib'],
     capture_output=True,

@@ -14,11 +14,9 @@ def report(error: Exception) -> bool:
   other, which the caller raises again.
 
   Where other hosts do not know of the error, and wait for this one, the process ends here."""
-  from vargrl.parallel import multihost  # late: a mistyped flag needs no jax
-
   full = memory_advice(error)
   meant = isinstance(error, EXPECTED) and (full or is_for_user(error))
-  alone = multihost.is_multihost() and not getattr(error, 'shared', False)
+  alone = is_multihost() and not getattr(error, 'shared', False)
   if os.environ.get('VARGRL_TRACEBACK') or not meant:
     if alone:
       end_process(traceback.format_exc(), 1)
@@ -28,6 +26,15 @@ def report(error: Exception) -> bool:
     end_process(text, 2)
   print(text, file=sys.stderr)
   return True
+
+
+def is_multihost() -> bool:
+  """True where other hosts are connected, without loading jax to find out."""
+  if 'vargrl.parallel.multihost' not in sys.modules:
+    return False
+  from vargrl.parallel import multihost
+
+  return multihost.is_multihost()
 
 
 def end_process(text: str, code: int):

@@ -25,10 +25,10 @@ def main(flags):
     evals = multihost.on_all_hosts(lambda: evaluators.make(config.evals, run.models))
     stack.callback(evaluators.close, evals)
     params, frozen, step = inference.restore(run, root / name, FROZEN)
-    for nickname, evaluator, _ in evals:
-      for key, value in evaluator(params, frozen):
+    for evaluator in evals:
+      for key, value in evaluator.evaluate(params, frozen):
         if multihost.is_first_host():
-          show(root / name, step, nickname, key, value)
+          show(root / name, step, evaluator.name, key, value)
 
 
 def show(workdir, step, evaluator, key, value):

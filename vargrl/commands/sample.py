@@ -46,7 +46,7 @@ def draw_images(config, workdir, *, labels, per_class, seed, run, preset):
   draw = samples.sampler(run.models, preset)
   with jax.set_mesh(run.mesh):
     params, frozen, step = inference.restore(run, folder)
-    image_Byxc, label_B = draw(params, frozen, classes=classes, each=per_class, seed=seed)
+    image_Byxc, label_B = draw(params, frozen, classes=classes, per_class=per_class, seed=seed)
   return image_Byxc, label_B, step
 
 
@@ -96,8 +96,8 @@ def resume_folder(
 
   Image r of a class is a function of seed, class and r. A file that is there is kept: the same call
   continues where it was cut, and ends with the same files, as batches are cut alike. settings: what
-  else the images depend on. Raises ValueError for a folder of another seed or other settings. batch:
-  images on a device at once."""
+  else the images depend on. Raises ValueError for a folder of another seed or other settings.
+  batch: images on a device at once."""
   folders.check_folder(folder, settings | {'seed': seed}, flag='--folder')
   draw_batch, new = samples.batch_sampler(models, preset), 0
   # By index first: a folder that is cut has about as many images of every class.

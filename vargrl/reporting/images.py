@@ -1,7 +1,5 @@
 """Images for people: a captioned grid, and files that are whole or not there at all."""
 
-import base64
-import html
 import io
 import os
 import pathlib
@@ -77,7 +75,7 @@ def save_bytes(path: str | os.PathLike, data: bytes) -> None:
     part.unlink(missing_ok=True)
 
 
-def embedded(path: str | os.PathLike, budget: float) -> tuple[str, bytes, tuple[int, int]]:
+def embeddable(path: str | os.PathLike, budget: float) -> tuple[str, bytes, tuple[int, int]]:
   """(kind, bytes, (x, y)) for a page: the file itself, or of a larger one a JPEG of about `budget`
   bytes; x and y are those of the file."""
   data = pathlib.Path(path).read_bytes()
@@ -90,23 +88,6 @@ def embedded(path: str | os.PathLike, budget: float) -> tuple[str, bytes, tuple[
     kind, data = 'jpeg', out.getvalue()
     image = image.resize([round(0.8 * n) for n in image.size], Image.Resampling.LANCZOS)
   return kind, data, size
-
-
-def inline(path: str | os.PathLike, budget: float, alt: str) -> tuple[str, tuple[int, int]]:
-  """(an <img> that holds the picture itself, (x, y)); see `embedded`."""
-  kind, data, (x, y) = embedded(path, budget)
-  source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
-  return f'<img src="{source}" width="{x}" height="{y}" alt="{html.escape(alt)}">', (x, y)
-
-
-def page(title: str, style: str, body: str) -> str:
-  """A whole page in HTML."""
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    f'<title>{html.escape(title)}</title><style>{style}</style></head>'
-    f'<body>{body}</body></html>\n'
-  )
 
 
 def _check(images, captions, columns):

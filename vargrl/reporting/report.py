@@ -1,7 +1,6 @@
-"""One page per run for people: the result, the curves, the samples over time, the config."""
+"""report.html of a workdir: the result, and of every run its samples over time, its curves and its
+config."""
 
-import html
-import io
 import json
 import os
 import pathlib
@@ -9,18 +8,16 @@ import re
 
 import numpy as np
 
-from vargrl.reporting import images as pictures
+from vargrl.reporting import curves, images, pages
 
 # The order of the panels; '' is everything else.
 ORDER = (
   *('reward', 'judge', 'loss', 'kl', 'entropy', 'ratio', 'clip_ratio', 'grad_norm'),
   *('', 'lr', 'time', 'speed'),
 )
-COLOURS = ('#2563eb', '#ea580c', '#0d9488', '#9333ea', '#ca8a04', '#db2777')
-SHOWN = 6  # pictures per name: the first, some between, the last
-BYTES = 1_600_000  # of all pictures of a page, before base64
-NICE = (1, 2, 2.5, 5, 10)  # the first digits of ticks
-POINTS = 240  # of a curve: a panel is about 350 pixels wide
+DIAGNOSTICS = ('lr', 'time', 'speed', 'data')  # panels that are folded away
+SAMPLES = 6  # images per name: the first, some between, the last
+IMAGE_BYTES = 1_600_000  # of all images of a page, before base64
 
 STYLE = """
 :root{color-scheme:light} *{box-sizing:border-box}
@@ -58,7 +55,8 @@ height:.7rem;border-radius:3px;margin-right:.3rem;vertical-align:-.06em}
 gap:1.1rem} .samples.wide{grid-template-columns:repeat(auto-fill,minmax(min(470px,100%),1fr))}
 .samples img{display:block;max-width:100%;height:auto;border-radius:4px}
 .samples figcaption{font-size:.82rem;color:#71717a;margin-top:.3rem}
-details{margin-top:1.8rem} summary{cursor:pointer;font-size:.95rem;font-weight:600;color:#52525b}
+details{margin-top:1.8rem} details .panels{margin-top:.7rem}
+summary{cursor:pointer;font-size:.95rem;font-weight:600;color:#52525b}
 pre{font-size:.8rem;line-height:1.45;background:#fafafa;border:1px solid #e4e4e7;padding:1rem;
 border-radius:10px;white-space:pre-wrap;overflow-wrap:anywhere}
 @media print{body{padding:0;max-width:none;font-size:12px;print-color-adjust:exact}
@@ -71,62 +69,72 @@ def write(
   workdir: str | os.PathLike, *, title: str, runs: list[str], summary: list[dict]
 ) -> pathlib.Path:
   """The path of workdir/report.html: one file that needs no network, no script and no other file.
-  What a run has not written yet is left out, so that it can be called at any time."""
+
+  The last run comes first, its images above its curves; runs that have not begun come last. What a
+  run has not written yet is left out, so that this may be called at any time.
+
+  runs: names of the folders in `workdir`, in the order of training. summary: rows {'name',
+  'before', 'after', 'better'}, where better is 'higher', 'lower' or ''."""
   workdir = pathlib.Path(workdir)
-  shown = {run: _chosen(workdir / run) for run in runs}
-  budget = BYTES / max(1, sum(len(paths) for names in shown.values() for paths in names.values()))
-  sections = [_run(workdir, run, shown[run], budget) for run in runs]
-  links = ''.join(f'<a href="#run{i}">{_text(run)}</a>' for i, run in enumerate(runs))
+  samples = {run: samples_of(workdir / run) for run in runs}
+  rows = {run: read_rows(workdir / run / 'metrics.jsonl') for run in runs}
+  order = sorted(reversed(runs), key=lambda run: not (rows[run] or samples[run]))
+  count = sum(len(paths) for names in samples.values() for paths in names.values())
+  budget = IMAGE_BYTES / max(1, count)
+  links = ''.join(f'<a href="#run{runs.index(run)}">{pages.escape(run)}</a>' for run in order)
   body = [
-    f'<header><h1>{_text(title)}</h1></header>',
+    f'<header><h1>{pages.escape(title)}</h1></header>',
     f'<nav>{links}</nav>' if len(runs) > 1 else '',
-    _table(summary),
-    *(f'<section id="run{i}">{section}</section>' for i, section in enumerate(sections)),
+    summary_table(summary),
   ]
-  page = pictures.page(title, STYLE, ''.join(body))
-  pictures.save_bytes(workdir / 'report.html', page.encode())
+  for run in order:
+    inner = section(workdir, run, rows[run], samples[run], budget)
+    body.append(f'<section id="run{runs.index(run)}">{inner}</section>')
+  page = pages.page(title, STYLE, ''.join(body))
+  images.save_bytes(workdir / 'report.html', page.encode())
   return workdir / 'report.html'
 
 
-def _run(workdir, run, shown, budget):
-  rows, config = _rows(workdir / run / 'metrics.jsonl'), _config(workdir / run / 'config.json')
-  parts = [f'<h2>{_text(run)}</h2>' if run else '', _description(config), _progress(rows, config)]
-  panels = [_panel(*panel) for panel in _panels(_series(rows))]
+def section(workdir, run, rows, samples, budget):
+  """A run: what it is, its images, its curves, and folded its diagnostics and its config."""
+  config = read_config(workdir / run / 'config.json')
+  parts = [
+    f'<h2>{pages.escape(run)}</h2>' if run else '',
+    description(config),
+    progress(rows, config),
+  ]
+  for name, paths in samples.items():
+    figures = ''.join(figure(path, budget) for path in paths)
+    wide = ' wide' if 'class="wide"' in figures else ''
+    parts.append(f'<h3>{pages.escape(name)}</h3><div class="samples{wide}">{figures}</div>')
+  panels, diagnostics = [], []
+  for title, lines in panels_of(series_of(rows)):
+    folded = re.split('[/_ ]', title)[0] in DIAGNOSTICS
+    (diagnostics if folded else panels).append((title, lines))
   if panels:
-    parts.append(f'<h3>Curves</h3><div class="panels">{"".join(panels)}</div>')
-  for name, paths in shown.items():
-    images = ''.join(_figure(path, budget) for path in paths)
-    wide = ' wide' if 'class="wide"' in images else ''
-    parts.append(f'<h3>{_text(name)}</h3><div class="samples{wide}">{images}</div>')
-  if not rows and not shown:
+    parts.append(f'<h3>Curves</h3>{panel_grid(panels)}')
+  if diagnostics:
+    parts.append(fold('Diagnostics', panel_grid(diagnostics)))
+  if not rows and not samples:
     parts.append('<p class="quiet">Nothing recorded yet.</p>')
   if config:
-    text = _text(json.dumps(config, indent=2, ensure_ascii=False))
-    parts.append(f'<details><summary>The resolved config</summary><pre>{text}</pre></details>')
+    text = pages.escape(json.dumps(config, indent=2, ensure_ascii=False))
+    parts.append(fold('The resolved config', f'<pre>{text}</pre>'))
   return '\n'.join(parts)
 
 
-# The words.
+def panel_grid(panels):
+  """Panels side by side; panels: [(title, {label: (steps, values)})]."""
+  return f'<div class="panels">{"".join(curves.panel(*panel) for panel in panels)}</div>'
 
 
-def _text(x):
-  return html.escape(str(x))
+def fold(title, inner):
+  """What is closed until it is clicked."""
+  return f'<details><summary>{title}</summary>{inner}</details>'
 
 
-def _number(x):
-  """Four digits for a number, '–' for nothing, any other text as it is."""
-  if x is None:
-    return '–'
-  if isinstance(x, str):
-    return _text(x)
-  return _short(f'{x:,}' if isinstance(x, int) else f'{x:.4g}')
-
-
-def _short(text):
-  return re.sub(r'e([+-])0*', lambda m: 'e' + m[1].strip('+'), text).replace('-', '−')
-
-
-def _table(summary):
+def summary_table(summary):
+  """The table of what was before and after, '' of no rows."""
   if not summary:
     return ''
   rows = []
@@ -134,42 +142,44 @@ def _table(summary):
     before, after = row['before'], row['after']
     change, kind = '', ''
     if all(isinstance(x, (int, float)) for x in (before, after)):
-      change = ('+' if after > before else '') + _number(after - before)
+      change = ('+' if after > before else '') + curves.number(after - before)
       if row['better'] and after != before:
         kind = 'good' if (after > before) == (row['better'] == 'higher') else 'bad'
     wish = {'lower': '↓ lower is better', 'higher': '↑ higher is better', '': ''}[row['better']]
     rows.append(
-      f'<tr><th scope="row">{_text(row["name"])}<small>{wish}</small></th>'
-      f'<td>{_number(before)}</td><td class="after">{_number(after)}</td>'
+      f'<tr><th scope="row">{pages.escape(row["name"])}<small>{wish}</small></th>'
+      f'<td>{curves.number(before)}</td><td class="after">{curves.number(after)}</td>'
       f'<td><span class="{kind}">{change}</span></td></tr>'
     )
   head = '<tr><th></th><th>before</th><th>after</th><th>change</th></tr>'
   return f'<table class="summary"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def _config(path):
+def read_config(path):
+  """The config in a file, {} where there is none, or half of one."""
   try:
     return json.loads(path.read_text())
   except (OSError, ValueError):
     return {}
 
 
-def _description(config):
+def description(config):
   """The config's own description, or its plain values and the names of its parts."""
   if not isinstance(config, dict) or not config:
     return ''
   if isinstance(config.get('description'), str):
-    return f'<p class="lead">{_text(config["description"])}</p>'
+    return f'<p class="lead">{pages.escape(config["description"])}</p>'
   facts = []
   for key, value in config.items():
     if isinstance(value, dict):
       value = ' '.join(str(value[k]).split('.')[-1] for k in ('name', 'size') if value.get(k))
     if isinstance(value, (str, int, float)) and 0 < len(str(value)) <= 40:
-      facts.append(f'<span>{_text(key)} <b>{_text(value)}</b></span>')
+      facts.append(f'<span>{pages.escape(key)} <b>{pages.escape(value)}</b></span>')
   return f'<p class="facts">{"".join(facts[:8])}</p>'
 
 
-def _progress(rows, config):
+def progress(rows, config):
+  """How many of the steps are done."""
   last = max((row['step'] for row in rows), default=None)
   steps = config.get('steps') if isinstance(config, dict) else None
   if last is None:
@@ -181,11 +191,8 @@ def _progress(rows, config):
   return f'<p class="quiet">{bar}{done:,} of {steps:,} steps</p>'
 
 
-# The curves.
-
-
-def _rows(path):
-  """Read here and not by writer.load: a page is made where there is no jax."""
+def read_rows(path):
+  """The rows of metrics.jsonl. Not by writer.load: a page is made where there is no jax."""
   rows = []
   for line in path.read_bytes().splitlines() if path.exists() else ():
     try:
@@ -197,7 +204,7 @@ def _rows(path):
   return rows
 
 
-def _series(rows):
+def series_of(rows):
   """{name: (steps, values)} without the values that were not finite."""
   series = {}
   for row in rows:
@@ -209,7 +216,7 @@ def _series(rows):
   return {name: (np.array(x), np.array(y, float)) for name, (x, y) in series.items()}
 
 
-def _panels(series):
+def panels_of(series):
   """[(title, {label: (steps, values)})], in the order of reading."""
   numbered, groups, panels = {}, {}, []
   for name in series:
@@ -226,14 +233,16 @@ def _panels(series):
     nested = {n.removeprefix(f'{group}/'): lines[n] for n in sorted(lines) if n != group}
     sizes = [np.abs(y).max() for _, y in nested.values()]
     # On one axis only if all of them can be read there; times may be small, they share a unit.
-    if 1 < len(nested) <= len(COLOURS) and (group == 'time' or max(sizes) <= 20 * min(sizes)):
+    if 1 < len(nested) <= len(curves.COLOURS) and (
+      group == 'time' or max(sizes) <= 20 * min(sizes)
+    ):
       panels.append((f'{group}/*', nested))
       lines = {n: y for n, y in lines.items() if n == group}
     panels += [(name, {'': line}) for name, line in lines.items()]
-  return sorted(panels, key=lambda panel: _rank(panel[0]))
+  return sorted(panels, key=lambda panel: rank(panel[0]))
 
 
-def _rank(title):
+def rank(title):
   """The place in ORDER of the word a name begins with; then of one that it only contains."""
   words = re.split('[/_ ]', title)
   begins = [w for w in ORDER if w and words[: w.count('_') + 1] == w.split('_')]
@@ -241,104 +250,23 @@ def _rank(title):
   return ORDER.index(found), not begins, title
 
 
-def _panel(title, lines):
-  from matplotlib import colormaps, colors
-
-  colours = COLOURS
-  if all(label.isdigit() for label in lines):  # an order is seen in shades, not in hues
-    colours = [colors.to_hex(c) for c in colormaps['viridis'](np.linspace(0, 0.88, len(lines)))]
-  svg = _curves([(x, y, colour) for (x, y), colour in zip(lines.values(), colours, strict=False)])
-  if len(lines) == 1:
-    last, legend = _number(float(lines[''][1][-1])), ''
-  else:
-    keys = [
-      f'<i style="background:{c}"></i>{_text(n)}' for n, c in zip(lines, colours, strict=False)
-    ]
-    last, legend = '', f'<p class="legend"><span>{"</span><span>".join(keys)}</span></p>'
-  caption = f'<figcaption>{_text(title)}<b>{last}</b></figcaption>'
-  return f'<figure class="panel">{caption}{svg}{legend}</figure>'
-
-
-def _curves(lines):
-  """One axis as inline SVG; its words stay words, in the font of the page."""
-  import matplotlib
-  from matplotlib import figure, ticker
-
-  # A fixed salt: the ids inside, and so the page, depend on the numbers alone.
-  with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'vargrl', 'font.size': 7.5}):
-    fig = figure.Figure(figsize=(3.5, 1.75))
-    axis = fig.add_axes((0.125, 0.115, 0.85, 0.85))
-    drawn = []
-    for x, y, colour in lines:
-      # What hardly goes back and forth, as a learning rate, is shown as it is.
-      long = len(x) > 100 and np.abs(np.diff(y)).sum() > 4 * np.ptp(y)
-      if long and len(lines) <= len(COLOURS):
-        axis.plot(*_extremes(x, y), color=colour, alpha=0.22, linewidth=0.7)
-      x, y = _smooth(x, y) if long else _extremes(x, y)
-      axis.plot(
-        x, y, color=colour, linewidth=1.4, marker='o' if len(x) <= 25 else '', markersize=2.6
-      )
-      drawn.append(y)
-    least = min(y.min() for _, y, _ in lines)
-    drawn = np.concatenate(drawn)
-    if least > 0 and drawn.max() > 100 * drawn.min():  # drawn: noise alone makes no scale
-      axis.set_yscale('log')
-      axis.yaxis.set_minor_formatter(ticker.NullFormatter())
-    else:
-      axis.yaxis.set_major_locator(ticker.MaxNLocator(4, steps=NICE))
-    axis.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=NICE, integer=True))
-    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-    axis.yaxis.set_major_formatter(lambda v, _: _short(f'{v:.5g}'))
-    axis.spines[['top', 'right', 'left']].set_visible(False)
-    axis.spines['bottom'].set_color('#d4d4d8')
-    axis.tick_params(which='both', length=0, colors='#71717a')
-    axis.grid(axis='y', color='#ececef', linewidth=0.7)
-    axis.margins(x=0.015)
-    out, none = io.StringIO(), dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-    fig.savefig(out, format='svg', transparent=True, metadata=none)
-  svg = out.getvalue()
-  svg = svg[svg.index('<svg') :]
-  svg = re.sub(r'\s(xmlns(:\w+)?="[^"]*"|width="[^"]*pt"|height="[^"]*pt")', '', svg)
-  svg = re.sub(r'font: ([\d.]+px) [^;\"]*', r'font-size: \1', svg)
-  return re.sub(r'\s*\n\s*', '\n', svg)
-
-
-def _smooth(x, y):
-  """A centred moving average over a fortieth of the curve, shorter at its ends."""
-  window = np.ones(max(5, len(y) // 40 | 1))
-  y = np.convolve(y, window, 'same') / np.convolve(np.ones(len(y)), window, 'same')
-  keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).round().astype(int))
-  return x[keep], y[keep]
-
-
-def _extremes(x, y):
-  """The least and the greatest value of every piece: a spike must survive being drawn small."""
-  if len(x) <= 2 * POINTS:
-    return x, y
-  pieces = np.array_split(np.arange(len(x)), POINTS)
-  keep = np.unique([i[pick(y[i])] for i in pieces for pick in (np.argmin, np.argmax)])
-  return x[keep], y[keep]
-
-
-# The pictures.
-
-
-def _chosen(folder):
-  """{name: paths}: the first, some between, the last picture of each name."""
-  chosen = {}
+def samples_of(folder):
+  """{name: paths}: the first, some between, the last image of each name."""
+  samples = {}
   for path in sorted(folder.glob('images/*/')):
     paths = sorted((p for p in path.glob('*.png') if p.stem.isdigit()), key=lambda p: int(p.stem))
     if paths:
-      keep = np.unique(np.linspace(0, len(paths) - 1, SHOWN).round().astype(int))
-      chosen[path.name] = [paths[i] for i in keep]
-  return chosen
+      keep = np.unique(np.linspace(0, len(paths) - 1, SAMPLES).round().astype(int))
+      samples[path.name] = [paths[i] for i in keep]
+  return samples
 
 
-def _figure(path, budget):
+def figure(path, budget):
+  """An image with its step, '' of what is none."""
   step = f'step {int(path.stem):,}'
   try:
-    image, (x, y) = pictures.inline(path, budget, step)
-  except OSError:  # not a picture, or removed since
+    image, (x, y) = pages.image_tag(path, budget, step)
+  except OSError:  # not an image, or removed since
     return ''
   kind = ' class="wide"' if x > max(450, 1.25 * y) else ''  # captions would be too small to read
   return f'<figure{kind}>{image}<figcaption>{step}</figcaption></figure>'

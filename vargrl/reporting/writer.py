@@ -1,4 +1,4 @@
-"""The writer that records metrics and images one step late: JSON lines and PNG files, and beside them
+"""The writer that records metrics and images one step late: JSON lines and PNG files, beside them
 TensorBoard and, where it is asked for, Weights & Biases."""
 
 from collections.abc import Collection, Mapping
