@@ -13,8 +13,7 @@ from vargrl.commands import inference
 from vargrl.data import text
 from vargrl.data.dialogue import encode
 from vargrl.models.layers import lora
-from vargrl.training import assemble, chain, weights
-from vargrl.training import loop
+from vargrl.training import assemble, chain, loop, weights
 
 
 def main(flags):
