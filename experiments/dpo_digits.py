@@ -19,7 +19,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 100, 50, 1_000_000, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(name='models.var', size='digits')
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
@@ -67,14 +67,14 @@ def get_config(arg=''):
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
   c.evals = dict(
     judge=dict(
-      name='eval.judge', every=0, dataset='digits', size=8, dir='', samples_each=100, seed=1
+      name='eval.judge', every_steps=0, dataset='digits', size=8, dir='', per_class=100, seed=1
     )
   )
 
   if arg == 'smoke':
     c.steps, c.save_every = 2, 1
     c.policy.size = c.tokenizer.size = 'smoke'
-    c.data.batch, c.evals.judge.samples_each, c.optim.warmup = 16, 4, 1
+    c.data.batch, c.evals.judge.per_class, c.optim.warmup = 16, 4, 1
   elif arg:
     raise ValueError(f'dpo_digits: no variant {arg!r}, expected smoke')
   return c

@@ -28,7 +28,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 600, 100, 1_000_000, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
@@ -79,12 +79,12 @@ def get_config(arg=''):
   )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
 
-  c.evals = dict(samples=dict(name='eval.samples', every=100, classes=8, each=8, seed=0, preset=''))
+  c.evals = dict(samples=dict(name='eval.samples', every_steps=100, classes=8, per_class=8, seed=0, preset=''))
   c.evals.monitor = dict(
     name='eval.rewards',
-    every=100,
+    every_steps=100,
     classes=50,
-    each=4,
+    per_class=4,
     seed=0,
     batch=16,
     preset='var',
@@ -119,8 +119,8 @@ def get_config(arg=''):
     tiny = dict(size='smoke', file='', head='', names='digits')
     for reward in c.evals.monitor.rewards.values():
       reward.update({k: v for k, v in tiny.items() if k in reward})
-    c.evals.samples.update(classes=2, each=2)
-    c.evals.monitor.update(classes=2, each=2, preset='')
+    c.evals.samples.update(classes=2, per_class=2)
+    c.evals.monitor.update(classes=2, per_class=2, preset='')
   elif arg:
     raise ValueError(f'dpo_var_d16_best_of_group: no variant {arg!r}, expected smoke')
   return c

@@ -23,7 +23,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5p:4x4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(
     name='models.infinity',
@@ -103,10 +103,10 @@ def get_config(arg=''):
   c.evals = dict(
     prompts=dict(
       name='eval.prompts',
-      every=50,
+      every_steps=50,
       path='data/prompts.npz',
       prompts=8,
-      each=4,
+      per_prompt=4,
       seed=0,
       preset='infinity',
     )
@@ -120,7 +120,7 @@ def get_config(arg=''):
     c.data.update(dataset='random', prompts=8, tokens=8, width=16, size=(8, 4))
     collect.rollouts, c.objective.loss.last = 4, 2
     collect.rewards.hps.update(size='smoke', file='', tokenizer='', names='digits')
-    c.evals.prompts.update(path='random', prompts=2, each=2)
+    c.evals.prompts.update(path='random', prompts=2, per_prompt=2)
   elif arg:
     raise ValueError(f'grpo_infinity_2b: no variant {arg!r}, expected smoke')
   return c

@@ -33,7 +33,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(
     name='models.var',
@@ -101,12 +101,12 @@ def get_config(arg=''):
   )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
 
-  c.evals = dict(samples=dict(name='eval.samples', every=50, classes=8, each=8, seed=0, preset=''))
+  c.evals = dict(samples=dict(name='eval.samples', every_steps=50, classes=8, per_class=8, seed=0, preset=''))
   # With the published sampler, and by a reward that is not trained on: what is gained must not be
   # lost there.
   c.evals.fid = dict(
     name='eval.fid',
-    every=200,
+    every_steps=200,
     images=10_000,
     seed=0,
     batch=16,
@@ -123,9 +123,9 @@ def get_config(arg=''):
   )
   c.evals.monitor = dict(
     name='eval.rewards',
-    every=50,
+    every_steps=50,
     classes=50,
-    each=4,
+    per_class=4,
     seed=0,
     batch=16,
     preset='var',
@@ -174,9 +174,9 @@ def get_config(arg=''):
     tiny = dict(size='smoke', file='', head='', names='digits')
     for reward in (*collect.rewards.values(), *c.evals.monitor.rewards.values()):
       reward.update({k: v for k, v in tiny.items() if k in reward})
-    c.evals.samples.update(classes=2, each=2)
+    c.evals.samples.update(classes=2, per_class=2)
     del c.evals.fid  # Inception alone compiles longer than all the rest
-    c.evals.monitor.update(classes=2, each=2, preset='')
+    c.evals.monitor.update(classes=2, per_class=2, preset='')
   elif arg:
     raise ValueError(f'grpo_var_aesthetic: no variant {arg!r}, expected d30, d36, lora or smoke')
   return c

@@ -21,7 +21,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400, 50, 50, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
@@ -64,7 +64,7 @@ def get_config(arg=''):
     end=1.0,
   )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
-  c.evals = dict(samples=dict(name='eval.samples', every=50, classes=8, each=8, seed=0, preset=''))
+  c.evals = dict(samples=dict(name='eval.samples', every_steps=50, classes=8, per_class=8, seed=0, preset=''))
 
   if arg == 'smoke':
     c.steps, c.save_every, c.mesh = 2, 1, (('data', -1), ('fsdp', 1), ('tensor', 1))

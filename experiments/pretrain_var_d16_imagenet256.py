@@ -23,7 +23,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 333_800, 5000, 1_000_000, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5p:4x4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
@@ -74,11 +74,11 @@ def get_config(arg=''):
   c.optim.scale = (('.*', 1.0),)
   c.optim.decay = (('/(b|temperature|start|positions|levels)$', 0.0), ('.*', 0.05))
   c.evals = dict(
-    samples=dict(name='eval.samples', every=5000, classes=8, each=8, seed=0, preset='')
+    samples=dict(name='eval.samples', every_steps=5000, classes=8, per_class=8, seed=0, preset='')
   )
   c.evals.validation = dict(
     name='eval.held_out',
-    every=5000,
+    every_steps=5000,
     kind='next_scale',
     dataset='imagenet2012',
     split='validation',
@@ -89,7 +89,7 @@ def get_config(arg=''):
   )
   c.evals.fid = dict(
     name='eval.fid',
-    every=50_000,
+    every_steps=50_000,
     images=50_000,
     seed=0,
     batch=64,
@@ -112,7 +112,7 @@ def get_config(arg=''):
     c.init.tokenizer, c.optim.warmup = '', 1
     c.evals.validation.update(dataset='digits', split='test', size=8, crop='none', limit=16)
     del c.evals.fid  # Inception alone compiles longer than all the rest
-    c.evals.samples.update(classes=2, each=2)
+    c.evals.samples.update(classes=2, per_class=2)
   elif arg:
     raise ValueError(f'pretrain_var_d16_imagenet256: no variant {arg!r}, expected smoke')
   return c

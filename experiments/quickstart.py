@@ -35,7 +35,7 @@ def get_config(arg=''):
   tokenizer = dict(name='tokenizers.vq', size='digits')
   held_out = dict(
     name='eval.held_out',
-    every=0,
+    every_steps=0,
     dataset='digits',
     split='test',
     size=8,
@@ -75,7 +75,7 @@ def get_config(arg=''):
   # Recomputing a block costs a CPU less than writing down and reading back all that is in it.
   policy = dict(name='models.var', size='digits', remat='blocks')
   judge = dict(
-    name='eval.judge', every=0, dataset='digits', size=8, dir='', samples_each=100, seed=1
+    name='eval.judge', every_steps=0, dataset='digits', size=8, dir='', per_class=100, seed=1
   )
 
   r = c.pretrain
@@ -138,7 +138,7 @@ def get_config(arg=''):
       if 'tokenizer' in c[name]:
         c[name].tokenizer.size = 'smoke'
       if 'judge' in c[name].evals:
-        c[name].evals.judge.samples_each = 4
+        c[name].evals.judge.per_class = 4
       c[name].optim.warmup = 1
     c.grpo.classifier.size = 'smoke'
     c.grpo.objective.loss.last = 2
@@ -159,7 +159,7 @@ def common():
   # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/RUN/profile
   r.profile = ()
   r.pod, r.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
-  r.replicated_at_most = 0.02
+  r.max_replicated_share = 0.02
   r.reference, r.init, r.evals = False, {}, {}
   r.minibatches, r.accum, r.epochs = 1, 1, 1
   r.optim = dict(

@@ -21,7 +21,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 10_000, 500, 1_000_000, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5p:4x4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(
     name='models.infinity',
@@ -82,10 +82,10 @@ def get_config(arg=''):
   c.evals = dict(
     prompts=dict(
       name='eval.prompts',
-      every=500,
+      every_steps=500,
       path='data/text_images.npz',
       prompts=8,
-      each=4,
+      per_prompt=4,
       seed=0,
       preset='infinity',
     )
@@ -97,7 +97,7 @@ def get_config(arg=''):
     c.tokenizer.update(size='smoke', scales='1x1 2x2 4x2')
     c.init, c.optim.warmup = dict(policy='', tokenizer=''), 1
     c.data.update(dataset='random', prompts=8, tokens=8, width=16, size=(8, 4))
-    c.evals.prompts.update(path='random', prompts=2, each=2)
+    c.evals.prompts.update(path='random', prompts=2, per_prompt=2)
   elif arg:
     raise ValueError(f'sft_infinity_2b: no variant {arg!r}, expected smoke')
   return c

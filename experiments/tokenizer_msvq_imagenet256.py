@@ -22,7 +22,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 400_000, 5000, 5000, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:4x4', (('data', 1), ('fsdp', -1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(name='tokenizers.vq', size='var')
   c.critic = dict(name='models.judges.critics', size='patch')
@@ -61,7 +61,7 @@ def get_config(arg=''):
   c.evals = dict(
     test=dict(
       name='eval.held_out',
-      every=5000,
+      every_steps=5000,
       kind='tokenizer',
       dataset='imagenet2012',
       split='validation',

@@ -53,7 +53,7 @@ def get_config(arg=''):
   c.seed, c.steps, c.save_every, c.show_every, c.keep = 0, 60, 20, 20, 2
   c.profile = ()  # or (first step, last step): a trace for TensorBoard or Perfetto in DIR/profile
   c.pod, c.mesh = 'v5e:1x1', (('data', -1), ('fsdp', 1), ('tensor', 1))
-  c.replicated_at_most = 0.02
+  c.max_replicated_share = 0.02
 
   c.policy = dict(name='models.var', size='digits', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
@@ -110,7 +110,7 @@ def get_config(arg=''):
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
   c.evals = dict(
     judge=dict(
-      name='eval.judge', every=0, dataset='digits', size=8, dir='', samples_each=100, seed=1
+      name='eval.judge', every_steps=0, dataset='digits', size=8, dir='', per_class=100, seed=1
     )
   )
 
@@ -118,6 +118,6 @@ def get_config(arg=''):
     c.steps, c.save_every = 2, 1
     c.policy.size = c.tokenizer.size = c.classifier.size = 'smoke'
     c.objective.collect.prefix_steps = 1
-    c.objective.loss.last, c.optim.warmup, c.evals.judge.samples_each = 2, 1, 4
+    c.objective.loss.last, c.optim.warmup, c.evals.judge.per_class = 2, 1, 4
     c.data.prompts, c.objective.collect.rollouts = 8, 4
   return c

@@ -39,7 +39,7 @@ def test_the_quickstarts_evaluators_are_made(models, folder):
     for section in config.values():
       section.dir = folder
     made = run.make(config, found)
-    assert [(nickname, every) for nickname, _, every in made] == [(k, 0) for k in config]
+    assert [(e.name, e.every_steps) for e in made] == [(k, 0) for k in config]
 
 
 WRONG = {
@@ -55,10 +55,10 @@ WRONG = {
     dict(dataset='digit_pairs'),
     r"digit_pairs/test: features .*\['image'\] expected",
   ),
-  'every below 0': (dict(every=-1), 'every: -1 found'),
-  'every not whole': (dict(every=1.5), 'every: 1.5 found'),
-  'every a bool': (dict(every=True), 'every: True found'),
-  'no every': (dict(every=None), r"\['every'\] expected"),
+  'every_steps below 0': (dict(every_steps=-1), 'every_steps: -1 found'),
+  'every_steps not whole': (dict(every_steps=1.5), 'every_steps: 1.5 found'),
+  'every_steps a bool': (dict(every_steps=True), 'every_steps: True found'),
+  'no every_steps': (dict(every_steps=None), r"\['every_steps'\] expected"),
   'option too few': (dict(limit=None), 'keys .*limit.* expected'),
   'option too many': (dict(limits=3), "keys .*'limits'.* found"),
   'evaluator': (dict(name='eval.heldout'), "did you mean 'eval.held_out'"),
@@ -82,8 +82,8 @@ def test_the_judge_and_the_samples_tell_too(models, folder):
   policy = models['pretrain']
   with pytest.raises(ValueError, match=r"^evals\.mine: .*'digit' found"):
     run.make(evals(folder, 'pretrain', judge=True, dataset='digit'), policy)
-  with pytest.raises(ValueError, match=r'^evals\.mine: samples_each: 0 found'):
-    run.make(evals(folder, 'pretrain', judge=True, samples_each=0), policy)
+  with pytest.raises(ValueError, match=r'^evals\.mine: per_class: 0 found'):
+    run.make(evals(folder, 'pretrain', judge=True, per_class=0), policy)
   with pytest.raises(
     ValueError, match=r'^evals\.mine: digits/train: 10 classes found, 5 in the model'
   ):
@@ -92,8 +92,10 @@ def test_the_judge_and_the_samples_tell_too(models, folder):
     run.make(evals(folder, 'pretrain', judge=True), models['classifier'])
 
 
-@pytest.mark.parametrize('classes, each', [(12, 1), ((3, -1), 1), ((), 1), (0, 1), (2, 0)])
-def test_samples_of_what_is_not_there(models, classes, each):
-  section = dict(name='eval.samples', every=5, classes=classes, each=each, seed=0, preset='')
-  with pytest.raises(ValueError, match=r'^evals\.mine: (classes|each): .* found'):
+@pytest.mark.parametrize('classes, per_class', [(12, 1), ((3, -1), 1), ((), 1), (0, 1), (2, 0)])
+def test_samples_of_what_is_not_there(models, classes, per_class):
+  section = dict(
+    name='eval.samples', every_steps=5, classes=classes, per_class=per_class, seed=0, preset=''
+  )
+  with pytest.raises(ValueError, match=r'^evals\.mine: (classes|per_class): .* found'):
     run.make(ConfigDict({'mine': section}), models['pretrain'])

@@ -37,7 +37,7 @@ def judged(tmp_path_factory):
     generate=lambda policy, frozen, label_P, keys_PR: Rollout(keys_PR[..., None], None, None),
     decode=lambda frozen, t_BL: frozen['drawn'][t_BL[:, 0]],
   )  # fmt: skip
-  evaluate = judge.make(models, dataset='digits', size=8, samples_each=EACH, seed=0,
+  evaluate = judge.make(models, dataset='digits', size=8, per_class=EACH, seed=0,
                         dir=str(tmp_path_factory.getbasetemp() / 'tfds'))  # fmt: skip
 
   def judged(pixels):

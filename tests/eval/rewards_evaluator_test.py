@@ -16,7 +16,7 @@ HOST = dict(small=dict(name='rewards.jpeg', weight=0.0, quality=90, sign=1))
 
 
 def make(**changes):
-  options = dict(classes=(1, 3), each=5, seed=0, preset='', batch=4, rewards=DEVICE, pool=POOL)
+  options = dict(classes=(1, 3), per_class=5, seed=0, preset='', batch=4, rewards=DEVICE, pool=POOL)
   return rewards.make(striped.MODELS, **options | changes)
 
 
@@ -28,11 +28,11 @@ def test_mean_and_deviation_of_every_reward_over_the_images():
   finally:
     evaluate.close()
   image_Byxc, _ = samples.sampler(striped.MODELS)(
-    {'policy': {}}, {}, classes=(1, 3), each=5, seed=0
+    {'policy': {}}, {}, classes=(1, 3), per_class=5, seed=0
   )
   wanted = {
     'bright': image_Byxc.mean((1, 2, 3)) / 255,
-    'small': jpeg.reward(image_Byxc, None, quality=90, sign=1),
+    'small': [-len(jpeg.encode(image_yxc, 90)) / 1000 for image_yxc in image_Byxc],
   }
   for name, r_B in wanted.items():
     assert found[name] == pytest.approx(np.mean(r_B), rel=1e-5)
@@ -44,7 +44,7 @@ def test_mean_and_deviation_of_every_reward_over_the_images():
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(each=0), 'each: 0 found'),
+    (dict(per_class=0), 'per_class: 0 found'),
     (dict(classes=5), 'classes: 5 found, some of 0 .. 3'),
     (dict(classes=()), 'classes'),
     (dict(preset='var'), "preset: 'var' found"),

@@ -49,10 +49,12 @@ def whole(policy):
 
 
 def drawing(policy):
-  """(each, batch) -> the images of CLASSES; all calls share one sampler."""
+  """(per_class, batch) -> the images of CLASSES; all calls share one sampler."""
   models, params, frozen, _ = policy
   draw = samples.sampler(models)
-  return lambda each, batch: draw(params, frozen, classes=CLASSES, each=each, seed=5, batch=batch)
+  return lambda per_class, batch: draw(
+    params, frozen, classes=CLASSES, per_class=per_class, seed=5, batch=batch
+  )
 
 
 def equal(image_Byxc, expected):
@@ -65,18 +67,20 @@ def equal(image_Byxc, expected):
 def test_the_same_images_whatever_the_chunk(policy, whole):
   del policy[-1][:]
   draw = drawing(policy)
-  image_Byxc, label_B = draw(each=5, batch=4)  # a call begins and ends in the middle of a class
+  image_Byxc, label_B = draw(
+    per_class=5, batch=4
+  )  # a call begins and ends in the middle of a class
   assert label_B.tolist() == [3] * 5 + [8] * 5 + [3] * 5
   equal(image_Byxc, whole)
   assert len({x.tobytes() for x in image_Byxc}) > 10  # the weights are random: so are the images
-  equal(draw(each=2, batch=4)[0], whole[:, :2])  # fewer of each are the first
+  equal(draw(per_class=2, batch=4)[0], whole[:, :2])  # fewer of each are the first
   assert policy[-1] == [4], 'one program, of no more rows than allowed'
 
 
 def test_the_same_images_on_a_mesh(policy, whole):
   del policy[-1][:]
   with jax.set_mesh(meshes.make((('data', 2), ('fsdp', 4), ('tensor', 1)), jax.devices()[:8])):
-    image_Byxc, _ = drawing(policy)(each=5, batch=1)
+    image_Byxc, _ = drawing(policy)(per_class=5, batch=1)
   equal(image_Byxc, whole)
   assert policy[-1] == [8]
 
@@ -107,7 +111,7 @@ def test_a_thousand_classes_are_drawn_in_bounded_calls():
   seen = []
   counted = lambda *args: (seen.append(args[-1].shape), generate(*args))[1]
   draw = samples.sampler(dataclasses.replace(PIXEL, generate=counted))
-  image_Byxc, label_B = draw({'policy': {}}, {}, classes=1000, each=2, seed=0)
+  image_Byxc, label_B = draw({'policy': {}}, {}, classes=1000, per_class=2, seed=0)
   assert seen == [(64, 1)]
   pixel_B3 = image_Byxc[:, 0, 0].astype(int)
   np.testing.assert_array_equal(label_B, np.repeat(np.arange(1000), 2))
@@ -117,7 +121,7 @@ def test_a_thousand_classes_are_drawn_in_bounded_calls():
 
 
 def test_the_grid_has_a_row_for_every_class():
-  [(name, grid)] = samples.make(PIXEL, classes=(7, 300, 1), each=2, seed=0, preset='')(
+  [(name, grid)] = samples.make(PIXEL, classes=(7, 300, 1), per_class=2, seed=0, preset='')(
     {'policy': {}}, {}
   )
   assert name == 'grid' and grid.dtype == np.uint8

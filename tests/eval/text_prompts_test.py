@@ -9,7 +9,7 @@ from vargrl.eval import prompts, samples
 from vargrl.rollout import next_scale
 from vargrl.types import Models, Rollout
 
-OPTIONS = dict(path='random', prompts=3, each=2, seed=0, preset='')
+OPTIONS = dict(path='random', prompts=3, per_prompt=2, seed=0, preset='')
 
 
 def models(**fields):
@@ -49,7 +49,7 @@ def test_what_it_cannot_draw_of_is_told():
     prompts.make(models(), **OPTIONS | {'prompts': 11})
   with pytest.raises(ValueError, match='no such file'):
     prompts.make(models(), **OPTIONS | {'path': 'x.npz'})
-  with pytest.raises(ValueError, match='prompts, each: 3, 0'):
-    prompts.make(models(), **OPTIONS | {'each': 0})
+  with pytest.raises(ValueError, match='prompts, per_prompt: 3, 0'):
+    prompts.make(models(), **OPTIONS | {'per_prompt': 0})
   with pytest.raises(ValueError, match='eval.prompts draws'):
-    samples.make(models(), classes=2, each=2, seed=0, preset='')
+    samples.make(models(), classes=2, per_class=2, seed=0, preset='')

@@ -14,7 +14,7 @@ def get_config(arg=''):
   spec.loader.exec_module(module)
   c = module.get_config('smoke')
   c.steps, c.save_every, c.show_every, c.keep, c.evals = 8, 1000, 1, 3, {}
-  c.mesh, c.replicated_at_most = (('data', 1), ('fsdp', -1), ('tensor', 1)), 0.1
+  c.mesh, c.max_replicated_share = (('data', 1), ('fsdp', -1), ('tensor', 1)), 0.1
   c.policy.dtype, c.policy.remat = 'float32', 'none'
   c.objective.collect.rollouts, c.objective.collect.old = 2, 'sampler'
   c.objective.collect.rewards = dict(brightness=dict(name='hosts_reward.brightness', weight=1.0))

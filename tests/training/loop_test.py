@@ -276,7 +276,7 @@ def step_on(sizes, P=8, R=2):
   """The policy's weights before and after one GRPO step on a mesh of these sizes."""
   axes = tuple(zip(meshes.AXES, sizes))
   loss = GRPO | dict(last=1)
-  c = config('objectives.grpo', loss, 2, mesh=axes, reference=True, replicated_at_most=1.0)
+  c = config('objectives.grpo', loss, 2, mesh=axes, reference=True, max_replicated_share=1.0)
   c.policy.update(width=64, heads=4, scales=(1, 2))
   c.tokenizer.update(scales=(1, 2))
   c.data.prompts, c.objective.collect.rollouts = P, R

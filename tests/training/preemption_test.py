@@ -2,6 +2,7 @@
 been.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from experiments import quickstart
 from vargrl.checkpoint import store as stores
+from vargrl.eval.run import Evaluator
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import preemption
 from vargrl.training import loop
@@ -88,7 +90,7 @@ def test_a_second_ctrl_c_ends_at_once_and_breaks_nothing(tmp_path):
     yield 'never', 1.0
 
   run = Run(config(5), tmp_path)
-  run.evals.append(('look', look, 0))
+  run.evals.append(Evaluator('look', look, every_steps=0))
   with pytest.raises(KeyboardInterrupt):
     loop.train(run.config, tmp_path, run=run)
   loop.train(config(5), tmp_path)
@@ -148,7 +150,7 @@ def test_evaluators_that_were_cut_after_the_last_step_are_run_by_the_next_call(t
     [0, 1, 2],
   ):  # before the first step and after the last; again; finished
     run = Run(config(3), tmp_path)
-    run.evals.append(('look', look, 0))
+    run.evals.append(Evaluator('look', look, every_steps=0))
     try:
       loop.train(run.config, tmp_path, run=run)
       assert expected != [0, 1]
@@ -171,9 +173,14 @@ def test_an_evaluator_is_cut_between_two_of_its_calls(tmp_path):
     c = config(3)
     c.evals = quickstart.get_config('smoke').classifier.copy_and_resolve_references().evals
     run = Run(c, tmp_path)
-    ((name, evaluate, every),) = run.evals
+    (evaluator,) = run.evals
     run.evals[:] = [
-      (name, lambda params, frozen, poll, e=evaluate: e(params, frozen, lambda: cut(poll)), every)
+      dataclasses.replace(
+        evaluator,
+        evaluate=lambda params, frozen, poll, e=evaluator.evaluate: e(
+          params, frozen, lambda: cut(poll)
+        ),
+      )
     ]
     try:
       loop.train(run.config, tmp_path, run=run)

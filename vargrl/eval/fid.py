@@ -2,15 +2,16 @@
 compared.
 """
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
 from vargrl.eval import inception, reference, samples, statistics
 from vargrl.parallel import rows
 
-NEIGHBOURHOODS = (
-  10_000  # real images that precision and recall look at: as many as OpenAI's references hold
-)
+# Real images that precision and recall look at: as many as OpenAI's references hold.
+NEIGHBOURHOODS = 10_000
 
 
 def make(
@@ -30,26 +31,18 @@ def make(
   dir,
   limit,
 ):
-  """Yields `fid`, `inception_score`, `precision`, `recall`, and the numbers of images that were
-  compared, `images` and `real_images`: FID falls with the first, so compare equal ones (papers have
-  50,000).
+  """The evaluator that yields `fid`, `inception_score`, `precision`, `recall`, and the numbers of
+  images that are compared, `images` and `real_images`. FID falls with the first, so compare equal
+  ones (papers have 50,000).
 
   weights, size: the Inception network's file and 'fid'. images: in equal shares of every class,
-  under keys of `seed`. preset: '' or published settings, see eval/samples.py. batch: images on a
-  device at once. npz: the real images or their moments, see eval/reference.py; '' for the first
-  `limit` images (0: all) of `dataset`/`split`. Moments alone give no precision and recall. Only
-  features are kept."""
-  if models.generate is None:
-    raise ValueError('fid: the run has no policy to sample from')
-  samples.refuse_text(models)
-  if images < models.classes or images % models.classes:
-    raise ValueError(f'images: {images} found, a multiple of the {models.classes} classes expected')
-  if batch < 1:
-    raise ValueError(f'batch: {batch} found, at least 1 expected')
+  under keys of `seed`. preset: see eval/samples.py. batch: images on a device at once. npz: the
+  real images or their moments, see eval/reference.py; '' for the first `limit` images (0: all) of
+  `dataset`/`split`. Moments alone give no precision and recall. Of all images, features alone are
+  kept. Raises ValueError and FileNotFoundError for what does not fit."""
+  check(models, images, batch, npz, dataset)
   some = samples.batch_sampler(models, preset)
   load, features = inception.network(weights=weights, size=size)
-  if npz and dataset:
-    raise ValueError(f"npz: {npz!r} and dataset {dataset!r} found, one of them '' expected")
   if npz:
     real = reference.npz(npz, features=inception.width(size))
   else:
@@ -58,39 +51,69 @@ def make(
     )
   memory = {}
 
-  def known(poll):
-    """The network's weights; the moments and the features of real images, or None."""
-    if not memory:
-      params, pool_ND, count = load(), None, 0
-      if real.batches:
-        pool_ND, _ = inception.stacked(features, params, real.batches(batch, poll))
-      moments = real.moments() if real.moments else statistics.moments(pool_ND)
-      if pool_ND is not None:  # evenly: a split may be sorted by class
-        count = len(pool_ND)
-        pool_ND = pool_ND[
-          np.linspace(0, len(pool_ND) - 1, min(len(pool_ND), NEIGHBOURHOODS)).astype(int)
-        ]
-      memory.update(params=params, moments=moments, pool=pool_ND, count=count)
-    return memory
-
-  def drawn(params, frozen, poll):
-    each = images // models.classes
-    label_B = np.repeat(np.arange(models.classes), each)
-    keys_B = models.keys(jax.random.key(seed), models.classes, each).reshape(-1)
-    for row_B, counts_B in rows.batches(images, batch, poll):
-      yield some(params, frozen, label_B[row_B], keys_B[row_B]), counts_B
-
   def evaluate(params, frozen, poll=None):
-    found = known(poll)
-    pool_ND, logits_NV = inception.stacked(features, found['params'], drawn(params, frozen, poll))
-    order = np.random.default_rng(0).permutation(images)  # they are sorted by class
-    yield 'fid', statistics.frechet(statistics.moments(pool_ND), found['moments'])
-    yield 'inception_score', statistics.inception_score(logits_NV[order])
-    if found['pool'] is not None:
-      precision, recall = statistics.precision_recall(found['pool'], pool_ND)
-      yield 'precision', precision
-      yield 'recall', recall
-      yield 'real_images', found['count']
-    yield 'images', images
+    if not memory:
+      memory['params'] = load()
+      memory['real'] = real_features(real, features, memory['params'], batch, poll)
+    generated = sample_batches(models, some, params, frozen, images, seed, batch, poll)
+    yield from compare(memory['real'], *inception.stacked(features, memory['params'], generated))
 
   return evaluate
+
+
+def check(models, images, batch, npz, dataset):
+  """Raises ValueError for what `make` cannot compare."""
+  if models.generate is None:
+    raise ValueError('fid: the run has no policy to sample from')
+  samples.refuse_text(models)
+  if images < models.classes or images % models.classes:
+    raise ValueError(f'images: {images} found, a multiple of the {models.classes} classes expected')
+  if batch < 1:
+    raise ValueError(f'batch: {batch} found, at least 1 expected')
+  if npz and dataset:
+    raise ValueError(f"npz: {npz!r} and dataset {dataset!r} found, one of them '' expected")
+
+
+class Real(NamedTuple):
+  """What is known of the real images. moments: (mean [D], covariance [D, D]) of all of them.
+  pool_ND: the features of some of them, None if there are moments alone. count: how many images."""
+
+  moments: tuple
+  pool_ND: np.ndarray | None
+  count: int
+
+
+def real_features(real, features, params, batch, poll):
+  """The Real of a reference.Reference."""
+  if not real.batches:
+    return Real(real.moments(), None, 0)
+  pool_ND, _ = inception.stacked(features, params, real.batches(batch, poll))
+  moments = real.moments() if real.moments else statistics.moments(pool_ND)
+  count = len(pool_ND)
+  # Evenly: a split may be sorted by class.
+  some_N = np.linspace(0, count - 1, min(count, NEIGHBOURHOODS)).astype(int)
+  return Real(moments, pool_ND[some_N], count)
+
+
+def sample_batches(models, some, params, frozen, images, seed, batch, poll):
+  """Yields (uint8 image_Byxc, counts_B) of so many images, sorted by class; some: see
+  samples.batch_sampler."""
+  per_class = images // models.classes
+  label_B = np.repeat(np.arange(models.classes), per_class)
+  keys_B = models.keys(jax.random.key(seed), models.classes, per_class).reshape(-1)
+  for row_B, counts_B in rows.batches(images, batch, poll):
+    yield some(params, frozen, label_B[row_B], keys_B[row_B]), counts_B
+
+
+def compare(real, pool_ND, logits_NV):
+  """Yields the names and values of the numbers that compare generated images with a Real."""
+  images = len(pool_ND)
+  order = np.random.default_rng(0).permutation(images)  # they are sorted by class
+  yield 'fid', statistics.frechet(statistics.moments(pool_ND), real.moments)
+  yield 'inception_score', statistics.inception_score(logits_NV[order])
+  if real.pool_ND is not None:
+    precision, recall = statistics.precision_recall(real.pool_ND, pool_ND)
+    yield 'precision', precision
+    yield 'recall', recall
+    yield 'real_images', real.count
+  yield 'images', images

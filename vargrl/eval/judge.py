@@ -8,12 +8,15 @@ from vargrl.eval import real, samples
 from vargrl.reporting import images
 
 
-def make(models, *, dataset, size, dir, samples_each, seed):
-  """Yields, over `samples_each` samples of every class: `wrong`, the share that the judge takes for
-  another class; `variance`, the mean over classes and pixels (in [0, 1]) of the variance within a
-  class; `real`, the judge's own accuracy on the real test split; and a grid of samples."""
-  if samples_each < 1:
-    raise ValueError(f'samples_each: {samples_each} found, at least 1 expected')
+def make(models, *, dataset, size, dir, per_class, seed):
+  """The evaluator of `per_class` samples of every class, which yields `wrong`, the share that the
+  judge takes for another class; `variance`, the variance of a pixel in [0, 1] within a class, mean
+  over pixels and classes; `real`, the judge's accuracy on the real test split; `real_variance`, the
+  variance of that split; and a `grid` of samples.
+
+  dataset, dir: of TFDS, with splits 'train' and 'test'. size: of an image, in pixels."""
+  if per_class < 1:
+    raise ValueError(f'per_class: {per_class} found, at least 1 expected')
   draw, memory = samples.sampler(models), {}
   splits = [
     real.images(
@@ -43,23 +46,21 @@ def make(models, *, dataset, size, dir, samples_each, seed):
   def evaluate(params, frozen, poll=None):
     svc, real, real_variance = judge()
     image_Byxc, label_B = draw(
-      params, frozen, classes=models.classes, each=samples_each, seed=seed, poll=poll
+      params, frozen, classes=models.classes, per_class=per_class, seed=seed, poll=poll
     )
     flat = image_Byxc.reshape(len(image_Byxc), -1).astype(np.float32) / 255
-    said_B = svc.predict(flat)
-    yield 'wrong', float(np.mean(said_B != label_B))
+    predicted_B = svc.predict(flat)
+    yield 'wrong', float(np.mean(predicted_B != label_B))
     yield 'variance', variance(flat, label_B)
     yield 'real', real
     yield 'real_variance', real_variance
     shown = np.concatenate([np.flatnonzero(label_B == k)[:10] for k in range(models.classes)])
-    captions = ['' if said_B[i] == label_B[i] else f'seen as {said_B[i]}' for i in shown]
+    captions = ['' if predicted_B[i] == label_B[i] else f'seen as {predicted_B[i]}' for i in shown]
     yield 'grid', images.grid(image_Byxc[shown], captions, columns=10, cell=56)
 
   return evaluate
 
 
 def variance(flat, label_B):
-  """Mean over classes and pixels of the variance within a class: what collapses when a policy
-  does.
-  """
+  """Mean over classes and pixels of the variance within a class; small if a policy collapsed."""
   return float(np.mean([flat[label_B == k].var(0).mean() for k in np.unique(label_B)]))

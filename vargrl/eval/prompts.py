@@ -12,8 +12,8 @@ from vargrl.reporting import images as pictures
 
 
 def make(models, *, path, prompts, per_prompt, seed, preset):
-  """The evaluator of a grid with one row for each of the first `prompts` prompts, `per_prompt` images
-  in it.
+  """The evaluator of a grid with one row for each of the first `prompts` prompts, of `per_prompt`
+  images each.
 
   path: an .npz of text features, see data/features.py. preset: '' samples as the run's own rollouts
   do; a name, such as 'infinity', with published settings. Raises ValueError where the policy does

@@ -10,17 +10,18 @@ from vargrl.rewards import mix
 from vargrl.types import Samples
 
 
-def make(models, *, classes, each, seed, preset, batch, rewards, pool):
-  """Yields for every reward NAME its mean over the images as `NAME` and its standard deviation as
-  `NAME/std`, and `masked`, the share of images for which some reward had no verdict.
+def make(models, *, classes, per_class, seed, preset, batch, rewards, pool):
+  """The evaluator that yields for every reward NAME its mean over the images as `NAME` and its
+  standard deviation as `NAME/std`, and `masked`, the share of images for which some reward has no
+  verdict.
 
-  classes: the first so many, or a list of them; `each` images of every one, under keys of `seed`.
+  classes: the first so many, or a list of them, `per_class` images of each under keys of `seed`.
   preset: see eval/samples.py. batch: images on a device at once. rewards, pool: as in
   objective.collect; each is reported on its own, so weights have no effect."""
   samples.refuse_text(models)
   label_P = samples.labels(classes)
-  if each < 1:
-    raise ValueError(f'each: {each} found, at least 1 expected')
+  if per_class < 1:
+    raise ValueError(f'per_class: {per_class} found, at least 1 expected')
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() < models.classes:
     raise ValueError(f'classes: {classes} found, some of 0 .. {models.classes - 1} expected')
   some, memory = samples.batch_sampler(models, preset), {}
@@ -43,15 +44,15 @@ def make(models, *, classes, each, seed, preset, batch, rewards, pool):
     return memory
 
   def evaluate(params, frozen, poll=None):
-    scored = frozen | weights() if hasattr(mixed, 'load') else frozen
-    label_B, found, masked = np.repeat(label_P, each), {}, []
-    keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
+    all_frozen = frozen | weights()
+    label_B, found, masked = np.repeat(label_P, per_class), {}, []
+    keys_B = models.keys(jax.random.key(seed), len(label_P), per_class).reshape(-1)
     for row_B, counts_B in rows.batches(len(label_B), batch, poll):
       image_Byxc = (
         some(params, frozen, label_B[row_B], keys_B[row_B]).astype(np.float32) / 127.5 - 1
       )
       r_B, each_B, _ = mixed.score(
-        scored, Samples(image_Byxc, {}, {'label': label_B[row_B]}), group_size=1
+        all_frozen, Samples(image_Byxc, {}, {'label': label_B[row_B]}), group_size=1
       )
       masked.append(~np.isfinite(r_B[counts_B]))
       for name, x_B in each_B.items():

@@ -1,25 +1,39 @@
-"""Evaluators from the config: {nickname: dict(name='eval.judge', every=100, **options)}."""
+"""Evaluators from the config: {name: dict(name='eval.judge', every_steps=100, **options)}."""
 
+from collections.abc import Callable
+import dataclasses
 import inspect
 
 from vargrl import contracts
 from vargrl.types import lookup
 
 
-def make(config, models):
-  """[(nickname, evaluate, every)]; every 0 means only before the first and after the last step.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  """What measures the weights of a run now and then.
 
-  evaluate(params, frozen, poll=None) yields (name, value): a number, or a picture uint8 [y, x, 3].
-  It calls poll() every few images, which may raise (notice.Stop); it may have processes, which its
-  `close` ends. Whatever an evaluator cannot work with, a data set that is not there for one, is a
-  ValueError here, a file that is not there a FileNotFoundError."""
+  name: what the config calls it; its numbers are NAME/value. evaluate: (params, frozen, poll=None)
+  -> pairs (value's name, value), a number or a picture uint8 [y, x, 3]. It calls poll() every few
+  images, which may raise (preemption.Stop) or do nothing; it may have processes, which its
+  attribute `close` ends. every_steps: of training; 0: only before the first and after the last."""
+
+  name: str
+  evaluate: Callable
+  every_steps: int
+
+
+def make(config, models):
+  """[Evaluator] of the config's section `evals`.
+
+  Whatever an evaluator cannot work with, a data set that is not there for one, is a ValueError
+  here, a file that is not there a FileNotFoundError."""
   out = []
   try:
-    for nickname, section in config.items():
+    for name, section in config.items():
       try:
-        out.append((nickname, evaluator(section, models), section['every']))
+        out.append(Evaluator(name, evaluate(section, models), section['every_steps']))
       except (ValueError, FileNotFoundError) as e:
-        raise type(e)(f'evals.{nickname}: {e}') from e
+        raise type(e)(f'evals.{name}: {e}') from e
   except BaseException:
     close(out)
     raise
@@ -28,27 +42,35 @@ def make(config, models):
 
 def close(evals):
   """Ends what the evaluators have started."""
-  for _, evaluate, _ in evals:
-    getattr(evaluate, 'close', lambda: None)()
+  for evaluator in evals:
+    getattr(evaluator.evaluate, 'close', lambda: None)()
 
 
-def evaluator(section, models):
-  """What the module's `make` makes of its options: its keyword-only arguments, all of them."""
-  if missing := {'name', 'every'} - set(section.keys()):
-    raise ValueError(f'keys {sorted(section.keys())} found, {sorted(missing)} expected too')
-  every = section['every']
-  if type(every) is not int or every < 0:
-    raise ValueError(
-      f'every: {every!r} found, a number of steps, or 0 for the first and the last, expected'
-    )
+def evaluate(section, models):
+  """The function that the module's `make` makes of its options: its keyword-only arguments."""
+  check_common(section)
   function = getattr(lookup(section['name']), 'make', lambda: None)
   parameters = inspect.signature(function).parameters
   if next(iter(parameters), '') != 'models':
     raise ValueError(
       f"name: {section['name']!r} found, an evaluator such as 'eval.samples' expected"
     )
-  options = {k: v for k, v in section.items() if k not in ('name', 'every')}
+  options = {k: v for k, v in section.items() if k not in ('name', 'every_steps')}
   expected = {p.name for p in parameters.values() if p.kind == p.KEYWORD_ONLY}
   if error := contracts.key_error('evals.', options, expected):
     raise ValueError(error)
   return function(models, **options)
+
+
+def check_common(section):
+  """Raises ValueError unless the section has the keys that all evaluators have."""
+  if missing := {'name', 'every_steps'} - set(section.keys()):
+    for key in section.keys():
+      if now := contracts.renamed('evals.', key, missing):
+        raise ValueError(f'key {key!r} found, it is called {now!r} now')
+    raise ValueError(f'keys {sorted(section.keys())} found, {sorted(missing)} expected too')
+  every = section['every_steps']
+  if type(every) is not int or every < 0:
+    raise ValueError(
+      f'every_steps: {every!r} found, a number of steps, or 0 for the first and the last, expected'
+    )

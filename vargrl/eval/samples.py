@@ -8,14 +8,15 @@ from vargrl.parallel import multihost, rows
 from vargrl.reporting import images as pictures
 
 
-def make(models, *, classes, each, seed, preset):
-  """A grid with one row per class 0 .. classes - 1 (or of the list `classes`), `each` images in it.
+def make(models, *, classes, per_class, seed, preset):
+  """The evaluator of a grid with one row for each class, `per_class` images in it.
 
-  preset: '' draws as the run's own rollouts are drawn; a name, such as 'var', with published
-  settings."""
+  classes: the first so many, or a list of them; the number after the last is the unconditional one.
+  preset: '' samples as the run's own rollouts do; a name, such as 'var', with published settings.
+  Raises ValueError for what the policy cannot sample."""
   draw, known = sampler(models, preset), models.classes
-  if each < 1:
-    raise ValueError(f'each: {each} found, at least 1 expected')
+  if per_class < 1:
+    raise ValueError(f'per_class: {per_class} found, at least 1 expected')
   label_P = labels(classes)
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() <= known:
     raise ValueError(
@@ -23,8 +24,8 @@ def make(models, *, classes, each, seed, preset):
     )
 
   def evaluate(params, frozen, poll=None):
-    image_Byxc, _ = draw(params, frozen, classes=label_P, each=each, seed=seed, poll=poll)
-    yield 'grid', pictures.grid(image_Byxc, columns=each, cell=48)
+    image_Byxc, _ = draw(params, frozen, classes=label_P, per_class=per_class, seed=seed, poll=poll)
+    yield 'grid', pictures.grid(image_Byxc, columns=per_class, cell=48)
 
   return evaluate
 
@@ -35,18 +36,18 @@ def labels(classes):
 
 
 def sampler(models, preset=''):
-  """draw(params, frozen, *, classes, each, seed, batch, poll) -> (uint8 image_Byxc, label_B), by
-  class.
+  """The function draw(params, frozen, *, classes, per_class, seed, batch, poll) -> (uint8
+  image_Byxc, label_B), which samples so many images of each class, sorted by class.
 
-  Image r of the class at place p has its own key, and is the same whatever is drawn with it. poll:
-  see eval/run.py."""
+  Image r of class k is a function of seed, k's place in `classes` and r, whatever is sampled with
+  it. batch: images on a device at once. poll: see Evaluator in eval/run.py."""
   refuse_text(models)
   some = batch_sampler(models, preset)
 
-  def draw(params, frozen, *, classes, each, seed, batch=64, poll=None):
+  def draw(params, frozen, *, classes, per_class, seed, batch=64, poll=None):
     label_P = labels(classes)
-    label_B, images = np.repeat(label_P, each), []
-    keys_B = models.keys(jax.random.key(seed), len(label_P), each).reshape(-1)
+    label_B, images = np.repeat(label_P, per_class), []
+    keys_B = models.keys(jax.random.key(seed), len(label_P), per_class).reshape(-1)
     for row_B, counts_B in rows.batches(len(label_B), batch, poll):
       images.append(
         multihost.to_numpy(some(params, frozen, label_B[row_B], keys_B[row_B]))[counts_B]

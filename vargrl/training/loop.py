@@ -85,7 +85,8 @@ def train(config, workdir, *, root=None, run=None, log=print, on_save=lambda: No
 
     def due(step):
       """The evaluators that look at the state before this step, or after the last one."""
-      return [x[:2] for x in run.evals if step in (0, config.steps) or (x[2] and step % x[2] == 0)]
+      ends = step in (0, config.steps)
+      return [e for e in run.evals if ends or (e.every_steps and step % e.every_steps == 0)]
 
     def save(step, state, data, stopped=False):
       last = step == config.steps
@@ -105,10 +106,9 @@ def train(config, workdir, *, root=None, run=None, log=print, on_save=lambda: No
       return {'time/save_whole': seconds} if seconds else {}
 
     def evaluate(step, state):
-      for name, evaluator in due(step):
-        write_values(
-          writer, step, name, evaluator(state.params, frozen, partial(watch.phase, 'eval'))
-        )
+      for evaluator in due(step):
+        values = evaluator.evaluate(state.params, frozen, partial(watch.phase, 'eval'))
+        write_values(writer, step, evaluator.name, values)
         watch.phase('eval')
       if step == config.steps and multihost.is_first_host():
         images.save_bytes(workdir / FINAL_EVAL_FILE, str(step).encode())
