@@ -1,4 +1,4 @@
-"""The command line: commands, flags, overrides, --help; a mistake is one sentence and exit code 2."""
+"""Commands, flags, overrides and --help; a mistake is one sentence and exit code 2."""
 
 import re
 

@@ -201,7 +201,8 @@ def test_the_page_depends_on_the_files_alone_and_stays_small(tmp_path):
 
 
 def test_a_page_is_made_without_jax_and_matplotlib_is_imported_late():
-  code = 'from vargrl.reporting import report; import sys; print(*(n in sys.modules for n in sys.argv[1:]))'
+  code = 'from vargrl.reporting import report; import sys\n'
+  code += 'print(*(n in sys.modules for n in sys.argv[1:]))'
   done = subprocess.run(
     [sys.executable, '-c', code, 'jax', 'matplotlib'],
     capture_output=True,

@@ -197,7 +197,8 @@ def text_lengths(max_text_tokens, begin) -> tuple:
 
 
 def generate(session: ChatSession, params, frozen, *, seed, batch, skip=0):
-  """Yields (index of the first, [answer]) of every batch but those of the first `skip` dialogues."""
+  """Yields (index of the first, [answer]) of every batch but those of the first `skip`
+  dialogues."""
   count = len(session.prefixes)
   if batch < 1:
     raise ValueError(f'batch: {batch} found, at least 1 expected')

@@ -131,8 +131,8 @@ COMMANDS = {
     'train, or continue, every run of the experiment in --workdir',
     'Trains the runs of the experiment one after the other. The same command continues from the '
     'newest checkpoints, with the same bits as a run that was never interrupted, and skips runs '
-    'that are finished. On SIGTERM or Ctrl-C the last complete step is saved first. At the end, and '
-    'now and then before, WORKDIR/report.html is written. Several hosts run the same command.',
+    'that are finished. On SIGTERM or Ctrl-C the last complete step is saved first. At the end, '
+    'and now and then before, WORKDIR/report.html is written. Several hosts run the same command.',
     ('config', 'workdir', 'wandb', 'heartbeat'),
     ('config', 'workdir'),
     '--config experiments/quickstart.py --workdir runs/quickstart --config.grpo.steps=200',
@@ -195,9 +195,9 @@ COMMANDS = {
   ),
   'compile': Command(
     'compile every program for the TPU pod of the experiment, without one: does it fit?',
-    'Compiles the programs of a run, or of all runs of a chain, for the chips of --topology. Prints '
-    'memory per chip, FLOPs and collectives of each program. Neither TPU, weights nor data are '
-    "needed, but libtpu: pip install -e '.[tpu]'.",
+    'Compiles the programs of a run, or of all runs of a chain, for the chips of --topology. '
+    'Prints memory per chip, FLOPs and collectives of each program. Neither TPU, weights nor data '
+    "are needed, but libtpu: pip install -e '.[tpu]'.",
     ('config', 'run', 'topology', 'effort'),
     ('config',),
     '--config experiments/grpo_var_aesthetic.py:d30 --topology=v6e:4x4',
@@ -209,9 +209,9 @@ COMMANDS = {
   ),
   'bench': Command(
     'time the rollout, its parts, decoding, gradient and update of a GRPO or SFT run',
-    'Times the pieces of one step of a run of VAR on random weights: images/s, tokens/s, and FLOP/s '
-    'against the matmul peak that is measured in the same process. Neither weights nor data are '
-    'needed.',
+    'Times the pieces of one step of a run of VAR on random weights: images/s, tokens/s, and '
+    'FLOP/s against the matmul peak that is measured in the same process. Neither weights nor data '
+    'are needed.',
     ('config', 'run', 'repeats'),
     ('config',),
     '--config experiments/grpo_var_d16_jpeg.py --config.data.prompts=1',

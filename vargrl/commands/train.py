@@ -1,10 +1,10 @@
 """Trains all runs of an experiment that are not finished."""
 
-import importlib.util
 import pathlib
 import time
 
 from vargrl.parallel import multihost, preemption
+from vargrl.reporting import wandb_run
 from vargrl.training import chain
 
 
@@ -12,7 +12,7 @@ def main(flags):
   """Trains; then prints the metrics of `summary` before and after, the time, and the report's
   path. Raises ValueError for what no run can start from."""
   root, began = pathlib.Path(flags.workdir), time.time()
-  check_wandb(flags.wandb)
+  wandb_run.check_installed(flags.wandb)
   try:
     report = chain.train(flags.config, root, wandb=flags.wandb)
   except preemption.Stop as stop:
@@ -24,10 +24,3 @@ def main(flags):
   for row in chain.summary(root, flags.config):
     print(f'{row["name"]:20} before {row["before"]:.4g}   after {row["after"]:.4g}')
   print(f'time {time.time() - began:.0f} s\nreport {report.resolve()}')
-
-
-def check_wandb(project):
-  """Raises ValueError where a project was named and the package is missing."""
-  spec = importlib.util.find_spec('wandb') if project else None
-  if project and (spec is None or spec.origin is None):  # a mere folder wandb/ has no origin
-    raise ValueError(f'--wandb: {project!r} found, but no package wandb: pip install wandb')

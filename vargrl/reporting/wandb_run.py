@@ -6,6 +6,7 @@ its pages look like.
 """
 
 from collections.abc import Mapping
+import importlib.util
 import json
 import pathlib
 import uuid
@@ -16,6 +17,13 @@ from vargrl.reporting import images as pictures
 
 LOGIN_SECONDS = 30  # a question for a key that nobody answers must not hold up the training
 FINISH_SECONDS = 120  # nor must an upload without a network, at the end of a run
+
+
+def check_installed(project: str) -> None:
+  """Raises ValueError where a project was named and the package is missing."""
+  spec = importlib.util.find_spec('wandb') if project else None
+  if project and (spec is None or spec.origin is None):  # a mere folder wandb/ has no origin
+    raise ValueError(f'--wandb: {project!r} found, but no package wandb: pip install wandb')
 
 
 class WandbRun:
