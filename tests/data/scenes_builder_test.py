@@ -25,7 +25,7 @@ def test_what_is_on_disk_are_the_records_in_order(built):
       np.testing.assert_array_equal(row['image'], draw.image(r.scene, 32))
       np.testing.assert_array_equal(row['edited'], draw.image(r.edit.result, 32))
       text = lambda name, row=row: row[name].decode()
-      assert worlds.scene_of(json.loads(text('scene'))) == r.scene
+      assert worlds.scene_from_dict(json.loads(text('scene'))) == r.scene
       assert captions.from_json(text('meaning')) == captions.parse(text('caption')) == r.meaning
       assert edits.from_json(text('edit')) == r.edit and text('instruction') == r.edit.instruction
       asked = zip(

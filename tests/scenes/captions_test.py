@@ -6,7 +6,7 @@ from vargrl.scenes import captions, score
 from vargrl.scenes import world as worlds
 from vargrl.scenes.captions import Meaning, Thing
 
-ALL = 2 * len(captions.FRAMES)
+ALL = 2 * len(captions.TEMPLATES)
 
 
 def meanings(world):
@@ -113,11 +113,14 @@ def test_what_is_no_caption_is_refused(text):
 def test_all_that_is_said_of_a_scene_is_true_and_leaves_nothing_out(some, name):
   world, seen = worlds.find(name), set()
   for r in some(name, 'train', 210):
-    assert all(score.met(r.meaning, r.scene.objects, r.scene.word, world, strict=True)), r
+    assert all(score.check_caption(r.meaning, r.scene.objects, r.scene.word, world, strict=True)), r
     assert captions.parse(r.caption) == r.meaning
     for category, m in captions.describe(r.scene).items():
       assert m.category == category
-      assert all(score.met(m, r.scene.objects, r.scene.word, world, strict=True)), (m, r.scene)
+      assert all(score.check_caption(m, r.scene.objects, r.scene.word, world, strict=True)), (
+        m,
+        r.scene,
+      )
       seen.add(category)
   assert seen == set(captions.CATEGORIES)
 

@@ -64,12 +64,12 @@ def misread(records, pictures, world, way):
   rng, right = np.random.RandomState(0), {}
   tell = lambda what, ok: right.setdefault(what, []).append(bool(ok))
   for r, picture in zip(records, pictures, strict=False):
-    objects, word = check.read(WAYS[way](picture, rng), world)
+    objects, word = check.detect(WAYS[way](picture, rng), world)
     tell('count', len(objects) == len(r.scene.objects))
     tell('word', word == r.scene.word)
     for o in r.scene.objects:
       seen = min(
-        objects, key=lambda x: score.away(x, o), default=worlds.Object('', '', 0, -99, -99)
+        objects, key=lambda x: score.distance(x, o), default=worlds.Object('', '', 0, -99, -99)
       )
       tell('shape', seen.shape == o.shape)
       tell('colour', seen.colour == o.colour)
@@ -77,8 +77,8 @@ def misread(records, pictures, world, way):
         'size',
         world.size(seen.size) == world.size(o.size) and abs(seen.size - o.size) <= 0.15 * o.size,
       )
-      tell('place', score.away(seen, o) <= 6)
-    tell('caption', all(score.met(r.meaning, objects, word, world, strict=True)))
+      tell('place', score.distance(seen, o) <= 6)
+    tell('caption', all(score.check_caption(r.meaning, objects, word, world, strict=True)))
   return {what: (oks.count(False), len(oks)) for what, oks in right.items()}
 
 
@@ -106,15 +106,18 @@ def test_what_is_wrong_is_said_to_be_wrong(some, name, pixels):
   counts.
   """
   world, found = worlds.find(name), some(name, 'test', NUMBER)
-  read = [check.read(compressed(x, None), world) for x in pictures(some, name, pixels)]
+  read = [check.detect(compressed(x, None), world) for x in pictures(some, name, pixels)]
   for strict in (True, False):
     told = np.array(
-      [[all(score.met(r.meaning, *seen, world, strict=strict)) for seen in read] for r in found]
+      [
+        [all(score.check_caption(r.meaning, *seen, world, strict=strict)) for seen in read]
+        for r in found
+      ]
     )
     truth = np.array(
       [
         [
-          all(score.met(r.meaning, s.scene.objects, s.scene.word, world, strict=strict))
+          all(score.check_caption(r.meaning, s.scene.objects, s.scene.word, world, strict=strict))
           for s in found
         ]
         for r in found
@@ -142,7 +145,7 @@ def test_what_is_no_shape_of_the_world_has_no_name():
   bar = worlds.Object('square', 'red', 90, 180, 180)
   x_yxc = draw.image(worlds.Scene((heart, bar), None, (245, 245, 245, 0, 0)), 128)
   x_yxc[80:] = x_yxc[0, 0]  # what is left of the square is long and flat
-  objects, _ = check.read(x_yxc, world)
+  objects, _ = check.detect(x_yxc, world)
   assert [o.colour for o in objects] == ['blue', 'red'] and objects[1].shape == ''
 
 
@@ -151,7 +154,7 @@ def test_objects_that_touch_are_two_and_a_speck_is_none():
   a, b = worlds.Object('square', 'red', 70, 90, 128), worlds.Object('square', 'blue', 70, 160, 128)
   x_yxc = draw.image(worlds.Scene((a, b), None, (245, 245, 245, 0, 0)), 128)
   x_yxc[4:7, 4:7] = worlds.COLOURS['green']
-  objects, word = check.read(x_yxc, world)
+  objects, word = check.detect(x_yxc, world)
   assert [(o.shape, o.colour) for o in sorted(objects, key=lambda o: o.x)] == [
     ('square', 'red'),
     ('square', 'blue'),
@@ -172,9 +175,9 @@ def test_pictures_of_nothing_are_read_and_are_right_for_no_caption(some, what):
   }[what].astype(np.uint8)
   world = worlds.find('small')
   with np.errstate(all='raise'):
-    seen = check.read(x_yxc, world)
+    seen = check.detect(x_yxc, world)
   for r in some('small', 'test', NUMBER):
-    assert not all(score.met(r.meaning, *seen, world, strict=True))
+    assert not all(score.check_caption(r.meaning, *seen, world, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -188,4 +191,4 @@ def test_pictures_of_nothing_are_read_and_are_right_for_no_caption(some, what):
 )
 def test_what_is_no_picture_of_this_world_is_an_error(x_yxc, found):
   with pytest.raises(ValueError, match=f'image: {found}'):
-    check.read(x_yxc, worlds.find('small'))
+    check.detect(x_yxc, worlds.find('small'))

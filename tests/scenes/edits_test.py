@@ -26,7 +26,7 @@ def test_an_edit_changes_what_it_says_and_nothing_else(some, name):
     if gone:
       assert f'the {gone[0].colour} {gone[0].shape} ' in f'{e.instruction} '
       assert (
-        worlds.pairs(before).count((gone[0].shape, gone[0].colour)) == 1
+        worlds.shape_color_pairs(before).count((gone[0].shape, gone[0].colour)) == 1
       )  # no doubt which is meant
     if come:
       assert after[e.changed] == come[0]
@@ -47,8 +47,8 @@ def test_an_edit_changes_what_it_says_and_nothing_else(some, name):
 def test_doing_nothing_is_no_edit_and_its_own_result_is(some, name):
   world = worlds.find(name)
   for r in some(name, 'test', 210):
-    assert score.edited(r.edit, r.edit.result.objects, r.edit.result.word, world) == [True] * 3
-    assert not all(score.edited(r.edit, r.scene.objects, r.scene.word, world))
+    assert score.check_edit(r.edit, r.edit.result.objects, r.edit.result.word, world) == [True] * 3
+    assert not all(score.check_edit(r.edit, r.scene.objects, r.scene.word, world))
 
 
 def test_a_move_may_end_anywhere_in_its_corner_and_takes_no_other_object_along():
@@ -62,7 +62,7 @@ def test_a_move_may_end_anywhere_in_its_corner_and_takes_no_other_object_along()
   e = edits.Edit(
     'move', 'move the red circle to the bottom right', scene(there, square), 0, 'bottom right'
   )
-  at = lambda x, y, other=square: score.edited(
+  at = lambda x, y, other=square: score.check_edit(
     e, [worlds.Object('circle', 'red', 60, x, y), other], '', world
   )
   assert at(140, 150) == at(220, 140) == [True] * 3
@@ -77,5 +77,8 @@ def test_what_an_edit_gives_belongs_to_its_split():
   rng = np.random.RandomState(1)
   lone = worlds.Scene((worlds.Object('circle', 'purple', 60, 60, 60),), None, (245, 245, 245, 0, 0))
   for _ in range(40):
-    found = edits.edit(world, lone, 'train', rng)
-    assert worlds.split_of(world, worlds.pairs(found.result.objects), found.result.word) == 'train'
+    found = edits.propose_edit(world, lone, 'train', rng)
+    assert (
+      worlds.content_split(world, worlds.shape_color_pairs(found.result.objects), found.result.word)
+      == 'train'
+    )

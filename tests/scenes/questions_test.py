@@ -74,7 +74,7 @@ def test_every_answer_follows_from_the_scene_and_no_blind_guess_is_often_right(s
     for r in some(name, split, 210):
       assert len(r.questions) >= 2 and len({q.kind for q in r.questions}) == len(r.questions)
       for q in r.questions:
-        assert score.same(oracle(q.question, r.scene, world), q.answer), (q, r.scene)
+        assert score.same_answer(oracle(q.question, r.scene, world), q.answer), (q, r.scene)
         answers[q.kind].append(q.answer)
         if q.answer in ('yes', 'no'):
           texts[q.question.split()[0]].append(q.answer == 'yes')
@@ -95,5 +95,5 @@ def test_a_question_that_cannot_be_answered_is_not_asked():
   a, b = worlds.Object('circle', 'red', 60, 60, 60), worlds.Object('circle', 'red', 64, 160, 160)
   scene = worlds.Scene((a, b), None, (245, 245, 245, 0, 0))
   for _ in range(50):
-    kinds = {q.kind for q in questions.ask(world, scene, 'train', rng, 8)}
+    kinds = {q.kind for q in questions.make_questions(world, scene, 'train', rng, 8)}
     assert kinds <= {'existence', 'count', 'text'} and {'existence', 'count'} <= kinds

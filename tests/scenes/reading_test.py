@@ -22,20 +22,20 @@ def ink(word, cell, left, top, width):
 def test_every_letter_is_read_at_any_place_and_scale_and_blurred(word):
   for cell, left, top in ((2, 6, 10), (2.1, 5.5, 12.25), (1.9, 6.3, 9.6), (4, 9.75, 30.5)):
     ink_yx = ink(word, cell, left, top, 128 if cell == 4 else 64)
-    assert reading.word(ink_yx, round(cell)) == word
-    assert reading.word(ndimage.gaussian_filter(ink_yx, 0.3 * cell), round(cell)) == word
+    assert reading.read_word(ink_yx, round(cell)) == word
+    assert reading.read_word(ndimage.gaussian_filter(ink_yx, 0.3 * cell), round(cell)) == word
 
 
 def test_no_ink_is_no_word_and_a_blot_is_no_letter():
-  assert reading.word(np.zeros((64, 64)), 2) == ''
+  assert reading.read_word(np.zeros((64, 64)), 2) == ''
   blot_yx = np.zeros((64, 64))
   blot_yx[20:30, 20:40] = 1
-  assert '?' in reading.word(blot_yx, 2)
+  assert '?' in reading.read_word(blot_yx, 2)
   blot_yx[10:50] = 1
-  assert reading.word(blot_yx, 2) == '?'
+  assert reading.read_word(blot_yx, 2) == '?'
 
 
 def test_one_wrong_cell_does_not_make_another_letter():
   ink_yx = ink('HAT', 2, 10, 20, 64)
   ink_yx[22:24, 12:14] = 1  # closes the gap between the stems of H
-  assert reading.word(ink_yx, 2) in ('HAT', '?AT')
+  assert reading.read_word(ink_yx, 2) in ('HAT', '?AT')

@@ -57,7 +57,7 @@ def test_splits_share_no_contents_neither_of_pictures_nor_of_edited_ones(some, n
   contents = {}
   for split in worlds.SPLITS:
     scenes = [scene for r in some(name, split, 210) for scene in (r.scene, r.edit.result)]
-    contents[split] = {(tuple(sorted(worlds.pairs(s.objects))), s.word) for s in scenes}
+    contents[split] = {(tuple(sorted(worlds.shape_color_pairs(s.objects))), s.word) for s in scenes}
   train, validation, test = contents.values()
   assert not train & validation and not train & test and not validation & test
   assert min(map(len, contents.values())) > 60
@@ -73,14 +73,17 @@ def test_training_never_sees_nor_mentions_a_held_out_pair_and_half_of_the_other_
   }
   assert len(held) == 2 * len(world.shapes)
   for r in some(name, 'train', 210):
-    assert not held & {*worlds.pairs(r.scene.objects), *worlds.pairs(r.edit.result.objects)}
+    assert not held & {
+      *worlds.shape_color_pairs(r.scene.objects),
+      *worlds.shape_color_pairs(r.edit.result.objects),
+    }
     texts = [r.edit.instruction, r.caption, *(q.question for q in r.questions)]
     assert not any(f'{c} {s}' in text for s, c in held for text in texts)
   for split in ('validation', 'test'):
     found = some(name, split, 210)
     assert 0.4 < np.mean([r.novel for r in found]) < 0.6
     for r in found:
-      new = bool(held & set(worlds.pairs(r.scene.objects)))
+      new = bool(held & set(worlds.shape_color_pairs(r.scene.objects)))
       assert r.novel == new or world.words == () and r.scene.word
 
 
@@ -93,9 +96,9 @@ def test_every_scene_is_legal_and_every_category_takes_its_turn(some, name):
       captions.CATEGORIES, 20
     )
     for r in found:
-      assert worlds.legal(world, r.scene) and worlds.legal(world, r.edit.result)
+      assert worlds.is_legal(world, r.scene) and worlds.is_legal(world, r.edit.result)
       assert 1 <= len(r.scene.objects) + bool(r.scene.word) <= world.objects + 1
-      assert worlds.scene_of(worlds.plain(r.scene)) == r.scene
+      assert worlds.scene_from_dict(worlds.to_dict(r.scene)) == r.scene
       assert edits.from_json(r.edit.json()) == r.edit
 
 

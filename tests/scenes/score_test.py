@@ -12,7 +12,7 @@ def at(shape, colour, x=128, y=128, size=70):
 
 
 def right(caption, *objects, word='', strict=False):
-  return all(score.met(captions.parse(caption), objects, word, FULL, strict=strict))
+  return all(score.check_caption(captions.parse(caption), objects, word, FULL, strict=strict))
 
 
 def test_geneval_counts_exactly_only_where_it_counts():
@@ -51,7 +51,7 @@ def test_relations_are_those_of_geneval():
   diagonal = at('star', 'blue', 200, 200)
   assert (
     worlds.relations(circle, diagonal) == {'left of', 'above'}
-    and worlds.clear(circle, diagonal) == ''
+    and worlds.clear_relation(circle, diagonal) == ''
   )
   assert worlds.relations(circle, at('star', 'blue', 105, 105)) == set()
 
@@ -78,7 +78,7 @@ def test_a_word_is_right_only_when_spelt_so():
   ],
 )
 def test_answers_are_compared_after_normalisation(given, expected, same):
-  assert score.same(given, expected) == same
+  assert score.same_answer(given, expected) == same
 
 
 def test_shares_are_by_category_and_overall_is_their_mean():
@@ -98,18 +98,18 @@ def test_shares_are_by_category_and_overall_is_their_mean():
 
 def test_a_prompt_is_a_caption_or_its_meaning_and_of_its_world():
   small = worlds.find('small')
-  said = score.meaning_of('a red circle', small)
-  assert said == score.meaning_of(said.json(), small)
+  said = score.parse_prompt('a red circle', small)
+  assert said == score.parse_prompt(said.json(), small)
   for prompt in ('a dog', '{"things": 3}', '{', 7):
     with pytest.raises(ValueError, match='(prompt|caption): .* found, .* expected'):
-      score.meaning_of(prompt, small)
+      score.parse_prompt(prompt, small)
   with pytest.raises(ValueError, match="'a star' found, shapes .* of the world 'small' expected"):
-    score.meaning_of('a star', small)
+    score.parse_prompt('a star', small)
 
 
 def test_the_share_of_requirements_grows_with_what_is_right():
   ask = captions.parse('a red circle above a blue star')
-  share = lambda *objects: np.mean(score.met(ask, objects, '', FULL, strict=True))
+  share = lambda *objects: np.mean(score.check_caption(ask, objects, '', FULL, strict=True))
   shares = [
     share(),
     share(at('circle', 'red')),

@@ -54,7 +54,7 @@ def features(pixels):
       'instruction': text,
       'edited': picture,
       'edit': tfds.features.Text(doc='JSON, scenes.edits.from_json reads it'),
-      'scene': tfds.features.Text(doc='JSON, scenes.world.scene_of reads it'),
+      'scene': tfds.features.Text(doc='JSON, scenes.world.scene_from_dict reads it'),
       'novel': tfds.features.Scalar(
         np.bool_, doc='shows a shape in a color, or a word, that training never does'
       ),
@@ -78,7 +78,7 @@ def to_example(record, pixels):
     'instruction': record.edit.instruction,
     'edited': image.encode_png(draw.image(record.edit.result, pixels)),
     'edit': record.edit.json(),
-    'scene': json.dumps(worlds.plain(record.scene), sort_keys=True),
+    'scene': json.dumps(worlds.to_dict(record.scene), sort_keys=True),
     'novel': np.bool_(record.novel),
   }
 

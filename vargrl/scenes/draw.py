@@ -26,7 +26,7 @@ STAR = np.array(
 
 
 def star(u, v):
-  """Whether the points lie within: an odd number of edges to their right."""
+  """Whether points lie within the star: an odd number of edges to their right."""
   odd = np.zeros(np.broadcast_shapes(u.shape, v.shape), bool)
   for (x0, y0), (x1, y1) in zip(STAR, np.roll(STAR, -1, 0), strict=True):
     odd ^= ((y0 > v) != (y1 > v)) & (u < (x1 - x0) * (v - y0) / (y1 - y0 + (y0 == y1)) + x0)
@@ -34,11 +34,13 @@ def star(u, v):
 
 
 def heart(u, v):
+  """Whether points lie within the heart."""
   x, y = 1.139 * u, 0.118 - 1.118 * v  # its box is not the curve's
   return (x * x + y * y - 1) * (x * x + y * y - 1) * (x * x + y * y - 1) <= x * x * y * y * y
 
 
 def ring(u, v):
+  """Whether points lie within the ring."""
   return (u * u + v * v <= 1) & (u * u + v * v >= 0.25)
 
 
@@ -56,9 +58,9 @@ INSIDE = {
 
 
 def coverage(inside, x, y, size, pixels):
-  """(share of each pixel that lies within, [h, w]; its first row; its first column), of a canvas of
-  so many pixels.
-  """
+  """(share [h, w] of each pixel that a shape covers, its first row, its first column).
+
+  inside: one of INSIDE. x, y, size: in units. pixels: the side of the canvas."""
   scale = pixels / world.UNIT
   edges = [
     (int(np.floor((c - size / 2) * scale)), int(np.ceil((c + size / 2) * scale))) for c in (y, x)
@@ -73,8 +75,8 @@ def coverage(inside, x, y, size, pixels):
   return counts / SAMPLES**2, top, left
 
 
-def letters(text, pixels):
-  """The same of a text."""
+def text_coverage(text, pixels):
+  """`coverage` of a world.Text."""
   cells, scale = font.word(text.word), pixels / world.UNIT
   left, top, right, bottom = (c * scale for c in world.box(text))
   low, high = (int(np.floor(top)), int(np.floor(left))), (int(np.ceil(bottom)), int(np.ceil(right)))
@@ -91,13 +93,14 @@ def letters(text, pixels):
 
 @functools.lru_cache(maxsize=8)
 def ramp(pixels):
+  """float [pixels] from -0.5 to 0.5, at the centres of pixels."""
   return (np.arange(pixels) + 0.5) / pixels - 0.5
 
 
 def image(scene, pixels):
-  """uint8 [y, x, 3], square. The same bytes everywhere: only additions, products and comparisons of
-  float64.
-  """
+  """uint8 [pixels, pixels, 3] of a Scene.
+
+  It has the same bytes everywhere: only additions, products and comparisons of float64."""
   red, green, blue, slope_x, slope_y = scene.light
   shade_yx = slope_x * ramp(pixels)[None, :] + slope_y * ramp(pixels)[:, None]
   image_yxc = np.array([red, green, blue], float) + shade_yx[..., None]
@@ -109,7 +112,7 @@ def image(scene, pixels):
     for o in scene.objects
   ]
   if scene.text:
-    layers.append((letters(scene.text, pixels), np.array(world.INK)))
+    layers.append((text_coverage(scene.text, pixels), np.array(world.INK)))
   for (share, top, left), colour in layers:
     part = image_yxc[top : top + share.shape[0], left : left + share.shape[1]]
     part += share[..., None] * (np.clip(colour, 0, 255) - part)

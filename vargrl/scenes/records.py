@@ -12,8 +12,15 @@ QUESTIONS = 4
 
 
 class Record(NamedTuple):
-  """novel: whether it shows a pair, or in a world without a list of words a word, that training
-  never shows.
+  """All about one scene.
+
+  Attributes:
+    scene: what is drawn.
+    meaning, caption: one description of it.
+    questions: with their answers.
+    edit: an instruction and what results.
+    novel: whether it shows a pair (shape, colour), or in a world without a list of words a word,
+      that training never shows.
   """
 
   scene: worlds.Scene
@@ -25,7 +32,9 @@ class Record(NamedTuple):
 
 
 def record(world, seed, split, index):
-  """The Record; categories take turns, and half of what is not training is novel."""
+  """The Record; categories take turns, and half of what is not training is novel.
+
+  ValueError for a split that is none of world.SPLITS."""
   if split not in worlds.SPLITS:
     raise ValueError(f'split: {split!r} found, one of {worlds.SPLITS} expected')
   # RandomState: its stream is frozen across numpy versions; Generator's is not.
@@ -37,60 +46,65 @@ def record(world, seed, split, index):
   while True:
     meaning, attributes = propose(world, rng)
     pairs = [(shape, colour) for shape, colour, _ in attributes]
-    if bool(worlds.novelties(world, pairs, meaning.word)) != novel:
+    if bool(worlds.novel_splits(world, pairs, meaning.word)) != novel:
       continue
-    if worlds.split_of(world, pairs, meaning.word) != split:
+    if worlds.content_split(world, pairs, meaning.word) != split:
       continue
     scene = worlds.arrange(world, rng, attributes, meaning.word, meaning.relation)
-    edit = edits.edit(world, scene, split, rng)
+    edit = edits.propose_edit(world, scene, split, rng)
     if edit is None:
       continue  # one in thousands, whose every change belongs to another split
-    asked = questions.ask(world, scene, split, rng, QUESTIONS)
+    made = questions.make_questions(world, scene, split, rng, QUESTIONS)
     return Record(
-      scene, meaning, captions.text(meaning, rng.randint(world.phrasings)), asked, edit, novel
+      scene, meaning, captions.text(meaning, rng.randint(world.phrasings)), made, edit, novel
     )
 
 
-def attributes(world, rng, n, **fixed):
-  """n times (shape, colour, size); with what is fixed for all. Few are large where many must
-  fit.
-  """
+def draw_attributes(world, rng, n, **fixed):
+  """[(shape, colour, size)] of n random objects; fixed: what all of them have.
+
+  Few are large where many must fit."""
   found = []
   for i in range(n):
-    drawn = {
+    chosen = {
       'shape': questions.pick(rng, world.shapes),
       'colour': questions.pick(rng, world.colours),
     } | fixed
     large = bool(rng.randint(2)) and (n <= 3 or i < 1)
-    found.append((drawn['shape'], drawn['colour'], worlds.SIZES[large]))
+    found.append((chosen['shape'], chosen['colour'], worlds.SIZES[large]))
   return found
 
 
-def differing(world, rng, n, what):
-  """`attributes` of which no two agree in `what`, a function of one."""
+def draw_distinct_attributes(world, rng, n, key):
+  """`draw_attributes` of which no two agree in key(attributes)."""
   while True:
-    found = attributes(world, rng, n)
-    if len({what(x) for x in found}) == n:
+    found = draw_attributes(world, rng, n)
+    if len({key(x) for x in found}) == n:
       return found
 
 
 def single_object(world, rng):
-  found = attributes(world, rng, 1)
+  """(Meaning, attributes of its objects): one shape."""
+  found = draw_attributes(world, rng, 1)
   return Meaning((Thing(found[0][0]),)), found
 
 
 def colors(world, rng):
-  found = attributes(world, rng, 1)
+  """(Meaning, attributes of its objects): one shape in a colour."""
+  found = draw_attributes(world, rng, 1)
   return Meaning((Thing(*found[0][:2]),)), found
 
 
 def two_object(world, rng):
-  found = differing(world, rng, 2, lambda x: x[0])
+  """(Meaning, attributes of its objects): two shapes."""
+  found = draw_distinct_attributes(world, rng, 2, lambda x: x[0])
   return Meaning(tuple(Thing(x[0]) for x in found)), found
 
 
 def counting(world, rng):
-  """Of one shape and perhaps of one colour; in a large world, of two shapes now and then."""
+  """(Meaning, attributes of its objects): several of one shape, perhaps of one colour.
+
+  In a large world, of two shapes now and then."""
   n, parts = rng.randint(2, world.objects + 1), []
   groups = [n]
   if world.objects > 4 and n > 2 and not rng.randint(3):
@@ -100,7 +114,7 @@ def counting(world, rng):
   coloured, things = rng.randint(2), []
   for shape, count in zip(map(str, shapes), groups, strict=False):
     fixed = {'shape': shape} | ({'colour': questions.pick(rng, world.colours)} if coloured else {})
-    parts += attributes(world, rng, count, **fixed)
+    parts += draw_attributes(world, rng, count, **fixed)
     things.append(Thing(shape, fixed.get('colour', ''), count=count))
   if n > 3:
     parts = [(*x[:2], worlds.SIZES[i == 0 and x[2] == 'large']) for i, x in enumerate(parts)]
@@ -108,22 +122,30 @@ def counting(world, rng):
 
 
 def position(world, rng):
-  found, named = differing(world, rng, 2, lambda x: x[0]), rng.randint(2)
-  things = tuple(Thing(*x[: 1 + named]) for x in found)
+  """(Meaning, attributes of its objects): two shapes, perhaps in colours, and their relation."""
+  found, with_colors = draw_distinct_attributes(world, rng, 2, lambda x: x[0]), rng.randint(2)
+  things = tuple(Thing(*x[: 1 + with_colors]) for x in found)
   return Meaning(things, questions.pick(rng, tuple(worlds.RELATIONS))), found
 
 
 def color_attr(world, rng):
-  """Two or, in a large world, three; their sizes are said one time in four."""
-  found = differing(world, rng, 2 if world.objects <= 4 else rng.randint(2, 4), lambda x: x[:2])
+  """(Meaning, attributes of its objects): two or, in a large world, three in colours.
+
+  Their sizes are said one time in four."""
+  found = draw_distinct_attributes(
+    world, rng, 2 if world.objects <= 4 else rng.randint(2, 4), lambda x: x[:2]
+  )
   return Meaning(
     tuple(Thing(*x) for x in found) if not rng.randint(4) else tuple(Thing(*x[:2]) for x in found)
   ), found
 
 
 def text(world, rng):
-  found = differing(world, rng, 1 if world.words else rng.randint(3), lambda x: x[:2])
-  return Meaning(tuple(Thing(*x[:2]) for x in found), word=worlds.draw_word(world, rng)), found
+  """(Meaning, attributes of its objects): a word, and objects in colours."""
+  found = draw_distinct_attributes(
+    world, rng, 1 if world.words else rng.randint(3), lambda x: x[:2]
+  )
+  return Meaning(tuple(Thing(*x[:2]) for x in found), word=worlds.pick_word(world, rng)), found
 
 
 PROPOSE = {

@@ -1,8 +1,7 @@
-"""What a checker has found, against what was asked for: captions as GenEval counts them, edits,
-answers.
+"""Scores of images and answers: captions as GenEval counts them, edits, and answers to questions.
 
-All take objects and a word, so that they judge a scene as they judge a picture of it.
-"""
+Checks take objects and a word, so that they judge a scene as they judge an image of it, in which
+check.detect finds them."""
 
 import json
 import string
@@ -12,24 +11,12 @@ import numpy as np
 from vargrl.scenes import captions, check, edits, questions
 from vargrl.scenes import world as worlds
 
-NEAR = 20  # units by which what should stay may have moved
-IDLE = {
-  'a',
-  'an',
-  'the',
-  'it',
-  'is',
-  'are',
-  'there',
-  'to',
-  'of',
-}  # words of an answer that say nothing
+MAX_SHIFT = 20  # units by which an object that should stay may have moved
+STOP_WORDS = {'a', 'an', 'the', 'it', 'is', 'are', 'there', 'to', 'of'}
 
 
-def meaning_of(prompt, world):
-  """The Meaning of a caption, or of its JSON; ValueError for what is neither, or of another
-  world.
-  """
+def parse_prompt(prompt, world):
+  """The Meaning of a caption or of a meaning's JSON; ValueError for others and for other worlds."""
   try:
     found = (
       captions.from_json(prompt) if prompt.lstrip().startswith('{') else captions.parse(prompt)
@@ -47,7 +34,8 @@ def meaning_of(prompt, world):
   return found
 
 
-def matching(thing, objects, world):
+def matching_objects(thing, objects, world):
+  """[Object] with the shape of a Thing, and with its colour and size if those are said."""
   return [
     o
     for o in objects
@@ -57,13 +45,13 @@ def matching(thing, objects, world):
   ]
 
 
-def met(meaning, objects, word, world, *, strict):
-  """[bool]: every requirement of a caption, met or not.
+def check_caption(meaning, objects, word, world, *, strict):
+  """[bool]: whether each requirement of a Meaning is met.
 
-  As GenEval: what is counted must be there as often as said, anything else at least as often, and
-  more may be there. strict: nothing but what was asked for. https://arxiv.org/abs/2310.11513"""
+  As in GenEval: counted objects must be there as often as said, others at least as often, and more
+  may be there. strict: nothing else may be there. https://arxiv.org/abs/2310.11513"""
   found, counted = (
-    [matching(t, objects, world) for t in meaning.things],
+    [matching_objects(t, objects, world) for t in meaning.things],
     meaning.category == 'counting',
   )
   out = [
@@ -84,51 +72,55 @@ def met(meaning, objects, word, world, *, strict):
 
 
 def judge(image_yxc, prompt, world, *, strict):
-  """[bool] of `met` for what the checker finds in uint8 [y, x, 3]; prompt: a caption or its
-  meaning's JSON.
-  """
-  return met(meaning_of(prompt, world), *check.read(image_yxc, world), world, strict=strict)
+  """`check_caption` of what the checker finds in an image, uint8 [y, x, 3].
+
+  prompt: a caption or the JSON of its meaning."""
+  return check_caption(
+    parse_prompt(prompt, world), *check.detect(image_yxc, world), world, strict=strict
+  )
 
 
-def shares(names, verdicts, order):
-  """{name: share of its verdicts that are right, 'overall': the mean of these}, in that order."""
+def accuracy_by_kind(kinds, verdicts, order):
+  """{kind: share of its verdicts that are True, 'overall': the mean of these}, in that order."""
   right = {}
-  for name, verdict in zip(names, verdicts, strict=True):
+  for name, verdict in zip(kinds, verdicts, strict=True):
     right.setdefault(name, []).append(bool(verdict))
   found = {name: float(np.mean(right[name])) for name in order if name in right}
   return found | {'overall': float(np.mean(list(found.values())))}
 
 
 def generation(images, prompts, world, *, strict):
-  """{GenEval's tag: share of pictures that show what their caption says, 'overall': the mean of
-  those}; None in the place of a picture is wrong."""
+  """{GenEval's tag: share of images that show their caption, 'overall': the mean of those}.
+
+  None in the place of an image is wrong."""
   verdicts = [
     x is not None and all(judge(x, prompt, world, strict=strict))
     for x, prompt in zip(images, prompts, strict=True)
   ]
-  return shares(
-    [meaning_of(prompt, world).category for prompt in prompts], verdicts, captions.CATEGORIES
+  return accuracy_by_kind(
+    [parse_prompt(prompt, world).category for prompt in prompts], verdicts, captions.CATEGORIES
   )
 
 
-def understanding(kinds, answers, given):
+def understanding(kinds, expected, answers):
   """{kind of question: share of answers that are right, 'overall': the mean of those}."""
-  verdicts = [same(g, a) for g, a in zip(given, answers, strict=True)]
-  return shares(kinds, verdicts, questions.KINDS)
+  verdicts = [same_answer(a, e) for a, e in zip(answers, expected, strict=True)]
+  return accuracy_by_kind(kinds, verdicts, questions.KINDS)
 
 
-def editing(images, edits_, world):
-  """{kind of edit: share of pictures that show its result and keep the rest, 'overall': the mean of
-  those}; None in the place of a picture is wrong."""
+def editing(images, changes, world):
+  """{kind of edit: share of images that show its result, 'overall': the mean of those}.
+
+  None in the place of an image is wrong."""
   verdicts = [
-    x is not None and all(edited(e, *check.read(x, world), world))
-    for x, e in zip(images, edits_, strict=True)
+    x is not None and all(check_edit(e, *check.detect(x, world), world))
+    for x, e in zip(images, changes, strict=True)
   ]
-  return shares([e.kind for e in edits_], verdicts, edits.KINDS)
+  return accuracy_by_kind([e.kind for e in changes], verdicts, edits.KINDS)
 
 
-def edited(edit, objects, word, world):
-  """[bool]: what was to change has, all else is as before, and nothing is there besides."""
+def check_edit(edit, objects, word, world):
+  """[bool]: the changed object is as asked, all else is as before, and nothing else is there."""
   rest, wanted = list(objects), edit.result.objects
   found = {}
   # What changed is looked for last: where it may lie anywhere, it must take no other's place.
@@ -137,13 +129,15 @@ def edited(edit, objects, word, world):
     some = [
       o
       for o in rest
-      if alike(o, wanted[i], world)
-      and (free or away(o, wanted[i]) <= NEAR)
-      and (not edit.corner or i != edit.changed or edits.inside(o, edits.within(edit.corner, 0)))
+      if same_attributes(o, wanted[i], world)
+      and (free or distance(o, wanted[i]) <= MAX_SHIFT)
+      and (
+        not edit.corner or i != edit.changed or edits.is_inside(o, edits.corner_box(edit.corner, 0))
+      )
     ]
     found[i] = bool(some)
     if some:
-      rest.remove(min(some, key=lambda o: away(o, wanted[i])))
+      rest.remove(min(some, key=lambda o: distance(o, wanted[i])))
   spelt, written = word == edit.result.word, edit.kind == 'write'
   return [
     spelt if written else found.get(edit.changed, True),
@@ -152,26 +146,28 @@ def edited(edit, objects, word, world):
   ]
 
 
-def alike(a, b, world):
+def same_attributes(a, b, world):
+  """Whether two objects have one shape, colour and size."""
   return (a.shape, a.colour, world.size(a.size)) == (b.shape, b.colour, world.size(b.size))
 
 
-def away(a, b):
+def distance(a, b):
+  """The larger of the distances of two centres along x and y."""
   return max(abs(a.x - b.x), abs(a.y - b.y))
 
 
-def normal(answer):
-  """The words that count: lower case, no punctuation, no articles, numbers spelt out."""
+def normalize_answer(answer):
+  """The words that count: lower case, no punctuation, none of STOP_WORDS, numbers as words."""
   words = (
     answer.lower()
     .translate(str.maketrans(string.punctuation, ' ' * len(string.punctuation)))
     .split()
   )
   numbers = {str(i): name for i, name in enumerate(captions.NUMBERS)}
-  return [numbers.get(w, w) for w in words if w not in IDLE]
+  return [numbers.get(w, w) for w in words if w not in STOP_WORDS]
 
 
-def same(given, expected):
-  """Whether an answer is the expected one; after yes and no, more may be said."""
-  given, expected = normal(given), normal(expected)
-  return given[:1] == expected if expected in (['yes'], ['no']) else given == expected
+def same_answer(answer, expected):
+  """Whether an answer is the expected one; after yes and no, more may follow."""
+  answer, expected = normalize_answer(answer), normalize_answer(expected)
+  return answer[:1] == expected if expected in (['yes'], ['no']) else answer == expected

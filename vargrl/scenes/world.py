@@ -1,9 +1,9 @@
-"""A world with ground truth: what a scene is, what it may contain, which split it belongs to, where
-things may lie.
+"""A world with ground truth: scenes, what they contain, their splits, and where objects may lie.
 
-Lengths and places are integers in 1/256 of the side of the canvas, x to the right, y down; the
-place of an object is the centre of its bounding box. A scene has no pixels: the same one is drawn
-at any size."""
+Lengths and positions are integers in units of 1/256 of the side of the canvas, x to the right, y
+down; the position of an object is the centre of its bounding box. A scene has no pixels: the same
+one is drawn at any size. Random numbers come from a numpy RandomState `rng`, whose stream is frozen
+across versions of numpy."""
 
 import dataclasses
 import itertools
@@ -38,9 +38,19 @@ TRIES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Numbers of a world. small, large: ranges of diameters; gap: least distance of two boxes, on one
-  axis; cell: of the font; words: those that are written, () for letters by pattern; pixels: the
-  least that can be read."""
+  """What scenes may contain.
+
+  Attributes:
+    name: see `find`.
+    shapes, colours: of objects.
+    small, large: ranges of their diameters.
+    objects: at most so many.
+    gap: least distance of two bounding boxes, along one axis.
+    cell: side of a cell of the font.
+    words: those that are written, () for letters by PATTERNS.
+    phrasings: how many each caption has, see captions.text.
+    pixels: the least side of an image that can be read.
+  """
 
   name: str
   shapes: tuple[str, ...]
@@ -55,6 +65,7 @@ class World:
   pixels: int
 
   def size(self, diameter):
+    """One of SIZES, for a diameter."""
     return SIZES[diameter * 2 > self.small[1] + self.large[0]]
 
 
@@ -93,6 +104,15 @@ WORLDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Object:
+  """A shape with a colour at a position.
+
+  Attributes:
+    shape, colour: of SHAPES and COLOURS.
+    size: diameter.
+    x, y: centre of the bounding box.
+    tone: what is added to red, green and blue of the colour.
+  """
+
   shape: str
   colour: str
   size: int
@@ -103,7 +123,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """x, y: of its top left corner."""
+  """A written word: the side of a cell of its font, and its top left corner (x, y)."""
 
   word: str
   cell: int
@@ -113,8 +133,10 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """light: the background's red, green and blue at the centre, then what it gains from left to
-  right and from top to bottom, in levels."""
+  """Objects, a text and a background.
+
+  light: the background's red, green and blue at the centre, then what it gains from left to right
+  and from top to bottom, in levels."""
 
   objects: tuple[Object, ...]
   text: Text | None
@@ -126,54 +148,51 @@ class Scene:
 
 
 def find(name):
-  """The World of a name; ValueError if there is none."""
+  """The World of that name; ValueError if there is none."""
   if name not in WORLDS:
     raise ValueError(f'world: {name!r} found, one of {sorted(WORLDS)} expected')
   return WORLDS[name]
 
 
-def plain(scene):
-  """What JSON can hold of a scene."""
+def to_dict(scene):
+  """The Scene as a dictionary that JSON can hold."""
   return dataclasses.asdict(scene)
 
 
-def scene_of(plain):
-  """The inverse of `plain`, lists for tuples allowed."""
-  objects = tuple(Object(**x | {'tone': tuple(x['tone'])}) for x in plain['objects'])
-  return Scene(objects, Text(**plain['text']) if plain['text'] else None, tuple(plain['light']))
+def scene_from_dict(fields):
+  """The Scene of `to_dict`, or of that with lists for tuples."""
+  objects = tuple(Object(**x | {'tone': tuple(x['tone'])}) for x in fields['objects'])
+  return Scene(objects, Text(**fields['text']) if fields['text'] else None, tuple(fields['light']))
 
 
-# Which split.
+# Splits.
 
 
 def pair_split(world, shape, colour):
-  """'train', or the one split that shows this shape in this colour: two pairs of every shape are
-  held out.
-  """
+  """The only split that shows this shape in this colour: of each shape two colours are held out."""
   step = (world.colours.index(colour) - world.shapes.index(shape)) % len(world.colours)
   return {0: 'test', len(world.colours) // 2: 'validation'}.get(step, 'train')
 
 
-def bucket(*what):
-  """Eight of ten are train; the same on every machine."""
+def hash_split(*what):
+  """A split by a hash of the arguments, the same on every machine; eight of ten are train."""
   return {0: 'validation', 1: 'test'}.get(zlib.crc32(repr(what).encode()) % 10, 'train')
 
 
-def novelties(world, pairs, word):
-  """The splits other than train that own a pair or the word."""
+def novel_splits(world, pairs, word):
+  """The splits other than train that own one of the pairs (shape, colour) or the word."""
   owners = {pair_split(world, *pair) for pair in pairs}
   if word and not world.words:
-    owners.add(bucket(word))
+    owners.add(hash_split(word))
   return owners - {'train'}
 
 
-def split_of(world, pairs, word):
-  """The only split with pictures of these contents, (shape, colour) of every object and the word;
-  '' for none.
+def content_split(world, pairs, word):
+  """The only split with images of these contents; '' for none.
 
-  What is novel to training decides first, then a hash of the contents: of places, sizes and order
-  they are free."""
-  new = novelties(world, pairs, word)
+  pairs: (shape, colour) of every object. What is novel to training decides first, then a hash of
+  the contents, whatever the positions, sizes and order."""
+  new = novel_splits(world, pairs, word)
   if new:
     return new.pop() if len(new) == 1 else ''
   if len(pairs) == 1 and not word:  # too few for a hash to leave some of each kind in every split
@@ -181,20 +200,21 @@ def split_of(world, pairs, word):
     if (j - i) % len(world.colours) != 1:
       return 'train'
     return SPLITS[1 + i % 2]
-  return bucket(world.name, sorted(pairs), word)
+  return hash_split(world.name, sorted(pairs), word)
 
 
-def pairs(objects):
+def shape_color_pairs(objects):
+  """[(shape, colour)] of objects."""
   return [(o.shape, o.colour) for o in objects]
 
 
-# Where.
+# Positions.
 
 
-def clear(a, b):
-  """The relation of a to b that nobody would doubt: boxes apart along an axis, twice as far as
-  across; '' for none.
-  """
+def clear_relation(a, b):
+  """The relation of Object a to b that nobody would doubt; '' for none.
+
+  Their boxes are apart along an axis, and twice as far along it as across."""
   for name, (axis, sign) in RELATIONS.items():
     along, across = (a.x - b.x, a.y - b.y) if axis == 'x' else (a.y - b.y, a.x - b.x)
     if along * sign >= max(2 * abs(across), (a.size + b.size) / 2):
@@ -203,10 +223,9 @@ def clear(a, b):
 
 
 def relations(a, b):
-  """What GenEval would say of a and b: a set of none, one or two.
+  """The set of relations of Object a to b by GenEval's rule: none, one or two.
 
-  https://github.com/djghosh13/geneval/blob/main/evaluation/evaluate_images.py
-  """
+  https://github.com/djghosh13/geneval/blob/main/evaluation/evaluate_images.py"""
   away, least = {'x': a.x - b.x, 'y': a.y - b.y}, 0.1 * (a.size + b.size)
   norm = max((away['x'] ** 2 + away['y'] ** 2) ** 0.5, 1e-9)
   return {
@@ -215,7 +234,7 @@ def relations(a, b):
 
 
 def box(thing):
-  """(left, top, right, bottom) of an object or a text."""
+  """(left, top, right, bottom) of an Object or a Text."""
   if isinstance(thing, Text):
     return (
       thing.x,
@@ -227,27 +246,26 @@ def box(thing):
   return thing.x - low, thing.y - low, thing.x + high, thing.y + high
 
 
-def apart(a, b, gap):
-  """Whether box, or boxes [4, n], `a` is so far from box b."""
+def are_apart(a, b, gap):
+  """Whether box a, or boxes a [4, n], are at least `gap` from box b along an axis."""
   return (a[0] - b[2] >= gap) | (b[0] - a[2] >= gap) | (a[1] - b[3] >= gap) | (b[1] - a[3] >= gap)
 
 
-def legal(world, scene):
-  """Whether all lies on the canvas with distances between."""
+def is_legal(world, scene):
+  """Whether all of a scene lies on the canvas, at distances of the gap."""
   boxes, edge = (
     [box(x) for x in (*scene.objects, *([scene.text] if scene.text else []))],
     world.gap // 2,
   )
   inside = all(min(b[:2]) >= edge and max(b[2:]) <= UNIT - edge for b in boxes)
-  return inside and all(apart(a, b, world.gap) for a, b in itertools.combinations(boxes, 2))
+  return inside and all(are_apart(a, b, world.gap) for a, b in itertools.combinations(boxes, 2))
 
 
-def free_object(world, rng, shape, colour, size, taken, within=(0, 0, UNIT, UNIT), like=None):
-  """An Object of a size ('small', 'large') away from the boxes `taken`, its centre `within` a box;
-  None if none.
+def place_object(world, rng, shape, colour, size, taken, within=(0, 0, UNIT, UNIT), like=None):
+  """A random Object of a size ('small', 'large'); None if none of 40 positions is free.
 
-  like: an Object whose diameter and tone it has.
-  """
+  taken: boxes that it keeps the gap from. within: a box for its centre. like: an Object whose
+  diameter and tone it has."""
   low, high = getattr(world, size)
   diameter, tone = (
     int(rng.randint(low, high + 1)),
@@ -264,16 +282,14 @@ def free_object(world, rng, shape, colour, size, taken, within=(0, 0, UNIT, UNIT
 
 
 def first_free(boxes, fits, taken, gap):
-  """The index of the first box, of [4, n], that `fits` and is apart from those that are taken; None
-  if none.
-  """
+  """The index of the first of boxes [4, n] that `fits` and is apart from `taken`; None if none."""
   for other in taken:
-    fits = fits & apart(boxes, other, gap)
+    fits = fits & are_apart(boxes, other, gap)
   return int(np.argmax(fits)) if fits.any() else None
 
 
-def free_text(world, rng, word, taken):
-  """A Text on the grid of cells, away from the boxes `taken`; None if none."""
+def place_text(world, rng, word, taken):
+  """A random Text on the grid of cells, apart from the boxes `taken`; None if none is free."""
   width, edge = font.word(word).shape[1], world.gap // 2
   least, most = -(-edge // world.cell), (UNIT - edge) // world.cell
   x = rng.randint(least, most - width + 1, 40) * world.cell
@@ -284,26 +300,29 @@ def free_text(world, rng, word, taken):
 
 
 def arrange(world, rng, attributes, word, relation):
-  """A Scene of (shape, colour, size) and a word; `relation` clearly holds between the first two."""
+  """A random Scene of (shape, colour, size), ... and a word, '' for none.
+
+  relation: clearly holds between the first two objects, '' for any. AssertionError if nothing
+  fits."""
   base, slopes = rng.randint(238, 249), rng.randint(-6, 7, 2)
   light = tuple(int(x) for x in (*(base + rng.randint(-4, 5, 3)), *slopes))
   for _ in range(TRIES):
-    text = free_text(world, rng, word, []) if word else None
+    text = place_text(world, rng, word, []) if word else None
     objects, taken = [], [box(text)] if text else []
     for shape, colour, size in attributes:
-      found = free_object(world, rng, shape, colour, size, taken)
+      found = place_object(world, rng, shape, colour, size, taken)
       if found is None:
         break
       objects.append(found)
       taken.append(box(found))
-    if len(objects) < len(attributes) or relation and clear(*objects[:2]) != relation:
+    if len(objects) < len(attributes) or relation and clear_relation(*objects[:2]) != relation:
       continue
     return Scene(tuple(objects), text, light)
   raise AssertionError(f'{world.name}: {attributes}, {word!r} and {relation!r} do not fit')
 
 
-def draw_word(world, rng):
-  """A word of the world: of its list, or pronounceable letters."""
+def pick_word(world, rng):
+  """A random word of the world: of its list, or pronounceable letters."""
   if world.words:
     return world.words[rng.randint(len(world.words))]
   letters = {'c': CONSONANTS, 'v': VOWELS}

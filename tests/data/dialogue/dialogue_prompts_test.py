@@ -67,6 +67,13 @@ def said(format, batch, i):
   return text.decode(format.tokenizer, batch['tokens'][i][: batch['length'][i]], special=True)
 
 
+def asked(stream, labels):
+  """The users' last messages of these records."""
+  records = stream.prompt_records(labels)
+  assert [record['label'] for record in records] == list(labels)
+  return [record['prompt'] for record in records]
+
+
 def test_prompts_are_what_the_assistant_continues_with_the_records_number(options, talks):
   stream, format = (
     dialogue_prompts.make(**options, prefill_image=False, rows=range(4)),
@@ -84,7 +91,7 @@ def test_prompts_are_what_the_assistant_continues_with_the_records_number(option
     'world<|im_end|>\n<|im_start|>user\na dog<|im_end|>\n<|im_start|>assistant\n'
   )
   assert (
-    stream.texts(batch['label'][[3, 2]]) == ['a dog', 'make a cat']
+    asked(stream, batch['label'][[3, 2]]) == ['a dog', 'make a cat']
     and dialogues[1][3].messages[-1][1] == 'hello'
   )
   assert (batch['place'] >= 0).sum(1).tolist() == [2, 0, 4, 0]
@@ -123,7 +130,7 @@ def test_a_prompt_that_draws_at_once_ends_with_the_assistants_words_and_begins_a
     assert said(format, batch, i).endswith(
       f'{dialogue.text}<|im_end|>\n<|im_start|>assistant\n{layout}.<|image_gen_start|>'
     )
-    assert score.meaning_of(dialogue.text, worlds.find('small')) == dialogue.metadata
+    assert score.parse_prompt(dialogue.text, worlds.find('small')) == dialogue.metadata
     picture = encode.load_image(dialogue.images[0])
     assert score.judge(picture, dialogue.text, worlds.find('small'), strict=True)[0]
   assert [d.metadata.category for d in dialogues] == list(captions.CATEGORIES)
@@ -161,7 +168,7 @@ def test_pairs_are_a_prompt_and_two_answers_up_to_their_pictures(pairs, talks):
       np.testing.assert_array_equal(
         batch[name][i], encode.load_target(format, str(talks.images / picture), 0)
       )
-  assert stream.texts([0]) == ['Draw .']
+  assert asked(stream, [0]) == ['Draw .']
 
 
 def test_what_does_not_fit_is_told_or_skipped(options, pairs, talks):

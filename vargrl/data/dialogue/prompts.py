@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from vargrl.data import stream as streams
+from vargrl.data import text
 from vargrl.data.dialogue import encode, pack, train
 
 image_token_ids = encode.image_token_ids
@@ -70,7 +71,18 @@ def make(
 
 
 def make_stream(
-  source, to_row, *, decode_text, features, prompts, shuffle, max_unreadable, threads, workers, seed, rows
+  source,
+  to_row,
+  *,
+  decode_text,
+  features,
+  prompts,
+  shuffle,
+  max_unreadable,
+  threads,
+  workers,
+  seed,
+  rows,
 ):
   """The Stream of to_row(record, seed) -> {feature: array} of a train.Source's records.
 
@@ -136,9 +148,7 @@ def prompt_records(source, labels) -> list[dict]:
   found = [source.read(int(i)) for i in labels]
   found = [x if isinstance(x, encode.Dialogue) else x[0] for x in found]
   extra = [x.metadata if isinstance(x.metadata, dict) else {} for x in found]
-  return [
-    more | {'prompt': x.text, 'label': int(i)} for x, more, i in zip(found, extra, labels)
-  ]
+  return [more | {'prompt': x.text, 'label': int(i)} for x, more, i in zip(found, extra, labels)]
 
 
 def shapes(data) -> dict:

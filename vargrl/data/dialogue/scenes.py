@@ -80,7 +80,7 @@ def unlike(world: str, split: str, index: int):
   record, known = cached_record(world, split, index), worlds.find(world)
   others = (cached_record(world, split, index + 1 + i).scene for i in itertools.count())
   shows = lambda scene: all(
-    score.met(record.meaning, scene.objects, scene.word, known, strict=False)
+    score.check_caption(record.meaning, scene.objects, scene.word, known, strict=False)
   )
   return next(x for x in itertools.chain([record.edit.result], others) if not shows(x))
 
