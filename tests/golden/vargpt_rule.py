@@ -172,7 +172,7 @@ def seen(ids, grid, name):
   h, w = (int(n) for n in grid[0][1:])
   return {
     'position': patches.mrope_positions(ids, [(h, w)], pad=SEEN),
-    'place': patches.image_index(ids, [(h, w)], pad=SEEN, length=h * w),
+    'image_index': patches.image_index(ids, [(h, w)], pad=SEEN, length=h * w),
     'patches': normal(f'{name}/pixel_values', (h * w, 1176)).astype(np.float32),
     'patch_position': patches.patch_positions(h, w),
     'patch_segment': np.ones(h * w, np.int32),
@@ -191,7 +191,7 @@ def row(ids, length, patch_room, grid=None, name=''):
     seen(ids, grid, name)
     if grid is not None
     else {
-      'place': np.full(S, -1),
+      'image_index': np.full(S, -1),
       'patches': np.zeros((0, 1176), np.float32),
       'patch_position': np.zeros((2, 0)),
       'patch_segment': np.zeros(0),
@@ -201,9 +201,9 @@ def row(ids, length, patch_room, grid=None, name=''):
     'tokens': pad(ids, length),
     'position': np.broadcast_to(np.arange(length), (3, length)),
     'segment': pad(np.ones(S), length),
-    'slot': np.array([slot]),
-    'memory': pad(np.arange(slot - 1)[None], 40, -1),
-    'place': pad(shown['place'], length, -1),
+    'image_start': np.array([slot]),
+    'context': pad(np.arange(slot - 1)[None], 40, -1),
+    'image_index': pad(shown['image_index'], length, -1),
     'patch_position': pad(shown['patch_position'], patch_room),
     'patch_segment': pad(shown['patch_segment'], patch_room),
   }

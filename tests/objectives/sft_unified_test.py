@@ -46,7 +46,7 @@ def row(words, wanted, bits, drawn):
   return Experience(
     label={
       'words': jnp.asarray(words),
-      'wanted': share(wanted),
+      'loss_mask': share(wanted),
       'bits': jnp.asarray(bits),
       'drawn': share(drawn),
     },
@@ -93,8 +93,8 @@ def test_without_a_picture_in_the_batch_its_loss_is_nothing():
 def collected(image, flip=0.3, **changes):
   batch = {name: jnp.zeros((2, 4)) for name in sft_unified.FEATURES} | {
     'image': jnp.asarray(image),
-    'wanted': jnp.array([[1.0, 0, 0, 0], [1, 1, 1, 0]]),
-    'slot': jnp.array([[0], [-1]]),
+    'loss_mask': jnp.array([[1.0, 0, 0, 0], [1, 1, 1, 0]]),
+    'image_start': jnp.array([[0], [-1]]),
   }
   run = sft_unified.collect(models(), **OPTIONS | dict(flip=flip) | changes)
   return run({}, {}, batch, jax.random.key(0), 0).batch
@@ -106,7 +106,7 @@ def test_what_is_drawn_at_random_is_data_and_weights_are_means():
   assert out.tokens.shape == out.shown.shape == (2, 1, 1, 5, BITS) and (out.tokens == 1).all()
   flipped = np.asarray(out.tokens != out.shown)
   assert not flipped[..., 1:, :].any()  # flip_scales=1: the first scale alone
-  np.testing.assert_allclose(out.label['wanted'], np.array([[1, 0, 0, 0], [1, 1, 1, 0]]) / 2)
+  np.testing.assert_allclose(out.label['loss_mask'], np.array([[1, 0, 0, 0], [1, 1, 1, 0]]) / 2)
   np.testing.assert_allclose(out.label['drawn'], [[2], [0]])
   assert out.keep is None and not out.label['dropped'].any()
   assert collected(image, drop_path=0.5, condition_drop=1.0).keep.shape == (2, 1, 1, 3, 2)

@@ -134,8 +134,8 @@ def test_a_row_depends_on_its_own_prompt_and_key_alone_and_not_on_its_padding(dr
 
 
 def sequence(prompt, words, bits):
-  """A row of the rollout as a dialogue of data/dialogue/pack.py: {'tokens', 'position', 'place',
-  'wanted', 'slot', 'memory'}, its bits [I, L, e], and where its words and pictures are in the
+  """A row of the rollout as a dialogue of data/dialogue/pack.py: {'tokens', 'position', 'image_index',
+  'loss_mask', 'image_start', 'context'}, its bits [I, L, e], and where its words and pictures are in the
   rollout's logp."""
   n = int(prompt['length'])
   tokens, slot, memory, said, at, place = [*np.asarray(prompt['tokens'][:n])], [], [], [], 0, 0
@@ -160,9 +160,9 @@ def sequence(prompt, words, bits):
     dict(
       tokens=tokens,
       position=position,
-      place=np.pad(np.asarray(prompt['place'][:n]), (0, len(tokens) - n), constant_values=-1),
-      slot=slot,
-      memory=memory,
+      image_index=np.pad(np.asarray(prompt['image_index'][:n]), (0, len(tokens) - n), constant_values=-1),
+      image_start=slot,
+      context=memory,
     ),
     bits[: len(slot)],
     said,
@@ -180,9 +180,9 @@ def test_packed_rows_have_the_log_probabilities_of_rollouts(drawn):
     'tokens': np.zeros(S, int),
     'position': np.zeros((3, S), int),
     'segment': np.zeros(S, int),
-    'place': np.full(S, -1),
-    'slot': np.full(I, -1),
-    'memory': np.full((I, M), -1),
+    'image_index': np.full(S, -1),
+    'image_start': np.full(I, -1),
+    'context': np.full((I, M), -1),
     'patches': np.zeros((24, 12), np.float32),
     'patch_position': np.zeros((2, 24), int),
     'patch_segment': np.zeros(24, int),
@@ -200,7 +200,7 @@ def test_packed_rows_have_the_log_probabilities_of_rollouts(drawn):
       told['position'],
       number + 1,
     )
-    row['place'][here] = np.where(told['place'] < 0, -1, told['place'] + patch // 4)
+    row['image_index'][here] = np.where(told['image_index'] < 0, -1, told['image_index'] + patch // 4)
     there = slice(patch, patch + 8)
     row['patches'][there], row['patch_segment'][there] = (
       prompt['patches'][:8],
@@ -208,8 +208,8 @@ def test_packed_rows_have_the_log_probabilities_of_rollouts(drawn):
     )
     row['patch_position'][:, there] = prompt['patch_position'][:, :8]
     expected += [('words', at + place, logp[j]) for place, j in said]
-    for slot, memory, t_Le, j in zip(told['slot'], told['memory'], bits, where):
-      row['slot'][count], row['memory'][count, : len(memory)], t_ILe[count] = (
+    for slot, memory, t_Le, j in zip(told['image_start'], told['context'], bits, where):
+      row['image_start'][count], row['context'][count, : len(memory)], t_ILe[count] = (
         slot + at,
         np.add(memory, at),
         t_Le,
@@ -311,9 +311,9 @@ def packed_rows(S, I=1, rows=8):
     'tokens': jax.random.randint(keys[0], (rows, S), 0, 12),
     'segment': jnp.ones((rows, S), jnp.int32),
     'position': jnp.tile(jnp.arange(S), (rows, 3, 1)),
-    'place': jnp.full((rows, S), -1),
-    'slot': jnp.full((rows, I), 6),
-    'memory': jnp.tile(jnp.arange(4), (rows, I, 1)),
+    'image_index': jnp.full((rows, S), -1),
+    'image_start': jnp.full((rows, I), 6),
+    'context': jnp.tile(jnp.arange(4), (rows, I, 1)),
     'patches': jnp.zeros((rows, 0, 12)),
     'patch_position': jnp.zeros((rows, 2, 0), jnp.int32),
     'patch_segment': jnp.zeros((rows, 0), jnp.int32),

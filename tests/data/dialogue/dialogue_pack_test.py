@@ -35,22 +35,22 @@ def alone(row, segment, format):
   at = np.flatnonzero(row['segment'] == segment)
   first, size = at[0], format.merge**2
   assert at.tolist() == [*range(first, first + len(at))]
-  used = row['place'][at]
+  used = row['image_index'][at]
   patch = (used[used >= 0][:, None] * size + np.arange(size)).reshape(-1)
-  drawn = [g for g, slot in enumerate(row['slot']) if slot in at]
-  memory = [[row['tokens'][i] for i in row['memory'][g] if i >= 0] for g in drawn]
+  drawn = [g for g, slot in enumerate(row['image_start']) if slot in at]
+  memory = [[row['tokens'][i] for i in row['context'][g] if i >= 0] for g in drawn]
   pictures = row['patch_segment'][patch]
   return {
     'tokens': row['tokens'][at],
     'position': row['position'][:, at],
-    'wanted': row['wanted'][at],
+    'loss_mask': row['loss_mask'][at],
     'embedded': used >= 0,
     'patches': row['patches'][patch],
     'where': row['patch_position'][:, patch],
     'pictures': pictures - pictures.min(initial=99),
     'image': row['image'][drawn],
-    'slot': row['slot'][drawn] - first,
-    'memory': np.array(sum(memory, [])),
+    'image_start': row['image_start'][drawn] - first,
+    'context': np.array(sum(memory, [])),
   }
 
 
@@ -68,7 +68,7 @@ def test_packed_is_unpacked(talks, some):
       alone(row, i + 1, format).items(), alone(single, 1, format).values(), strict=True
     ):
       np.testing.assert_array_equal(x, y, err_msg=name)
-  assert row['slot'].min() > 0 and (row['memory'].max(1) < row['slot'] - 1).all()
+  assert row['image_start'].min() > 0 and (row['context'].max(1) < row['image_start'] - 1).all()
 
 
 def test_padding_is_no_sequence_and_counts_for_nothing(talks, some):
@@ -80,13 +80,13 @@ def test_padding_is_no_sequence_and_counts_for_nothing(talks, some):
   used = len(some[0].tokens) + len(some[1].tokens)
   assert (
     not row['segment'][used:].any()
-    and not row['wanted'][used:].any()
-    and (row['place'][used:] == -1).all()
+    and not row['loss_mask'][used:].any()
+    and (row['image_index'][used:] == -1).all()
   )
   assert (
-    row['slot'].tolist()[1:] == [-1, -1]
+    row['image_start'].tolist()[1:] == [-1, -1]
     and not row['image'][1:].any()
-    and (row['memory'][1:] == -1).all()
+    and (row['context'][1:] == -1).all()
   )
   assert not row['patch_segment'][40:].any() and not row['patches'][40:].any()
 

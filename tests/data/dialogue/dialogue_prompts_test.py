@@ -94,7 +94,7 @@ def test_prompts_are_what_the_assistant_continues_with_the_records_number(option
     asked(stream, batch['label'][[3, 2]]) == ['a dog', 'make a cat']
     and dialogues[1][3].messages[-1][1] == 'hello'
   )
-  assert (batch['place'] >= 0).sum(1).tolist() == [2, 0, 4, 0]
+  assert (batch['image_index'] >= 0).sum(1).tolist() == [2, 0, 4, 0]
   assert batch['patch_segment'].max(1).tolist() == [1, 0, 1, 0]
   end = int(batch['length'][0])
   assert (
@@ -140,7 +140,7 @@ def test_questions_and_edits_have_their_answers_beside_them():
   for kind in ('question', 'editing'):
     options = SCENES | {'length': 96, 'dataset': f'scenes/small/32/{kind}'}
     batch, dialogues = dialogue_prompts.load_prompts(**options, prefill_image=kind == 'editing')
-    assert (batch['patch_segment'] == 1).all() and ((batch['place'] >= 0).sum(1) == 16).all()
+    assert (batch['patch_segment'] == 1).all() and ((batch['image_index'] >= 0).sum(1) == 16).all()
     for d in dialogues:
       assert d.text == (d.metadata[0].question if kind == 'question' else d.metadata.instruction)
       if kind == 'editing':

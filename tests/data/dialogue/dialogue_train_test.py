@@ -252,7 +252,7 @@ def test_scenes_say_what_their_records_say(rows):
     )
   assert (
     text.token_id(format.tokenizer, '<|unknown|>') not in batch['tokens']
-    and (batch['slot'] > 0).all()
+    and (batch['image_start'] > 0).all()
   )
 
 

@@ -15,20 +15,20 @@ ROW_FEATURES = (
   'tokens',
   'position',
   'segment',
-  'wanted',
+  'loss_mask',
   'patches',
   'patch_position',
   'patch_segment',
-  'place',
+  'image_index',
   'image',
-  'slot',
-  'memory',
+  'image_start',
+  'context',
 )
 PROMPT_FEATURES = (
   'tokens',
   'length',
   'position',
-  'place',
+  'image_index',
   'patches',
   'patch_position',
   'patch_segment',
@@ -98,12 +98,12 @@ def pack(dialogues: Sequence[EncodedDialogue], format: DialogueFormat, budget: R
     segment += 1
     (token, patch, image), (token_end, _, image_end) = used, used + usage
     row['segment'][token:token_end] = segment
-    row['wanted'][token:token_end] = encoded.loss_mask
+    row['loss_mask'][token:token_end] = encoded.loss_mask
     write_prompt(row, encoded, format, token, patch)
     row['image'][image:image_end] = encoded.image
-    row['slot'][image:image_end] = encoded.image_start + token
+    row['image_start'][image:image_end] = encoded.image_start + token
     for i, context in enumerate(encoded.context):
-      row['memory'][image + i, : len(context)] = context + token
+      row['context'][image + i, : len(context)] = context + token
     used = used + usage
   return row, dropped
 
@@ -114,7 +114,7 @@ def write_prompt(row, encoded: EncodedDialogue, format: DialogueFormat, token=0,
   patches = slice(patch, patch + len(encoded.vision.patches))
   index = encoded.image_index
   row['tokens'][tokens], row['position'][:, tokens] = encoded.tokens, encoded.position
-  row['place'][tokens] = np.where(index < 0, -1, index + patch // format.merge**2)
+  row['image_index'][tokens] = np.where(index < 0, -1, index + patch // format.merge**2)
   row['patches'][patches] = encoded.vision.patches
   row['patch_position'][:, patches] = encoded.vision.position
   row['patch_segment'][patches] = encoded.vision.segment + row['patch_segment'].max(initial=0)
@@ -125,10 +125,10 @@ def empty_row(format: DialogueFormat, budget: RowBudget):
   S, G, zeros = budget.length, budget.max_images, np.zeros
   return empty_prompt(format, S, budget.max_patches) | {
     'segment': zeros(S, np.int32),
-    'wanted': zeros(S, np.float32),
+    'loss_mask': zeros(S, np.float32),
     'image': zeros((G, *format.size, 3), np.float32),
-    'slot': np.full(G, -1, np.int32),
-    'memory': np.full((G, budget.max_context), -1, np.int32),
+    'image_start': np.full(G, -1, np.int32),
+    'context': np.full((G, budget.max_context), -1, np.int32),
   }
 
 
@@ -138,7 +138,7 @@ def empty_prompt(format: DialogueFormat, S: int, T: int):
   return {
     'tokens': np.full(S, text.token_id(format.tokenizer, text.END_OF_TEXT), np.int32),
     'position': zeros((3, S), np.int32),
-    'place': np.full(S, -1, np.int32),
+    'image_index': np.full(S, -1, np.int32),
     'patches': zeros((T, format.patch_width), np.float32),
     'patch_position': zeros((2, T), np.int32),
     'patch_segment': zeros(T, np.int32),

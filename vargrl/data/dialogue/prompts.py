@@ -40,8 +40,8 @@ def make(
 
   With S = length and T = max_patches, a batch has 'label' int32, the index of the record; 'tokens'
   int32 [S] up to where the assistant begins its last answer, 'length' of them int32; and position,
-  place, patches, patch_position and patch_segment as in train.make. Its `texts` are the user's last
-  messages. Records that do not fit are skipped, and random others take their places.
+  image_index, patches, patch_position and patch_segment as in train.py. Records that do not fit are
+  skipped, and random others take their places.
 
   dataset, split, dir, max_records: see train.open_source. prefill_image: the prompt ends with the
   GEN_START of the first image of the record's own answer, with what the answer says before it.

@@ -6,14 +6,14 @@ A batch has these features, each with the rows of this host in front. S = length
   tokens          int32 [S]
   position        int32 [3, S]: time, row and column, of each sequence from 0
   segment         int32 [S]: 1, 2, ... for the sequences, 0 for padding
-  wanted          float32 [S]: 1 where predicting this token counts
+  loss_mask       float32 [S]: 1 where predicting this token counts
   patches         float32 [T, p]: shown images
   patch_position  int32 [2, T]: row and column
   patch_segment   int32 [T]: 1, 2, ... for the shown images, 0 for padding
-  place           int32 [S]: which of T / merge ** 2 embeddings replaces a token, -1 for none
+  image_index     int32 [S]: which of T / merge ** 2 embeddings replaces a token, -1 for none
   image           float32 [G, y, x, 3] in [-1, 1]: generated images
-  slot            int32 [G]: the index of an image's first GEN_PAD, -1 for no image
-  memory          int32 [G, M]: the indices of the tokens that an image is generated from, which are
+  image_start     int32 [G]: the index of an image's first GEN_PAD, -1 for no image
+  context         int32 [G, M]: the indices of the tokens that an image is generated from, which are
                   those before its GEN_START in its sequence but the GEN_PAD of others, then -1
 
 Options of `make`:
