@@ -101,9 +101,9 @@ def git(top, *argv):
 
 
 def wait(condition, seconds=10):
-  end = time.monotonic() + seconds
+  deadline = time.monotonic() + seconds
   while not condition():
-    assert time.monotonic() < kill_runs, 'what was waited for did not happen'
+    assert time.monotonic() < deadline, 'what was waited for did not happen'
     time.sleep(0.02)
 
 
