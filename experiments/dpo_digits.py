@@ -59,6 +59,7 @@ def get_config(arg=''):
     b2=0.95,
     eps=1e-8,
     clip=1.0,
+    ema=0.0,
     peak=2e-5,
     warmup=5,
     schedule='constant',

@@ -66,6 +66,7 @@ def get_config(arg=''):
     b2=0.95,
     eps=1e-8,
     clip=2.0,
+    ema=0.0,
     peak=3e-4,
     warmup=6676,
     schedule='linear',

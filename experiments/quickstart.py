@@ -168,6 +168,7 @@ def common():
     b2=0.95,
     eps=1e-8,
     clip=1.0,
+    ema=0.0,
     peak=1e-3,
     warmup=10,
     schedule='constant',

@@ -69,6 +69,7 @@ def get_config(arg=''):
     b2=0.97,
     eps=1e-8,
     clip=5.0,
+    ema=0.0,
     peak=1.5e-5,
     warmup=100,
     schedule='constant',

@@ -51,6 +51,7 @@ def get_config(arg=''):
     b2=0.9,
     eps=1e-8,
     clip=10.0,
+    ema=0.0,
     peak=3e-4,
     warmup=4000,
     schedule='cosine',

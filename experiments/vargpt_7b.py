@@ -264,6 +264,7 @@ def common():
     b2=0.999,
     eps=1e-8,
     clip=1.0,
+    ema=0.0,
     peak=0.0,
     warmup=200,
     schedule='cosine',

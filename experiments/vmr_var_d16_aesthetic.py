@@ -92,6 +92,7 @@ def get_config(arg=''):
     b2=0.95,
     eps=1e-8,
     clip=1.0,
+    ema=0.0,
     peak=1e-6,
     warmup=10,
     schedule='constant',

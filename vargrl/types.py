@@ -27,10 +27,13 @@ import jax
 class State:
   """What training changes and a checkpoint holds. The step is the loop's, and the checkpoint's
   name.
-  """
+
+  params: {'policy': weights, 'critic': weights if any}. opt: of the optimizer. ema: {'policy': the
+  moving average of its trained weights, float32, None for the others}; None without one."""
 
   params: Any
   opt: Any
+  ema: Any = None
 
 
 @flax.struct.dataclass

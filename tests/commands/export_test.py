@@ -94,6 +94,20 @@ def test_export_of_a_checkpoint_is_imported_bit_for_bit(run, weights, workdir, t
   assert set(safetensors.numpy.load_file(out)) >= set(keys) | {'lvl_1L', 'attn_bias_for_masking'}
 
 
+def test_the_moving_average_is_exported_where_there_is_one(run, weights, tmp_path):
+  ema = {
+    'policy': weights['policy'] | {'head': jax.tree.map(lambda x: 2 * x, weights['policy']['head'])}
+  }
+  keep = store.Store(tmp_path / 'checkpoints', every_steps=1, max_to_keep=1)
+  part = {'policy': {'head': ema['policy']['head']}}  # the others are frozen
+  keep.save(7, State(weights, {}, part), None, {})
+  keep.close()
+  assert export(tmp_path, tmp_path / 'policy.safetensors') == 0
+  layouts = var.torch_layouts(run.models.config)
+  loaded = torch_format.load(tmp_path / 'policy.safetensors', layouts, run.shapes.params['policy'])
+  assert equal(loaded, ema['policy']) and not equal(loaded, weights['policy'])
+
+
 @pytest.mark.skipif(importlib.util.find_spec('torch') is None, reason='torch is not installed')
 def test_export_as_pth(run, weights, workdir, tmp_path):
   assert export(workdir, tmp_path / 'policy.pth') == 0

@@ -8,7 +8,7 @@ import pytest
 import toys
 
 from vargrl.objectives import reduce, vmr
-from vargrl.training import update
+from vargrl.training import optim, update
 from vargrl.types import Models, State
 
 COLLECT = dict(rollouts=4, split=1, continuations=3, eta=0.5, prefix_steps=3, suffix_steps=1)
@@ -121,7 +121,9 @@ def test_vmr_raises_the_reward():
   """Both kinds of step, on the toy: each with its own update, of its own length."""
   run = vmr.collect(models(), **COLLECT | dict(rollouts=16, continuations=2, eta=1.0))
   tx = optax.adam(0.1)
-  step_update = jax.jit(update.make_update(partial(vmr.loss, toys.MODELS, **LOSS), tx, 1))
+  step_update = jax.jit(
+    update.make_update(partial(vmr.loss, toys.MODELS, **LOSS), optim.Optimizer(tx, None, None), 1)
+  )
   state, rewards, names = State(toys.params(), tx.init(toys.params())), [], {}
   for step in range(40):
     batch, metrics, _ = run(state.params, {}, {'label': LABEL}, jax.random.key(step), step)

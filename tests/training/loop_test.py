@@ -47,7 +47,9 @@ def toy_state():
 
 def update(loss, batch, accum=1, state=None):
   frozen = {'reference': toys.params(1)['policy']}
-  return jax.jit(updates.make_update(loss, TX, accum))(state or toy_state(), frozen, batch)
+  return jax.jit(updates.make_update(loss, optim.Optimizer(TX, None, None), accum))(
+    state or toy_state(), frozen, batch
+  )
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,28 @@ def test_a_gradient_that_is_none_leaves_the_state_as_it_is(accum):
 
 
 @pytest.mark.parametrize('accum', [1, 4])
+def test_clipping_by_pattern_reports_the_norm_of_each_group(accum):
+  """Of what is frozen there is none; together they are the norm of all."""
+  params = {'policy': toys.params()['policy'] | {'more': jnp.ones((3,)), 'still': jnp.ones((2,))}}
+  trained = {'policy': {'table': True, 'more': True, 'still': False}}
+
+  def loss(params, frozen, batch):
+    value, metrics = LOSSES['grpo']({'policy': {'table': params['policy']['table']}}, frozen, batch)
+    return value.replace(total=value.total + value.count * params['policy']['more'].sum()), metrics
+
+  groups = {'policy': {'table': 0, 'more': 2, 'still': None}}
+  optimizer = optim.Optimizer(TX, None, trained, clip_groups=groups)
+  state = State(params, TX.init(optim.partition(params, trained)[0]))
+  step = jax.jit(updates.make_update(loss, optimizer, accum))
+  _, metrics = step(state, {'reference': toys.params(1)['policy']}, toys.experience(4, 4))
+  norms = {k: float(toys.mean(v)) for k, v in metrics.items() if k.startswith('grad_norm')}
+  assert norms.keys() == {'grad_norm', 'grad_norm/0', 'grad_norm/2'}
+  assert norms['grad_norm/2'] == pytest.approx(3**0.5, rel=1e-5)
+  whole = (norms['grad_norm/0'] ** 2 + norms['grad_norm/2'] ** 2) ** 0.5
+  assert norms['grad_norm'] == pytest.approx(whole, rel=1e-5) and norms['grad_norm/0'] > 0
+
+
+@pytest.mark.parametrize('accum', [1, 4])
 def test_what_is_frozen_stays_and_what_is_trained_does_not_notice(accum):
   """Against gradients of everything, zeroed where frozen before the norm is taken."""
   batch, rng = toys.experience(4, 4), np.random.default_rng(0)
@@ -148,10 +172,10 @@ def test_what_is_frozen_stays_and_what_is_trained_does_not_notice(accum):
     optax.masked(optax.adamw(0.1), trained),
   )
   frozen = {'reference': toys.params(1)['policy']}
-  few = State(params, tx.init(optim.part(params, trained)[0]))
+  few = State(params, tx.init(optim.partition(params, trained)[0]))
   every = State(params, old.init(params))
-  step = jax.jit(updates.make_update(loss, tx, accum, trained))
-  other = jax.jit(updates.make_update(loss, old, accum))
+  step = jax.jit(updates.make_update(loss, optim.Optimizer(tx, None, trained), accum))
+  other = jax.jit(updates.make_update(loss, optim.Optimizer(old, None, None), accum))
   for _ in range(3):
     (few, facts), (every, whole) = step(few, frozen, batch), other(every, frozen, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), few.params, every.params)
@@ -260,10 +284,12 @@ def test_a_run_without_a_good_update_ends_and_keeps_what_it_had(tmp_path, one_de
   store.save(0, bad, {}, {}, force=True)
   store.close()
   c.init = dict(policy=str(tmp_path / 'nan' / 'checkpoints'))
-  with pytest.raises(FloatingPointError, match=f'no update of the {train.SKIPS} steps up to 9'):
+  with pytest.raises(
+    FloatingPointError, match=f'no update of the {train.MAX_SKIPPED_STEPS} steps up to 9'
+  ):
     train.train(c, tmp_path / 'run', log=lambda _: None)
   rows = [row for row in writing.load(tmp_path / 'run') if 'skipped' in row]
-  assert [row['skipped'] for row in rows] == [1] * (train.SKIPS + 1)
+  assert [row['skipped'] for row in rows] == [1] * (train.MAX_SKIPPED_STEPS + 1)
   assert not any('loss' in row or 'grad_norm' in row for row in rows)
 
 
@@ -273,7 +299,8 @@ MESHES = {'data 8': (8, 1, 1), 'fsdp 8': (1, 8, 1), '2 x 2 x 2': (2, 2, 2), '1 x
 
 
 def step_on(sizes, P=8, R=2):
-  """The policy's weights before and after one GRPO step on a mesh of these sizes."""
+  """The policy's weights before one GRPO step on a mesh of these sizes; after it, with their
+  moving average."""
   axes = tuple(zip(meshes.AXES, sizes))
   loss = GRPO | dict(last=1)
   c = config('objectives.grpo', loss, 2, mesh=axes, reference=True, max_replicated_share=1.0)
@@ -281,7 +308,9 @@ def step_on(sizes, P=8, R=2):
   c.tokenizer.update(scales=(1, 2))
   c.data.prompts, c.objective.collect.rollouts = P, R
   c.objective.collect.rewards = ConfigDict(dict(light=dict(name='rewards.brightness', weight=1.0)))
-  c.optim.update(peak=1e-2, warmup=0, eps=1e-3, clip=1.0)  # eps: else rounding decides signs
+  c.optim.update(
+    peak=1e-2, warmup=0, eps=1e-3, clip=1.0, ema=0.5
+  )  # eps: else rounding decides signs
   make = meshes.make
   meshes.make = lambda axes, devices=None: make(axes, jax.devices()[: int(np.prod(sizes))])
   try:
@@ -309,15 +338,23 @@ def step_on(sizes, P=8, R=2):
     one = jax.sharding.PartitionSpec(spec[0])
     where = lambda x: jax.sharding.NamedSharding(run.mesh, one if x.ndim == 1 else spec)
     batch = jax.tree.map(lambda x: jax.device_put(x, where(x)), batch)
-    state, facts = run.pieces()[1](State(params, opt), frozen, batch)
+    state = State(params, opt, run.initial_ema(params))
+    state, facts = run.pieces()[1](state, frozen, batch)
   assert toys.mean(facts['skipped']) == 0
-  return policy, jax.device_get(state.params['policy'])
+  jax.tree.map(lambda e, p: check_sharding(e, p), state.ema, state.params)
+  return policy, jax.device_get((state.params['policy'], state.ema['policy']))
+
+
+def check_sharding(a, b):
+  assert a.sharding == b.sharding
 
 
 def meshes_agree():
   before, one = step_on((1, 1, 1))
-  moved = jax.tree.map(lambda a, b: abs(a - b).max(), before, one)
+  moved = jax.tree.map(lambda a, b: abs(a - b).max(), before, one[0])
   assert max(jax.tree.leaves(moved)) > 1e-3
+  middle = jax.tree.map(lambda a, b: (a + b) / 2, before, one[0])
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), one[1], middle)
   for name, sizes in MESHES.items():
     _, eight = step_on(sizes)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5, err_msg=name), one, eight)
@@ -327,7 +364,7 @@ def test_one_device_is_eight_whatever_the_mesh():
   if len(jax.devices()) >= 8:
     return meshes_agree()
   flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  code = 'import train_test; train_test.meshes_agree()'
+  code = 'import loop_test; loop_test.meshes_agree()'
   env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
   command = [sys.executable, '-c', code]
   run = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True)

@@ -199,7 +199,9 @@ def test_an_update_of_adapters_takes_less_memory_and_fewer_flops():
         advantage=row(),
         weight=row(),
       )
-      frozen = {name: place.abstract_params(init, run.mesh) for name, init in run.built.frozen.items()}
+      frozen = {
+        name: place.abstract_params(init, run.mesh) for name, init in run.built.frozen.items()
+      }
       program = run.pieces()[1].lower(run.shapes, frozen, batch).compile()
     memory = program.memory_analysis()
     found[rank] = (

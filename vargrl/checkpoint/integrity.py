@@ -21,19 +21,20 @@ from vargrl.checkpoint import digest
 _TRANSIENT = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED', 'UNAUTHENTICATED')
 
 
-def newest_good(folder, steps, abstract, *, item):
+def newest_good(folder, steps, abstract, *, item, instead=''):
   """Reads the newest checkpoint that passes its checks.
 
   Returns (step, tree, meta record, data, {newer step: what is wrong with it}). steps: newest first.
-  abstract: the tree to read, with shardings. item: the item of the state to read, such as
-  'params'; '' for all. Raises RuntimeError if no checkpoint is good.
+  abstract: the tree to read, with shardings, or a function that makes it from the set of names of a
+  checkpoint's leaves. item: the item of the state to read, such as 'params'; '' for all. instead:
+  see `leaf_sources`. Raises RuntimeError if no checkpoint is good.
   """
   bad = {}
   for step in steps:
     record, data, problem = read_metadata(folder / str(step), step)
     problem = _agree(problem)
     if not problem:
-      tree, problem = read_state(folder / str(step), record['leaves'], abstract, item)
+      tree, problem = read_state(folder / str(step), record['leaves'], abstract, item, instead)
     if not problem:
       return step, tree, record, data, bad
     bad[step] = problem
@@ -64,12 +65,16 @@ def read_metadata(path, step):
   return record, data, ''
 
 
-def read_state(path, saved, abstract, item):
+def read_state(path, saved, abstract, item, instead=''):
   """Returns (tree, '') of a checkpoint, or (None, what is wrong).
 
-  saved: {name: record of a leaf}. Raises ValueError if abstract is another model.
+  saved: {name: record of a leaf}. abstract, item, instead: see newest_good. Raises ValueError if
+  abstract is another model.
   """
-  saved, wanted = check_leaves(path, saved, abstract, item)
+  abstract = abstract_of(abstract, saved)
+  own, wanted = check_leaves(path, saved, abstract, item)
+  sources = leaf_sources(own, saved, item, instead)
+  wanted = {sources[name]: x for name, x in wanted.items()}
   try:
     arrays, problem = read_arrays(path / 'state', wanted), ''
   except Exception as error:  # The kinds that orbax and tensorstore raise are not documented.
@@ -85,6 +90,21 @@ def read_state(path, saved, abstract, item):
   if wrong:
     return None, wrong[0] + (f', and {len(wrong) - 1} more leaves' if wrong[1:] else '')
   return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted]), ''
+
+
+def abstract_of(abstract, saved):
+  """Returns the abstract tree of a checkpoint with the leaves `saved`, which it may depend on."""
+  return abstract(set(saved)) if callable(abstract) else abstract
+
+
+def leaf_sources(names, saved, item, instead):
+  """Returns {name of an item's leaf: name of the leaf to read in its place}.
+
+  That is the leaf of the same name of the item `instead`, where the checkpoint has it, such as a
+  moving average of weights; '' for no such item.
+  """
+  other = {name: f'{instead}{name.removeprefix(item)}' for name in names}
+  return {name: other[name] if instead and other[name] in saved else name for name in names}
 
 
 def check_leaves(path, saved, abstract, item):

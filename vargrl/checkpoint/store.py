@@ -91,8 +91,9 @@ class Store:
   def restore(self, abstract_state):
     """Returns (step, state, data, meta) of the newest good checkpoint; None if there never was one.
 
-    The state has exactly the tree, shapes, dtypes and shardings of abstract_state; ValueError for a
-    checkpoint with other names, shapes or dtypes. A corrupt checkpoint is moved aside only after an
+    The state has exactly the tree, shapes, dtypes and shardings of abstract_state, which may be a
+    function of the set of names of a checkpoint's leaves; ValueError for a checkpoint with other
+    names, shapes or dtypes. A corrupt checkpoint is moved aside only after an
     older one has proved good, so that a storage in trouble cannot empty the folder and restart a
     run at step 0. Raises RuntimeError if there are only corrupt ones.
     """
@@ -152,10 +153,12 @@ class Store:
     ) from error
 
 
-def load(folder, abstract, *, item: str = 'params'):
+def load(folder, abstract, *, item: str = 'params', instead: str = ''):
   """Returns (step, tree, meta): one item of the newest good state, such as its params.
 
-  abstract: the item's tree, with shardings. As strict as Store.restore, but it only reads: a
+  abstract: the item's tree, with shardings, or a function of the set of names of a checkpoint's
+  leaves. instead: an item whose leaves are read in the place of those of the same name, where
+  the checkpoint has them; '' for none. As strict as Store.restore, but it only reads: a
   corrupt checkpoint is not moved. Raises FileNotFoundError if there is no checkpoint.
   """
   _silence_orbax()
@@ -165,7 +168,9 @@ def load(folder, abstract, *, item: str = 'params'):
     raise FileNotFoundError(
       f'{folder}: ' + ('no checkpoint in this folder' if folder.exists() else 'no such folder')
     )
-  step, tree, record, _, bad = integrity.newest_good(folder, steps, abstract, item=item)
+  step, tree, record, _, bad = integrity.newest_good(
+    folder, steps, abstract, item=item, instead=instead
+  )
   for other, problem in bad.items():
     logging.warning(
       'checkpoint %s/%d is corrupt: %s. Step %d is used instead.', folder, other, problem, step
@@ -176,14 +181,16 @@ def load(folder, abstract, *, item: str = 'params'):
 def read_metadata(folder, abstract, *, item: str):
   """Returns (step, data, meta) of the newest checkpoint whose metadata is intact, or None.
 
-  Reads no array: it raises ValueError for a checkpoint of another model than abstract, as `load`
-  and Store.restore do, but at no cost and before anything is compiled.
+  Reads no array: it raises ValueError for a checkpoint of another model than abstract, a tree or a
+  function as in `load`, as `load` and Store.restore do, but at no cost and before anything is
+  compiled.
   """
   folder = _path(folder)
   for step in _steps(folder):
     record, data, problem = integrity.read_metadata(folder / str(step), step)
     if not problem:
-      integrity.check_leaves(folder / str(step), record['leaves'], abstract, item)
+      expected = integrity.abstract_of(abstract, record['leaves'])
+      integrity.check_leaves(folder / str(step), record['leaves'], expected, item)
       return step, data, record['meta']
   return None
 

@@ -85,7 +85,7 @@ def main(flags):
     )
     (state, _), frozen = run.initial(lambda _: None), run.frozen(lambda _: None)
     label_P = jnp.arange(P, dtype=jnp.int32) % run.models.classes
-    pair, training = work.passes(config, work.learning(run.trained['policy']))
+    pair, training = work.passes(config, work.learning(run.optimizer.trained['policy']))
     out = drawing(run, state.params['policy'], frozen, label_P, R, pair, how)
     learning(run, state, frozen, label_P, out, training, how)
 
@@ -191,13 +191,17 @@ def learning(run, state, frozen, label_P, out, passes, how):
   )
 
   def gradient(params, frozen, batch):
-    learned, still = optim.part(params, run.trained)
-    loss = lambda learned: (
+    trained_params, frozen_params = optim.partition(params, run.optimizer.trained)
+    loss = lambda trained_params: (
       run.objective.loss(
-        models, optim.join(learned, still), frozen, batch, **run.config.objective.loss
+        models,
+        optim.merge(trained_params, frozen_params),
+        frozen,
+        batch,
+        **run.config.objective.loss,
       )[0].total
     )
-    return jax.grad(loss)(learned)
+    return jax.grad(loss)(trained_params)
 
   pure('gradient', gradient, state.params, frozen, few, **how | more(parts * accum))
   _, update_jit = run.pieces()

@@ -8,7 +8,7 @@ import pathlib
 
 import jax
 
-from vargrl.checkpoint import files, peft, store, torch_format
+from vargrl.checkpoint import files, peft, torch_format
 from vargrl.commands import inference
 from vargrl.data import text
 from vargrl.data.dialogue import encode
@@ -43,7 +43,7 @@ def main(flags):
     else None
   )
   run = inference.build(config, root, tuple(along))
-  step, params, meta = store.load(
+  step, params, meta = weights.load_trained(
     root / name / 'checkpoints', run.shapes.params['policy'], item='params/policy'
   )
   layout = python.torch_layouts(model.c)[0]

@@ -2,9 +2,8 @@
 
 import pathlib
 
-from vargrl.checkpoint import store
 from vargrl.parallel import multihost
-from vargrl.training import loop
+from vargrl.training import loop, weights
 from vargrl.training.run import Run
 
 
@@ -20,15 +19,17 @@ def build(config, root, frozen=('tokenizer',)) -> Run:
 
 def restore(run, workdir, frozen=('tokenizer',)):
   """(params, frozen weights, step) of the last good checkpoint in `workdir`, under the mesh of
-  `run`. Raises FileNotFoundError where there is none, and ValueError where the frozen weights are
-  not those of the training."""
+  `run`; of the policy the moving average, if the run has one. Raises FileNotFoundError where there
+  is no checkpoint, and ValueError where the frozen weights are not those of the training."""
   if workdir != pathlib.Path(run.root) and not (workdir / 'checkpoints').is_dir():
     others = sorted({path.parent.name for path in workdir.parent.glob('*/checkpoints')})
     raise FileNotFoundError(
       f'--run: no checkpoint of {workdir.name!r} in {workdir.parent}'
       + (f', but of {", ".join(others)}' if others else '')
     )
-  step, params, meta = store.load(workdir / 'checkpoints', run.shapes.params, item='params')
-  weights = run.frozen(print if multihost.is_first_host() else lambda _: None, only=frozen)
-  loop.check_frozen(meta, run.fingerprints(weights), workdir)
-  return params, weights, step
+  step, params, meta = weights.load_trained(
+    workdir / 'checkpoints', run.shapes.params, item='params'
+  )
+  frozen_weights = run.frozen(print if multihost.is_first_host() else lambda _: None, only=frozen)
+  loop.check_frozen(meta, run.fingerprints(frozen_weights), workdir)
+  return params, frozen_weights, step

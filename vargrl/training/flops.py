@@ -45,7 +45,7 @@ def flops(run, name):
   config = run.config
   if config.objective.name not in COUNTED or 'rollout' not in config:
     return 0
-  parts, trained = row(run), run.trained['policy']
+  parts, trained = row(run), run.optimizer.trained['policy']
   rows = config.data.prompts if 'prompts' in config.data else config.data.batch
   rows *= getattr(run.objective, 'ROWS', 0) or config.objective.collect.get('rollouts', 1)
   if name == 'update':
@@ -141,7 +141,7 @@ def traffic(run, name):
     return gathered * (2 if config.objective.collect.get('kl_reward', 0) else 1)
   if name != 'update':
     return 0
-  learned = jax.tree.leaves(optim.part(run.shapes.params, run.trained)[0]['policy'])
+  learned = jax.tree.leaves(optim.partition(run.shapes.params, run.optimizer.trained)[0]['policy'])
   held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * itemsize
   scattered = sum(
     hlo.ring_bytes('reduce-scatter', held(x), parts(x))

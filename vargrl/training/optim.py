@@ -1,7 +1,10 @@
-"""Schedules and AdamW, with freezing, rate multipliers and decay as [(regex, value)] over names."""
+"""AdamW and its schedules, with freezing, rate multipliers, decay and clipping as [(regex, value)]
+over the names of parameters; and the exponential moving average of the weights.
+"""
 
 import math
 import re
+from typing import Any, Callable, NamedTuple
 
 from flax import traverse_util
 import jax
@@ -11,37 +14,42 @@ import optax
 SCHEDULES = ('constant', 'linear', 'cosine')
 
 
-def make(config, params, updates):
-  """(optax transformation, step -> learning rate, tree of bools: what is trained) for abstract
-  `params`.
+class Optimizer(NamedTuple):
+  """What a config's `optim` section stands for.
 
-  The transformation knows the trained parameters alone: see `part`.
-  config: name 'adamw', b1, b2, eps, clip (global norm; 0 is off), peak, warmup (updates), schedule,
-  end (last rate / peak), scale [(regex, multiplier or None to freeze)], decay [(regex, value)]. The
-  first pattern found in a parameter's name counts; every parameter must be covered.
-  """
-  if config.name != 'adamw':
-    raise ValueError(f"optim.name: {config.name!r}, expected 'adamw'")
-  if config.schedule not in SCHEDULES:
-    raise ValueError(f'optim.schedule: {config.schedule!r}, expected one of {SCHEDULES}')
-  for key in ('peak', 'eps', 'clip', 'end'):
-    if not 0 <= config[key] < math.inf:
-      raise ValueError(f'optim.{key}: {config[key]}, expected at least 0')
-  for key in ('b1', 'b2'):
-    if not 0 <= config[key] < 1:
-      raise ValueError(f'optim.{key}: {config[key]}, expected 0 <= {key} < 1')
-  if not 0 <= config.warmup < updates:
-    raise ValueError(f'optim.warmup: {config.warmup} updates, expected 0 <= warmup < {updates}')
+  tx: the optax transformation of the trained parameters alone, see `partition`. rate: update ->
+  learning rate. trained: tree of bools like the parameters. ema: decay of the moving average of the
+  policy's weights, in an update; 0: there is none. clip_groups: the group of each trained parameter
+  that is clipped by a norm of its group, a tree of ints, None for the others; None where there are
+  no groups."""
+
+  tx: optax.GradientTransformation
+  rate: Callable
+  trained: Any
+  ema: float = 0.0
+  clip_groups: Any = None
+
+
+def make(config, params, updates):
+  """The Optimizer of a config for abstract `params`, in a run of so many updates.
+
+  config: name 'adamw', b1, b2, eps, clip, peak, warmup (updates), schedule, end (last rate / peak),
+  scale [(regex, multiplier or None to freeze)], decay [(regex, value)], ema (decay in an update, 0
+  for no moving average). The first pattern found in a parameter's name counts; every parameter must
+  be covered, and every pattern must decide one. clip: the largest norm of the gradient of all that
+  is trained, or [(regex, largest norm)]: the parameters of each pattern are clipped by their joint
+  norm. None or 0 is off. ValueError for what does not fit."""
+  check(config, updates)
   scale = match(config.scale, params, 'optim.scale')
   decay = match(config.decay, params, 'optim.decay')
   rate = schedule(config, updates)
   trained = jax.tree.map(lambda s: s is not None, scale, is_leaf=lambda s: s is None)
   if not any(jax.tree.leaves(trained)):
     raise ValueError('optim.scale: every parameter is frozen')
-  decay, _ = part(decay, trained)  # as scale is: None where nothing is trained
+  decay, _ = partition(decay, trained)  # as scale is: None where nothing is trained
 
-  def by_name(numbers):
-    """updates + numbers * params, leaf by leaf; then the rate and the multiplier."""
+  def decay_and_scale(decay):
+    """updates + decay * params, leaf by leaf; then the rate and the multiplier."""
 
     def update(updates, state, params):
       count = state
@@ -52,24 +60,100 @@ def make(config, params, updates):
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
-  clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
   adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-  return optax.chain(clip, adam, by_name(decay)), rate, trained
+  groups = None
+  if is_table(config.clip):
+    index = [(pattern, i) for i, (pattern, _) in enumerate(config.clip)]
+    groups, _ = partition(match(index, params, 'optim.clip'), trained)
+    clip = clip_by_group_norm([norm for _, norm in config.clip], groups)
+  else:
+    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+  tx = optax.chain(clip, adam, decay_and_scale(decay))
+  return Optimizer(tx, rate, trained, config.ema, groups)
 
 
-def part(params, trained):
-  """(learned, still): two trees like params, with None, which is no leaf, where the other has a
-  leaf.
-  """
+def check(config, updates):
+  """ValueError for a number of the `optim` section that is out of its range."""
+  if config.name != 'adamw':
+    raise ValueError(f"optim.name: {config.name!r}, expected 'adamw'")
+  if config.schedule not in SCHEDULES:
+    raise ValueError(f'optim.schedule: {config.schedule!r}, expected one of {SCHEDULES}')
+  for key in ('peak', 'eps', 'end'):
+    if not 0 <= config[key] < math.inf:
+      raise ValueError(f'optim.{key}: {config[key]}, expected at least 0')
+  for norm in [x for _, x in config.clip] if is_table(config.clip) else [config.clip]:
+    if norm is not None and not 0 <= norm < math.inf:
+      raise ValueError(f'optim.clip: {norm}, expected at least 0, or None')
+  for key in ('b1', 'b2', 'ema'):
+    if not 0 <= config[key] < 1:
+      raise ValueError(f'optim.{key}: {config[key]}, expected 0 <= {key} < 1')
+  if not 0 <= config.warmup < updates:
+    raise ValueError(f'optim.warmup: {config.warmup} updates, expected 0 <= warmup < {updates}')
+
+
+def is_table(clip):
+  """True if gradients are clipped by pattern, not all together."""
+  return isinstance(clip, (tuple, list))
+
+
+def clip_by_group_norm(limits, groups):
+  """The optax transformation that clips the gradients of group i to the joint norm limits[i], None
+  or 0 for no limit. groups: the group of each parameter, a tree of ints."""
+
+  def update(grads, state, params=None):
+    leaves, structure = jax.tree.flatten(grads)
+    index = jax.tree.leaves(groups)
+    for i, limit in enumerate(limits):
+      places = [n for n, group in enumerate(index) if group == i]
+      if not limit or not places:
+        continue
+      clip = optax.clip_by_global_norm(limit)
+      clipped, _ = clip.update([leaves[n] for n in places], clip.init(None))
+      for n, leaf in zip(places, clipped, strict=True):
+        leaves[n] = leaf
+    return jax.tree.unflatten(structure, leaves), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def group_norms(grads, groups):
+  """{group: norm of its gradients}, of the groups that have any. groups: as of an Optimizer."""
+  leaves = {}
+  for group, grad in zip(jax.tree.leaves(groups), jax.tree.leaves(grads), strict=True):
+    leaves.setdefault(group, []).append(grad)
+  return {group: optax.tree.norm(leaves[group]) for group in sorted(leaves)}
+
+
+def partition(params, trained):
+  """(trained parameters, frozen parameters): two trees like params, each with None, which is no
+  leaf, where the other has a leaf. trained: tree of bools."""
   pick = lambda which: jax.tree.map(lambda p, t: p if t == which else None, params, trained)
   return pick(True), pick(False)
 
 
-def join(learned, still):
-  """The tree that `part` made these of."""
+def merge(trained_params, frozen_params):
+  """The tree that `partition` made these of."""
   return jax.tree.map(
-    lambda p, q: q if p is None else p, learned, still, is_leaf=lambda p: p is None
+    lambda p, q: q if p is None else p,
+    trained_params,
+    frozen_params,
+    is_leaf=lambda p: p is None,
   )
+
+
+def ema_start(params, trained):
+  """{'policy': float32 copies of its trained parameters}, where a moving average starts. Takes
+  arrays of `params` or what is known of them."""
+  policy, _ = partition(params['policy'], trained['policy'])
+  return {'policy': jax.tree.map(lambda p: jnp.copy(p).astype(jnp.float32), policy)}
+
+
+def ema_params(state):
+  """The weights of a State to evaluate: its parameters, the policy's trained ones in their moving
+  average, if there is one. Nothing is copied."""
+  if state.ema is None:
+    return state.params
+  return state.params | {'policy': merge(state.ema['policy'], state.params['policy'])}
 
 
 def match(patterns, params, what):

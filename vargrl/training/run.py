@@ -41,7 +41,7 @@ class Run:
     self.evals, self.data = [], None
     if lean:
       return
-    building.check_reference(config, self.built, self.trained)
+    building.check_reference(config, self.built, self.optimizer.trained)
     options = {k: v for k, v in config.data.items() if k != 'name'}
     self.data = self.data_module.make(
       seed=config.seed, rows=multihost.local_rows(self.mesh, self.rows), **options
@@ -96,14 +96,14 @@ class Run:
       objective.check_loss(self.models, **config.objective.loss, reference=config.reference)
 
   def shape(self):
-    """The abstract State, optimizer moments on the shardings of their weights."""
+    """The abstract State, what belongs to a weight on the shardings of that weight."""
     config, trained, mesh = self.config, self.built.trained, self.mesh
     params = {name: place.abstract_params(init, mesh) for name, init in trained.items()}
     rules.check_replicated(
       params, jax.tree.map(lambda x: x.sharding, params), max_share=config.max_replicated_share
     )
     updates = max(config.steps, 1) * self.updates_per_step
-    self.tx, self.rate, self.trained = optim.make(config.optim, params, updates)
+    self.optimizer = optim.make(config.optim, params, updates)
     where = {
       jax.tree_util.keystr(k): x.sharding for k, x in jax.tree_util.tree_leaves_with_path(params)
     }
@@ -114,8 +114,17 @@ class Run:
       near = [s for k, s in where.items() if name.endswith(k)]
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=near[0] if near else whole)
 
-    opt = jax.eval_shape(self.tx.init, optim.part(params, self.trained)[0])
-    return State(params, jax.tree_util.tree_map_with_path(one, opt))
+    trained_params, _ = optim.partition(params, self.optimizer.trained)
+    opt = jax.eval_shape(self.optimizer.tx.init, trained_params)
+    ema = jax.eval_shape(lambda params: optim.ema_start(params, self.optimizer.trained), params)
+    opt, self.ema_shapes = jax.tree_util.tree_map_with_path(one, (opt, ema))
+    return State(params, opt, self.ema_shapes if config.optim.ema else None)
+
+  def stored_shapes(self, names):
+    """The abstract State of a checkpoint with leaves of these names: with a moving average if that
+    has one, whatever the config says now."""
+    has_ema = any(name.startswith('ema/') for name in names)
+    return self.shapes.replace(ema=self.ema_shapes if has_ema else None)
 
   def check_data(self):
     """The data's features, labels and image size must fit objective and models."""
@@ -208,14 +217,22 @@ class Run:
     }
     params = {name: tree for name, (tree, _) in found.items()}
     shardings = jax.tree.map(lambda x: x.sharding, self.shapes.opt)
-    opt = jax.jit(self.tx.init, out_shardings=shardings)(optim.part(params, self.trained)[0])
-    return State(params, opt), found['policy'][1]
+    trained_params, _ = optim.partition(params, self.optimizer.trained)
+    opt = jax.jit(self.optimizer.tx.init, out_shardings=shardings)(trained_params)
+    ema = self.initial_ema(params) if self.config.optim.ema else None
+    return State(params, opt, ema), found['policy'][1]
+
+  def initial_ema(self, params):
+    """The moving average that starts from these parameters, of which it is a copy."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.ema_shapes)
+    start = partial(optim.ema_start, trained=self.optimizer.trained)
+    return jax.jit(start, out_shardings=shardings)(params)
 
   def pieces(self):
     """(collect, update), update jitted with the state donated."""
     loss = partial(self.objective.loss, self.models, **self.config.objective.loss)
     collect = self.objective.collect(self.models, **self.config.objective.collect)
-    step = update.make_update(loss, self.tx, self.config.accum, self.trained)
+    step = update.make_update(loss, self.optimizer, self.config.accum)
     # Said aloud: with shardings of the compiler's choice, the second call would compile again.
     shardings = jax.tree.map(lambda x: x.sharding, self.shapes)
     return collect, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

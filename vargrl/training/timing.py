@@ -6,13 +6,16 @@ from typing import Callable, NamedTuple
 
 import jax
 
-from vargrl.training import flops as work
+from vargrl.training import flops
 
 
-class Watch(NamedTuple):
-  """phase(name, x) waits for x, takes the time since the last phase, and hears what ends a run
-  early. rates(batch) ends a step: {metric: number}. trace(step, x) begins or ends the profile; x is
-  what the step before has made."""
+class Timer(NamedTuple):
+  """The clock of a run; what objectives and evaluators get of it is `phase`.
+
+  phase(name, x=None): ends a part of the step. It waits for the arrays x, adds the time since the
+  last phase to the name, and raises preemption.Stop where the run shall end. rates(batch) ->
+  {metric: number}: ends the step. trace(step, x=None): begins or ends the profile; x is what the
+  step before has made."""
 
   phase: Callable
   rates: Callable
@@ -20,48 +23,46 @@ class Watch(NamedTuple):
 
 
 @contextlib.contextmanager
-def watching(run, workdir, check, began):
-  """The Watch of a run that has begun at `began`, by time.perf_counter. check: called after every
-  phase.
-  """
-  clock, marks = {'last': time.perf_counter(), 'useful': 0.0, 'steps': 0}, {}
-  flops, peak = work.step(run), work.peak(jax.devices()[0].device_kind)
+def timer(run, workdir, check, began):
+  """Context manager of the Timer of a run that has begun at `began`, by time.perf_counter.
+
+  check: called after every phase. On leaving it a profile under way is ended."""
+  clock, seconds_of = {'last': time.perf_counter(), 'useful': 0.0, 'steps': 0}, {}
+  flops_per_step, peak = flops.step(run), flops.peak(jax.devices()[0].device_kind)
   profile, state = run.config.profile, {'on': False}
 
-  def mark(name):
+  def add_time(name):
     now = time.perf_counter()
-    marks[name] = marks.get(name, 0.0) + now - clock['last']
+    seconds_of[name] = seconds_of.get(name, 0.0) + now - clock['last']
     clock['last'] = now
 
   def phase(name, x=None):
     jax.block_until_ready(x)
-    mark(name)
+    add_time(name)
     check()
 
   def rates(batch):
-    mark('dispatch')
-    found = {f'time/{name}': seconds for name, seconds in marks.items()} | {
-      'time/step': sum(marks.values())
-    }
-    seconds = sum(marks.values()) - marks.get('eval', 0.0) - marks.get('save', 0.0)
-    marks.clear()
+    add_time('dispatch')
+    total = sum(seconds_of.values())
+    metrics = {f'time/{name}': seconds for name, seconds in seconds_of.items()}
+    metrics['time/step'] = total
+    seconds = total - seconds_of.get('eval', 0.0) - seconds_of.get('save', 0.0)
+    seconds_of.clear()
     if clock['steps']:
       clock['useful'] += seconds  # the first step compiles
     clock['steps'] += 1
     tokens = jax.tree.leaves(batch.tokens)
     rows = (tokens or [batch.image[:, None]])[0]
     images = rows.shape[0] * rows.shape[1]
-    found |= {
-      'speed/images': images / seconds,
-      'speed/goodput': clock['useful'] / (clock['last'] - began),
-    }
+    metrics['speed/images'] = images / seconds
+    metrics['speed/goodput'] = clock['useful'] / (clock['last'] - began)
     if tokens:
-      found['speed/tokens'] = images * sum(x.shape[2] for x in tokens) / seconds
-    if flops:
-      found['speed/tflops_per_device'] = flops / seconds / run.mesh.size / 1e12
+      metrics['speed/tokens'] = images * sum(x.shape[2] for x in tokens) / seconds
+    if flops_per_step:
+      metrics['speed/tflops_per_device'] = flops_per_step / seconds / run.mesh.size / 1e12
       if peak:
-        found['speed/mfu'] = flops / seconds / run.mesh.size / peak
-    return found
+        metrics['speed/mfu'] = flops_per_step / seconds / run.mesh.size / peak
+    return metrics
 
   def trace(step, x=None):
     if not profile:
@@ -75,14 +76,14 @@ def watching(run, workdir, check, began):
       state['on'] = False
 
   try:
-    yield Watch(phase, rates, trace)
+    yield Timer(phase, rates, trace)
   finally:
     if state['on']:
       jax.profiler.stop_trace()
 
 
 def check(profile):
-  """profile: () or (first step, last step)."""
+  """ValueError unless profile is () or (first step, last step)."""
   ok = len(profile) in (0, 2) and all(type(step) is int for step in profile)
   if not ok or (profile and not 0 <= profile[0] <= profile[1]):
     raise ValueError(f'profile: {tuple(profile)}, expected () or (first step, last step)')

@@ -36,51 +36,67 @@ def check_split(P, R, n, whole=False):
     raise ValueError(f'minibatches x accum: {n} parts of {of}, expected a divisor')
 
 
-def make_update(loss, tx, accum, trained=None):
+def make_update(loss, optimizer, accum):
   """(state, frozen, batch) -> (state, metrics). Exact under accumulation: totals are summed first,
   the one division comes last. A non-finite gradient, or a batch without any verdict, leaves the
   state; such an update is `skipped` and says nothing else.
 
-  trained: tree of bools like the parameters, all if None. The others have no gradient, are no part
-  of its norm, and come out as they went in; tx sees what optim.part leaves of the parameters."""
+  optimizer: an optim.Optimizer. What it does not train has no gradient, is no part of its norm, and
+  comes out as it went in. The metrics `grad_norm` and, where gradients are clipped by pattern,
+  `grad_norm/i` of the i-th one, are of the gradients before they are clipped."""
 
-  def total(learned, still, frozen, batch):
-    value, metrics = loss(optim.join(learned, still), frozen, batch)
+  def total_loss(trained_params, frozen_params, frozen, batch):
+    value, metrics = loss(optim.merge(trained_params, frozen_params), frozen, batch)
     return value.total, (value, metrics)
 
   def update(state, frozen, batch):
-    mask = trained or jax.tree.map(lambda _: True, state.params)
-    learned, still = optim.part(state.params, mask)
-    one = lambda part: jax.grad(total, has_aux=True)(learned, still, frozen, part)
-    if accum == 1:
-      grads, (value, metrics) = one(batch)
-    else:
-      parts = split(batch, accum)
-      # From zeros: from the first part's, the loss would be compiled twice.
-      zeros = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
-      grads, (value, metrics) = jax.lax.scan(
-        lambda c, part: (add(c, one(part)), None), zeros, parts
-      )[0]
+    trained = optimizer.trained or jax.tree.map(lambda _: True, state.params)
+    params, frozen_params = optim.partition(state.params, trained)
+    gradient = lambda part: jax.grad(total_loss, has_aux=True)(params, frozen_params, frozen, part)
+    grads, (value, metrics) = accumulate(gradient, batch, accum)
     grads = jax.tree.map(lambda g: g / jnp.maximum(value.count, 1e-6), grads)
     norm = optax.tree.norm(grads)
+    norms = {'grad_norm': norm}
+    if optimizer.clip_groups is not None:
+      by_group = optim.group_norms(grads, optimizer.clip_groups)
+      norms |= {f'grad_norm/{i}': group_norm for i, group_norm in by_group.items()}
     good = jnp.isfinite(norm) & jnp.isfinite(value.total) & (value.count > 0)
-    updates, opt = tx.update(grads, state.opt, learned)
-    new, old = (optax.apply_updates(learned, updates), opt), (learned, state.opt)
-    learned, opt = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    ones = jnp.ones(())
-    metrics = metrics | {'grad_norm': Average(total=norm, count=ones)}
-    metrics = jax.tree.map(
-      lambda x: jnp.where(good, x, 0), metrics
-    )  # an average of nothing has no value
-    return State(optim.join(learned, still), opt), metrics | {
-      'skipped': Average(total=1.0 - good, count=ones)
-    }
+    updates, opt = optimizer.tx.update(grads, state.opt, params)
+    new = optax.apply_updates(params, updates), opt
+    params, opt = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, (params, state.opt))
+    ema = state.ema
+    if ema is not None:
+      new = average({'policy': params['policy']}, ema, optimizer.ema)
+      ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, ema)
+    one = jnp.ones(())
+    metrics = metrics | {name: Average(total=x, count=one) for name, x in norms.items()}
+    # An average of nothing has no value.
+    metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics)
+    metrics['skipped'] = Average(total=1.0 - good, count=one)
+    return State(optim.merge(params, frozen_params), opt, ema), metrics
 
   return update
 
 
+def accumulate(gradient, batch, accum):
+  """What `gradient`, a function of a batch, gives for the `accum` parts of this one, summed."""
+  if accum == 1:
+    return gradient(batch)
+  parts = split(batch, accum)
+  # From zeros: from the first part's, the loss would be compiled twice.
+  zeros = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+  return jax.lax.scan(lambda sums, part: (add(sums, gradient(part)), None), zeros, parts)[0]
+
+
+def average(params, ema, decay):
+  """The moving average `ema` of weights after one step more, float32: decay ema + (1 - decay)
+  params."""
+  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32), ema, params)
+
+
 def add(a, b):
+  """The sum of two trees of arrays and Averages."""
   return jax.tree.map(
     lambda x, y: x.merge(y) if isinstance(x, Average) else x + y,
     a,

@@ -111,8 +111,17 @@ def load_or_init(config, name, init, mesh, root, say=print):
   else:
     item = checkpoint_item(name)
     stored = lora.match_structure(shapes, stores.leaf_names(path, item=item))
-    _, tree, meta = stores.load(path, stored, item=item)
+    _, tree, meta = load_trained(path, stored, item=item)
   return (add_adapters(tree, init, key, shapes) if name == 'policy' else tree), meta
+
+
+def load_trained(folder, shapes, *, item):
+  """(step, weights, meta) of the newest good checkpoint of a run: of the policy the moving average,
+  if the run has one, which is what is evaluated, sampled and exported too.
+
+  shapes: abstract weights. item: 'params', or a part of it as of checkpoint_item. FileNotFoundError
+  where there is no checkpoint, ValueError for one of another model."""
+  return stores.load(folder, shapes, item=item, instead=item.replace('params', 'ema', 1))
 
 
 def load_parts(parts, name, init, key, shapes, say):
