@@ -1,8 +1,11 @@
 """Config keys of earlier versions are refused, and the sentence has their present names."""
 
+import inspect
+
 import pytest
 
 from vargrl import contracts
+from vargrl.data.dialogue import encode, pairs, prompts, train
 
 
 @pytest.fixture
@@ -47,3 +50,12 @@ def test_keys_are_refused_in_one_sentence(table):
 def test_an_old_key_is_new_nowhere():
   for old, new in contracts.RENAMED.items():
     assert old.rpartition('.')[2] not in ((new,) if isinstance(new, str) else new), old
+
+
+def test_the_new_keys_of_data_are_those_that_its_functions_take():
+  known = {'vision', *encode.VISION_KEYS, *train.SOURCE_KEYS}
+  for module in (train, prompts, pairs):
+    known |= set(inspect.signature(module.make).parameters)
+  for old, new in contracts.RENAMED.items():
+    if old.startswith('data.'):
+      assert known >= set((new,) if isinstance(new, str) else new), old

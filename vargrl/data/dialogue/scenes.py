@@ -68,14 +68,14 @@ def read(world: str, pixels: int, kind: str, split: str, index: int):
     chosen = Dialogue(messages, (image(scene),), meaning)
     if kind == 'generation':
       return chosen
-    other = unlike(world, split, index)
+    other = other_scene(world, split, index)
     return chosen, Dialogue(messages, (image(other),), meaning)
   questions = record.questions[:1] if kind == 'question' else record.questions
   turns = [(IMAGE * (i == 0) + q.question, q.answer) for i, q in enumerate(questions)]
   return Dialogue(to_messages(*turns), (image(scene),), questions)
 
 
-def unlike(world: str, split: str, index: int):
+def other_scene(world: str, split: str, index: int):
   """A Scene that does not show a record's caption: its edited one, or that of a later record."""
   record, known = cached_record(world, split, index), worlds.find(world)
   others = (cached_record(world, split, index + 1 + i).scene for i in itertools.count())
