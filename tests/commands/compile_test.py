@@ -29,7 +29,9 @@ def test_what_cannot_be_compiled_is_told(capsys):
 def test_the_process_is_left_as_it_was(monkeypatch):
   before = jax.config.jax_platforms, jax.config.jax_enable_compilation_cache, dict(os.environ)
   monkeypatch.setattr(
-    compiling, 'compiled', lambda *_: os.environ.update(TPU_WORKER_HOSTNAMES='localhost') or False
+    compiling,
+    'compile_run',
+    lambda *_: os.environ.update(TPU_WORKER_HOSTNAMES='localhost') or False,
   )
   assert compile('grpo_var_d16_jpeg.py:smoke') == 1
   assert (
@@ -103,7 +105,7 @@ def test_what_does_not_fit_is_exit_code_1_with_buffers_and_advice(capsys):
 
 
 def test_the_compilers_words_about_memory_are_made_short():
-  assert compiling.too_large(
+  assert compiling.memory_summary(
     'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
     '(18.00G) exceeds available HBM (15.75G).'
   ).startswith('Ran out of memory on HBM')
@@ -117,6 +119,6 @@ Largest program allocations in hbm:
      Shape: bf16[64,2240,2304]{2,1,0:T(8,128)(2,1)}
      Allocation type: HLO temp
 """
-  told = compiling.too_large(text).splitlines()
+  told = compiling.memory_summary(text).splitlines()
   assert told[0].startswith('Ran out of memory in memory space hbm. Used 20.10G of 15.75G')
   assert told[1].split() == ['12.00G', 'bf16[64,2240,2304]', 'jit(sample)/while/body/dot_general']

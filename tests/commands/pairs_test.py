@@ -43,7 +43,7 @@ def test_best_and_worst_by_hand():
   nan = np.nan
   r_PR = np.array([[1.0, 3, 2], [5, 5, 5], [nan, 4, nan], [nan, 7, 6]], np.float32)
   tokens_PRL = np.arange(12).reshape(4, 3, 1)
-  part, (best, worst) = pairs.choose(np.array([9, 8, 7, 6]), tokens_PRL, r_PR)
+  part, (best, worst) = pairs.best_and_worst(np.array([9, 8, 7, 6]), tokens_PRL, r_PR)
   assert part['label'].tolist() == [9, 6] and part['group'].tolist() == [0, 3]
   assert part['chosen'].tolist() == [[1], [10]] and part['rejected'].tolist() == [[0], [11]]
   assert part['reward_chosen'].tolist() == [3, 7] and part['reward_rejected'].tolist() == [1, 6]
@@ -55,18 +55,18 @@ def test_an_interrupted_command_goes_on_and_dpo_trains_on_what_it_made(
 ):
   argv = ['vargrl', 'pairs', *GRPO, '--groups=20']
   assert main.main([*argv, f'--out={tmp_path}/whole']) == 0
-  keep, calls = pairs.keep, []
+  save_part, calls = pairs.save_part, []
 
   def dies(path, part):
     if len(calls) == 1:
       raise KeyboardInterrupt
     calls.append(path)
-    keep(path, part)
+    save_part(path, part)
 
-  monkeypatch.setattr(pairs, 'keep', dies)
+  monkeypatch.setattr(pairs, 'save_part', dies)
   with pytest.raises(KeyboardInterrupt):
     main.main([*argv, f'--out={tmp_path}/cut'])
-  monkeypatch.setattr(pairs, 'keep', keep)
+  monkeypatch.setattr(pairs, 'save_part', save_part)
   assert main.main([*argv, f'--out={tmp_path}/cut', '--seed=1']) == 2
   assert 'another config or seed' in capsys.readouterr().err
   assert main.main([*argv, f'--out={tmp_path}/cut']) == 0

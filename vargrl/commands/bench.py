@@ -1,5 +1,5 @@
-"""Times the pieces of an experiment's run, on random weights: the rollout and what it is made of,
-decoding, the gradient of its loss, and the update.
+"""The command `bench`: times the pieces of a run on random weights: the rollout and what it is made
+of, decoding, the gradient of its loss, and the update.
 
 Utilisation is analytic FLOPs (block-causal attention counted, recomputation not; of the tokenizer's
 programs what the compiler counts) over the matmul peak measured in the same process, so that it
@@ -37,7 +37,7 @@ def clock():
   return time.perf_counter(), usage.ru_utime + usage.ru_stime
 
 
-def timed(call, repeats):
+def time_call(call, repeats):
   out, best = jax.block_until_ready(call()), (float('inf'), float('inf'))
   for _ in range(repeats):
     out, began = None, clock()  # the last result is dropped first: two may not fit
@@ -46,18 +46,18 @@ def timed(call, repeats):
   return Timing(*best, out)
 
 
-def peak(dtype, repeats):
+def matmul_peak(dtype, repeats):
   """FLOP/s of the fastest of a few square matrix products on one device."""
   sizes = (512, 1024, 2048) if jax.default_backend() == 'cpu' else (4096, 8192, 16384)
   dot, best = jax.jit(jnp.dot), 0.0
   for n in sizes:
     x = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
-    best = max(best, 2 * n**3 / timed(lambda x=x: dot(x, x), repeats).wall)
+    best = max(best, 2 * n**3 / time_call(lambda x=x: dot(x, x), repeats).wall)
   return best
 
 
 def main(flags):
-  """Prints one line per piece."""
+  """Prints one line per piece. Raises ValueError for a run that has no such pieces."""
   _, config = chain.select_run(flags.config, flags.run)
   if config.objective.name not in OBJECTIVES:
     raise ValueError(f'bench: {config.objective.name} found, a run of one of {OBJECTIVES} expected')
@@ -75,22 +75,22 @@ def main(flags):
   P = config.data.prompts if 'prompts' in config.data else config.data.batch
   R = config.objective.collect.get('rollouts', 1)
   with jax.set_mesh(run.mesh):
-    best = peak(c.dtype, flags.repeats) * run.mesh.size
+    best = matmul_peak(c.dtype, flags.repeats) * run.mesh.size
     print(
       f'{config.policy.name} {config.policy.size}: {P} prompts x {R}, {tokens} tokens, {c.dtype}, '
       f'{run.mesh.size} x {jax.devices()[0].device_kind}, matmul peak {best / 1e9:.0f} GFLOP/s'
     )
     how = dict(
-      say=partial(line, best=best), images=P * R, repeats=flags.repeats, ways=run.mesh.size
+      log=partial(print_line, best=best), images=P * R, repeats=flags.repeats, ways=run.mesh.size
     )
     (state, _), frozen = run.initial(lambda _: None), run.frozen(lambda _: None)
     label_P = jnp.arange(P, dtype=jnp.int32) % run.models.classes
     pair, training = work.passes(config, work.learning(run.optimizer.trained['policy']))
-    out = drawing(run, state.params['policy'], frozen, label_P, R, pair, how)
-    learning(run, state, frozen, label_P, out, training, how)
+    out = time_rollout(run, state.params['policy'], frozen, label_P, R, pair, how)
+    time_update(run, state, frozen, label_P, out, training, how)
 
 
-def line(name, timing, flops, *, images, best, memory=0, tokens=0):
+def print_line(name, timing, flops, *, images, best, memory=0, tokens=0):
   cpu = f'{timing.cpu:9.2f} CPU-s' if jax.default_backend() == 'cpu' else ''
   speed = (
     f'   {flops / timing.wall / 1e9:9.1f} GFLOP/s   {flops / timing.wall / best:6.1%} of peak'
@@ -106,29 +106,29 @@ def line(name, timing, flops, *, images, best, memory=0, tokens=0):
   )
 
 
-def measured(name, program, call, *, say, repeats, ways, images, flops=None, tokens=0):
-  """Times a call of a compiled program and tells; its result. flops None: those that the compiler
+def measure(name, program, call, *, log, repeats, ways, images, flops=None, tokens=0):
+  """Times a call of a compiled program, and logs that; returns its result. flops None: those that the compiler
   counts.
   """
-  timing = timed(call, repeats)
+  timing = time_call(call, repeats)
   if flops is None:
     flops = (program.cost_analysis() or {}).get('flops', 0) * ways  # the compiler counts a device's
   memory = getattr(program.memory_analysis(), 'temp_size_in_bytes', 0)
-  say(name, timing, flops, memory=memory, tokens=tokens, images=images)
+  log(name, timing, flops, memory=memory, tokens=tokens, images=images)
   return timing.result
 
 
-def pure(name, function, *args, **how):
+def measure_jitted(name, function, *args, **how):
   program = jax.jit(function).lower(*args).compile()
-  return measured(name, program, lambda: program(*args), **how)
+  return measure(name, program, lambda: program(*args), **how)
 
 
-def drawing(run, policy, frozen, label_P, R, pair, how):
+def time_rollout(run, policy, frozen, label_P, R, pair, how):
   """The Rollout; times it, decoding, and its parts, each alone on numbers of the same shapes. The
   transformer alone computes the first scale for every row; the rollout once for each prompt."""
   models, c, rows = run.models, run.models.config, len(label_P) * R
   model, tokenizer = run.built.parts['policy'], run.built.parts['tokenizer']
-  one = partial(pure, **how)
+  one = partial(measure_jitted, **how)
   keys_PR, flops = models.keys(jax.random.key(0), len(label_P), R), rows * pair * var.flops(c)
   out = one('rollout', models.generate, policy, frozen, label_P, keys_PR, flops=flops)
   t_BL = out.tokens.reshape(rows, -1)
@@ -174,7 +174,7 @@ def drawing(run, policy, frozen, label_P, R, pair, how):
   return out
 
 
-def learning(run, state, frozen, label_P, out, passes, how):
+def time_update(run, state, frozen, label_P, out, passes, how):
   """Times the gradient of the loss, and the update: the gradient and the optimizer's step."""
   models, (P, R, L) = run.models, out.tokens.shape
   batch = Experience(label=label_P, tokens=out.tokens)
@@ -203,7 +203,7 @@ def learning(run, state, frozen, label_P, out, passes, how):
     )
     return jax.grad(loss)(trained_params)
 
-  pure('gradient', gradient, state.params, frozen, few, **how | more(parts * accum))
+  measure_jitted('gradient', gradient, state.params, frozen, few, **how | more(parts * accum))
   _, update_jit = run.pieces()
   program, holder = (
     update_jit.lower(state, frozen, batch).compile(),
@@ -214,4 +214,4 @@ def learning(run, state, frozen, label_P, out, passes, how):
     holder[0], facts = program(holder[0], frozen, batch)
     return facts
 
-  measured('update', program, step, **how | more(parts))
+  measure('update', program, step, **how | more(parts))

@@ -1,5 +1,5 @@
-"""Compiles every program of an experiment for a TPU topology, without a TPU: what fits, what it
-costs, what travels.
+"""The command `compile`: all programs of an experiment for a TPU topology, without a TPU: what fits,
+what it costs, what travels.
 
 The programs are those of the run itself, by the objective's own `programs` and the update, on
 abstract arrays."""
@@ -45,12 +45,12 @@ def main(flags):
     (jax.config.jax_enable_compilation_cache, jax.config.jax_platforms, dict(os.environ)),
   )
   jax.config.update('jax_platforms', 'cpu')  # no TPU is asked for, there may be none
-  caching(False)
+  enable_cache(False)
   try:
     for name, config in found:
-      fits &= compiled(name, config, where[name], flags.effort)
+      fits &= compile_run(name, config, where[name], flags.effort)
   finally:
-    caching(before[0])
+    enable_cache(before[0])
     jax.config.update('jax_platforms', before[1])
     for name in os.environ.keys() - before[2].keys():
       del os.environ[name]
@@ -58,15 +58,14 @@ def main(flags):
   return 0 if fits else 1
 
 
-def caching(on):
-  """Of compiled programs on disk: where there is no TPU, those for one are written but cannot be
-  read back.
-  """
+def enable_cache(on):
+  """Turns the cache of compiled programs on disk on or off. Without a TPU, programs for one are
+  written but cannot be read back."""
   jax.config.update('jax_enable_compilation_cache', on)
   compilation_cache.reset_cache()  # or what was decided at the first compilation stays
 
 
-def compiled(name, config, where, effort):
+def compile_run(name, config, where, effort):
   """Compiles all programs of one run; True if each fits."""
   devices = topology.devices(where)
   config = config.copy_and_resolve_references()
@@ -96,12 +95,12 @@ def compiled(name, config, where, effort):
     collect, update = run.pieces()
     key = jax.eval_shape(lambda: jax.random.key(0))
     for plan, batch in collect.programs(call, run.shapes.params, frozen, call.batch(), key):
-      part = jax.tree.map(partial(cut, n=config.minibatches), batch)
+      part = jax.tree.map(partial(minibatch, n=config.minibatches), batch)
       call(f'update ({plan})' if plan else 'update', update, run.shapes, frozen, part)
   return call.fits
 
 
-def cut(x, n):
+def minibatch(x, n):
   """One of n minibatches of what leads with the rows."""
   return (
     x
@@ -114,7 +113,7 @@ def gib(size):
   return f'{size / 2**30:6.2f} GiB'
 
 
-def size(x):
+def device_bytes(x):
   """Bytes of an abstract array on each device."""
   shape = x.sharding.shard_shape(x.shape) if getattr(x, 'sharding', None) else x.shape
   return math.prod(shape) * getattr(x.dtype, 'itemsize', 8)
@@ -130,21 +129,23 @@ class Compiler:
   def __init__(self, run, frozen, capacity, options):
     self.run, self.capacity, self.options, self.fits = run, capacity, options, True
     trees = run.shapes.params | {'moments': run.shapes.opt} | frozen
-    self.held = {name: sum(map(size, jax.tree.leaves(tree))) for name, tree in trees.items()}
+    self.held = {
+      name: sum(map(device_bytes, jax.tree.leaves(tree))) for name, tree in trees.items()
+    }
     self.known = {id(x) for x in jax.tree.leaves(trees)}
 
   def __call__(self, name, function, *args):
     began, lowered = time.perf_counter(), function.lower(*args)
     # What one program leaves for the next is there too; the state and the frozen weights always
     # are.
-    more = sum(size(x) for x in jax.tree.leaves(args) if id(x) not in self.known)
+    more = sum(device_bytes(x) for x in jax.tree.leaves(args) if id(x) not in self.known)
     try:
       program = lowered.compile(compiler_options=self.options)
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
-      print(f'{name:18} {too_large(str(e))}')
-      self.unfit(
+      print(f'{name:18} {memory_summary(str(e))}')
+      self.print_misfit(
         name,
         hlo.parse(lowered.as_text('hlo', debug_info=True)),
         ', on all devices together',
@@ -152,14 +153,14 @@ class Compiler:
       )
       return self.whole(lowered.out_info)
     if name:
-      self.tell(name, program, more, time.perf_counter() - began)
+      self.print_costs(name, program, more, time.perf_counter() - began)
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       lowered.out_info,
       program.output_shardings,
     )
 
-  def tell(self, name, program, more, seconds):
+  def print_costs(self, name, program, more, seconds):
     memory, source = program.memory_analysis(), program.as_text()
     text = hlo.parse(source)
     own = (
@@ -196,9 +197,9 @@ class Compiler:
         'once in each pass'
       )
     if need > self.capacity:
-      self.unfit(name, text)
+      self.print_misfit(name, text)
 
-  def unfit(self, name, program, where='', kinds=None):
+  def print_misfit(self, name, program, where='', kinds=None):
     """Names the largest buffers, and what would help."""
     self.fits = False
     for what, held in sorted(self.held.items(), key=lambda kv: -kv[1])[:4]:
@@ -211,12 +212,14 @@ class Compiler:
     )
 
   def rows(self, shape, dtype):
-    axes = rows.mesh_axes(self.run.mesh, *shape[:2]) if len(shape) > 1 else (self.spread(shape[0]),)
+    axes = (
+      rows.mesh_axes(self.run.mesh, *shape[:2]) if len(shape) > 1 else (self.row_axes(shape[0]),)
+    )
     return jax.ShapeDtypeStruct(
       shape, dtype, sharding=NamedSharding(self.run.mesh, PartitionSpec(*axes))
     )
 
-  def spread(self, size):
+  def row_axes(self, size):
     mesh = self.run.mesh
     return rules.ROW_AXES if size % (mesh.shape['data'] * mesh.shape['fsdp']) == 0 else ()
 
@@ -241,11 +244,11 @@ class Compiler:
         return (rows, *sides(data.size), 3), np.float32
       return (rows, offsets(models.scales)[-1]), np.int32
 
-    here = NamedSharding(self.run.mesh, PartitionSpec(self.spread(rows)))
+    here = NamedSharding(self.run.mesh, PartitionSpec(self.row_axes(rows)))
     return {f: jax.ShapeDtypeStruct(*one(f), sharding=here) for f in self.run.features()}
 
 
-def too_large(message):
+def memory_summary(message):
   """The compiler's words about what it could not place: how much, and the largest buffers."""
   lines = [line.strip() for line in message.splitlines() if line.strip()]
   used = next((line for line in lines if 'Exceeded' in line or 'exceeds' in line), lines[0])

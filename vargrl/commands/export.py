@@ -1,6 +1,5 @@
-"""Checkpoint -> the layout of the reference implementation, which loads it strictly: one file, or a
-folder.
-"""
+"""The command `export`: a checkpoint in the layout of the reference implementation, which loads it
+strictly; one file, or a folder."""
 
 import dataclasses
 import math
@@ -17,61 +16,64 @@ from vargrl.training import assemble, chain, loop, weights
 
 
 def main(flags):
-  """Writes --out from the last good checkpoint of a run: its policy, or what was the policy of that
-  run.
+  """Writes the policy of the last good checkpoint of a run to --out. Raises ValueError for a path,
+  a model or a checkpoint that cannot be exported.
 
-  A policy that is published as a folder takes a path without an ending: its tokenizer's weights,
-  its config and the files of its words lie there too. The adapters of a LoRA run are merged into a
-  file; a path without an ending gets them alone, as PEFT's folder."""
+  A policy that is published as a folder takes a path without an ending: the weights of its image
+  tokenizer, its config and the files of its text tokenizer are written there too. The adapters of a
+  LoRA run are merged into a file; to a path without an ending they are written alone, as PEFT's
+  folder."""
   (name, config), root = chain.select_run(flags.config, flags.run), pathlib.Path(flags.workdir)
   python, model = assemble.module(config.policy, 'policy')
-  adapted, along = bool(getattr(model.c, 'lora_rank', 0)), getattr(python, 'ALONG', {})
+  has_adapters, bundled = bool(getattr(model.c, 'lora_rank', 0)), getattr(python, 'ALONG', {})
   folder = not pathlib.Path(flags.out).suffix
   try:
-    if not folder or not (adapted or along):
+    if not folder or not (has_adapters or bundled):
       files.check_suffix(flags.out)
   except ValueError as e:
-    more = ', or a folder for the adapters alone' if adapted else ', or a folder' if along else ''
+    more = ', or a folder' if bundled else ''
+    more = ', or a folder for the adapters alone' if has_adapters else more
     raise ValueError(f'--out: {e}{more}') from e
   if not hasattr(python, 'torch_layouts'):
     raise ValueError(
       f'--run: {name or root.name} trains {config.policy.name}, which has no reference layout'
     )
-  words = (
+  tokenizer = (
     encode.load_tokenizer(config.data.tokenizer)
-    if folder and along and 'tokenizer' in config.data
+    if folder and bundled and 'tokenizer' in config.data
     else None
   )
-  run = inference.build(config, root, tuple(along))
+  run = inference.build(config, root, tuple(bundled))
   step, params, meta = weights.load_trained(
     root / name / 'checkpoints', run.shapes.params['policy'], item='params/policy'
   )
   layout = python.torch_layouts(model.c)[0]
-  if adapted and folder:
+  if has_adapters and folder:
     peft.save(flags.out, layout.table, params, alpha=model.c.lora_alpha)
     params = lora.split(params)[1]
   else:
-    if adapted:
+    if has_adapters:
       params = lora.merge(params, alpha=model.c.lora_alpha)
-    frozen = run.frozen(only=tuple(along)) if along else {}
+    frozen = run.frozen(only=tuple(bundled)) if bundled else {}
     loop.check_frozen(meta, run.fingerprints(frozen), root / name)
-    torch_format.save(flags.out, *together(config, layout, params, frozen, along))
-    if words:
-      text.copy_files(words, flags.out)
+    torch_format.save(flags.out, *bundle_weights(config, layout, params, frozen, bundled))
+    if tokenizer:
+      text.copy_files(tokenizer, flags.out)
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   print(
     f'step {step}: {count:,} parameters of {config.policy.name} {config.policy.size} in {flags.out}'
-    + (f', with its {" and ".join(along)}' if along and not (adapted and folder) else '')
+    + (f', with its {" and ".join(bundled)}' if bundled and not (has_adapters and folder) else '')
   )
 
 
-def together(config, layout, params, frozen, along):
-  """(TorchLayout, weights) of a policy with what lies along, each section's under its prefix."""
-  if not along:
+def bundle_weights(config, layout, params, frozen, bundled):
+  """(TorchLayout, weights) of a policy with the sections bundled with it, {name: prefix of its
+  tensors}."""
+  if not bundled:
     return layout, params
   under = lambda name, table: {f'{name}/{ours}': row for ours, row in table.items()}
   table, constants = under('policy', layout.table), dict(layout.constants)
-  for name, prefix in along.items():
+  for name, prefix in bundled.items():
     own = next(
       x
       for x in weights.torch_layouts(config, name)

@@ -1,8 +1,8 @@
-"""Preference pairs for DPO from groups that a policy draws itself: the best of each against the
-worst.
+"""The command `pairs`: preference pairs for DPO from groups that a policy draws itself, the best of
+each against the worst.
 
-A data set of tokens, not of pictures: encoding a decoded picture again would not give its tokens
-back."""
+A data set of tokens, not of images: encoding a decoded image again would not give its tokens back.
+"""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from vargrl.objectives import group
-from vargrl.reporting import images as pictures
+from vargrl.reporting import images
 from vargrl.training import chain, weights
 from vargrl.training.run import Run
 
@@ -24,8 +24,9 @@ NAME = 'best_of_group'  # of the data set, in the folder --out
 
 
 def main(flags):
-  """Draws and scores --groups groups with the weights that the GRPO run --config would begin with,
-  and writes the data set; interrupted, the same command goes on."""
+  """Draws and scores --groups groups with the weights that the GRPO run --config would start
+  from, and writes the data set. Interrupted, the same command continues. Raises ValueError for a
+  run of another objective or policy, and for groups that have no pair."""
   out = pathlib.Path(flags.out)
   _, config = chain.select_run(flags.config, flags.run)
   if config.objective.name not in ('objectives.grpo', 'objectives.vmr'):
@@ -54,7 +55,7 @@ def main(flags):
     )
   tfds.disable_progress_bar()
   shutil.rmtree(out / NAME, ignore_errors=True)  # what a command that was cut left of it
-  builder(out, found, run.models.classes).download_and_prepare(
+  dataset_builder(out, found, run.models.classes).download_and_prepare(
     file_format='array_record', download_dir=str(out / 'parts' / 'downloads')
   )
   shutil.rmtree(out / 'parts')
@@ -62,18 +63,18 @@ def main(flags):
   print(
     f'{len(gap)} pairs of {flags.groups} groups in {out / NAME}, mean reward '
     f'{found["reward_chosen"].mean():.4g} '
-    f'against {found["reward_rejected"].mean():.4g}; looks in {out / "pairs.png"}; '
+    f'against {found["reward_rejected"].mean():.4g}; preview in {out / "pairs.png"}; '
     f'{time.time() - began:.0f} s'
   )
 
 
 def draw(run, folder, groups, seed):
-  """{feature: array [pairs, ...]}; each batch is kept in a file of its own, and not drawn again."""
+  """{feature: array [n_pairs, ...]}; each batch is saved in a file of its own, and drawn once."""
   models, config = run.models, run.config
   collect = config.objective.collect
   P, R = config.data.prompts, collect.rollouts
   folder.mkdir(parents=True, exist_ok=True)
-  check_same(folder, f'{config.to_json_best_effort()} seed {seed}')
+  check_config(folder, f'{config.to_json_best_effort()} seed {seed}')
   params, _ = weights.load_or_init(
     config, 'policy', run.built.trained['policy'], run.mesh, run.root
   )
@@ -90,10 +91,10 @@ def draw(run, folder, groups, seed):
       r_B, each, _ = models.score(frozen, image_Byxc, np.repeat(labels, R))
       # As the run's own groups are judged, several rewards normalised or not.
       r_PRK = group.combined(r_B, each, (P, R, 1), collect.combine, collect.rewards, collect.eps)
-      part, rows = choose(labels, np.asarray(tokens_PRL), np.asarray(r_PRK)[..., 0])
+      part, rows = best_and_worst(labels, np.asarray(tokens_PRL), np.asarray(r_PRK)[..., 0])
       if i == 0:
-        look(folder.parent / 'pairs.png', part, np.asarray(image_Byxc), rows)
-      keep(path, part)
+        save_preview(folder.parent / 'pairs.png', part, np.asarray(image_Byxc), rows)
+      save_part(path, part)
     with np.load(path) as part:
       parts.append({k: part[k] for k in part.files})
   used = np.concatenate(
@@ -102,7 +103,7 @@ def draw(run, folder, groups, seed):
   return {k: np.concatenate([part[k] for part in parts])[used] for k in parts[0] if k != 'group'}
 
 
-def choose(label_P, tokens_PRL, r_PR):
+def best_and_worst(label_P, tokens_PRL, r_PR):
   """({feature: array}, (best, worst) row of each pair). Groups with fewer than two different
   rewards have no pair.
   """
@@ -125,16 +126,17 @@ def choose(label_P, tokens_PRL, r_PR):
   return part, (chosen * R + best, chosen * R + worst)
 
 
-def keep(path, part):
-  """A whole file or none."""
+def save_part(path, part):
+  """Writes a whole file or none."""
   some = path.with_suffix('.tmp')
   with open(some, 'wb') as file:
     np.savez(file, **part)
   os.replace(some, path)
 
 
-def check_same(folder, text):
-  """Parts of other weights, prompts or rewards must not end up in one data set."""
+def check_config(folder, text):
+  """Raises ValueError for a folder with parts of another config or seed: parts of other weights,
+  prompts or rewards must not end up in one data set."""
   path = folder / 'config.txt'
   if path.exists() and path.read_text() != text:
     raise ValueError(
@@ -143,8 +145,8 @@ def check_same(folder, text):
   path.write_text(text)
 
 
-def look(path, part, image_Byxc, rows):
-  """The first pairs as a picture: chosen beside rejected."""
+def save_preview(path, part, image_Byxc, rows):
+  """Writes the first pairs as an image: chosen beside rejected."""
   n = min(8, len(part['label']))
   if not n:
     return
@@ -154,10 +156,10 @@ def look(path, part, image_Byxc, rows):
     for i in range(n)
     for kind in ('chosen', 'rejected')
   ]
-  pictures.save_png(path, pictures.grid(image_Byxc[both].astype(np.float32), captions, columns=4))
+  images.save_png(path, images.grid(image_Byxc[both].astype(np.float32), captions, columns=4))
 
 
-def builder(out, found, classes):
+def dataset_builder(out, found, classes):
   """The TFDS builder of the pairs: label, tokens of chosen and rejected, and both rewards."""
   L = found['chosen'].shape[1]
 
