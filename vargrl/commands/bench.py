@@ -107,9 +107,8 @@ def print_line(name, timing, flops, *, images, best, memory=0, tokens=0):
 
 
 def measure(name, program, call, *, log, repeats, ways, images, flops=None, tokens=0):
-  """Times a call of a compiled program, and logs that; returns its result. flops None: those that the compiler
-  counts.
-  """
+  """Times a call of a compiled program, and logs that; returns its result. flops: None for those
+  that the compiler counts."""
   timing = time_call(call, repeats)
   if flops is None:
     flops = (program.cost_analysis() or {}).get('flops', 0) * ways  # the compiler counts a device's

@@ -1,4 +1,4 @@
-"""The command `compile`: all programs of an experiment for a TPU topology, without a TPU: what fits,
+"""The command `compile`: all programs of an experiment for a TPU topology, without one: what fits,
 what it costs, what travels.
 
 The programs are those of the run itself, by the objective's own `programs` and the update, on
