@@ -24,19 +24,25 @@ def get_config(arg=''):
   c.policy = dict(name='models.var', size='digits')
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
   c.rollout = dict(
-    name='rollout.next_scale',
-    guidance=0.0,
-    temperature=1.0,
-    top_k=0,
-    top_p=0.0,
-    record='cond',
+    plan=('image',),
     weights='gathered',
+    image=dict(
+      kind='scales',
+      guidance=1.0,
+      guidance_ramp=True,
+      temperature=1.0,
+      top_k=0,
+      top_p=0.0,
+      logp_of='cond',
+    ),
   )
   c.reference, c.init = True, dict(policy='', tokenizer='')
-  c.objective = dict(name='objectives.dpo', collect={})
+  c.objective = dict(name='objectives.dpo', collect=dict(flip=0.0, flip_scales=0, same_flips=True))
   # Sums over the tokens of an image saturate the sigmoid early; a small beta keeps the gradient
   # alive.
-  c.objective.loss = dict(kind='sigmoid', beta=0.1, smoothing=0.0, alpha=0.0)
+  c.objective.loss = dict(
+    kind='sigmoid', beta=0.1, smoothing=0.0, scale_weight_power=0.0, segments=(('.*', {}),)
+  )
   c.minibatches, c.accum, c.epochs = 1, 1, 1
 
   c.data = dict(

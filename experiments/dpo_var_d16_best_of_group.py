@@ -35,21 +35,27 @@ def get_config(arg=''):
   # Guidance shapes what the evaluators draw; the log-probabilities are those of the conditional
   # branch.
   c.rollout = dict(
-    name='rollout.next_scale',
-    guidance=1.5,
-    temperature=1.0,
-    top_k=900,
-    top_p=0.96,
-    record='cond',
+    plan=('image',),
     weights='gathered',
+    image=dict(
+      kind='scales',
+      guidance=2.5,
+      guidance_ramp=True,
+      temperature=1.0,
+      top_k=900,
+      top_p=0.96,
+      logp_of='cond',
+    ),
   )
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
 
-  c.objective = dict(name='objectives.dpo', collect={})
-  # Means over the tokens (weighted as alpha says): sums over 680 of them saturate the sigmoid at
-  # once.
-  c.objective.loss = dict(kind='sigmoid_norm', beta=10.0, smoothing=0.0, alpha=0.7)
+  c.objective = dict(name='objectives.dpo', collect=dict(flip=0.0, flip_scales=0, same_flips=True))
+  # Means over the tokens (weighted as scale_weight_power says): sums over 680 of them saturate the
+  # sigmoid at once.
+  c.objective.loss = dict(
+    kind='sigmoid_norm', beta=10.0, smoothing=0.0, scale_weight_power=0.7, segments=(('.*', {}),)
+  )
   c.minibatches, c.accum, c.epochs = 1, 1, 1
 
   c.data = dict(
@@ -80,7 +86,9 @@ def get_config(arg=''):
   )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
 
-  c.evals = dict(samples=dict(name='eval.samples', every_steps=100, classes=8, per_class=8, seed=0, preset=''))
+  c.evals = dict(
+    samples=dict(name='eval.samples', every_steps=100, classes=8, per_class=8, seed=0, preset='')
+  )
   c.evals.monitor = dict(
     name='eval.rewards',
     every_steps=100,

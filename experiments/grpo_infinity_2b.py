@@ -37,12 +37,9 @@ def get_config(arg=''):
   # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held
   # still.
   c.rollout = dict(
-    name='rollout.bits',
-    guidance=4.0,
-    temperature=1.0,
-    top_p=0.0,
-    record='guided_stopgrad',
+    plan=('image',),
     weights='gathered',
+    image=dict(kind='bits', guidance=4.0, temperature=1.0, top_p=0.0, logp_of='guided_stopgrad'),
   )
   c.reference = True
   c.init = dict(policy='weights/infinity_2b_reg.pth', tokenizer='weights/infinity_vae_d32reg.pth')
@@ -51,11 +48,12 @@ def get_config(arg=''):
   c.objective.collect = collect = ConfigDict(
     dict(
       rollouts=16,
-      old='trainer',
+      old_logp='trainer',
       std='group',
       eps=1e-4,
       kl_reward=0.0,
-      combine='sum',
+      reward_mix='sum',
+      resample=0,
       mask=dict(),
       rewards=dict(),
     )
@@ -72,7 +70,15 @@ def get_config(arg=''):
   )
   collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=16)
   c.objective.loss = dict(
-    level='token', clip=0.2, clip_high=0.28, kl=0.01, estimator='exact', alpha=0.7, first=0, last=9
+    level='token',
+    clip=0.2,
+    clip_high=0.28,
+    penalty=0.01,
+    estimator='exact',
+    scale_weight_power=0.7,
+    first_scale=0,
+    last_scale=-1,
+    segments=(('.*', {}),),
   )
   c.minibatches, c.accum, c.epochs = 1, 4, 1
 
@@ -119,7 +125,7 @@ def get_config(arg=''):
     c.tokenizer.update(size='smoke', scales='1x1 2x2 4x2')
     c.init, c.accum, c.optim.warmup = dict(policy='', tokenizer=''), 1, 1
     c.data.update(dataset='random', prompts=8, tokens=8, width=16, size=(8, 4))
-    collect.rollouts, c.objective.loss.last = 4, 2
+    collect.rollouts = 4
     collect.rewards.hps.update(size='smoke', file='', tokenizer='', names='digits')
     c.evals.prompts.update(path='random', prompts=2, per_prompt=2)
   elif arg:

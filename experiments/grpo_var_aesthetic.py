@@ -48,13 +48,17 @@ def get_config(arg=''):
   # Guided rollouts, log-probabilities of the same guided policy, the unconditional branch held
   # still.
   c.rollout = dict(
-    name='rollout.next_scale',
-    guidance=1.5,
-    temperature=1.0,
-    top_k=900,
-    top_p=0.96,
-    record='guided_stopgrad',
+    plan=('image',),
     weights='gathered',
+    image=dict(
+      kind='scales',
+      guidance=2.5,
+      guidance_ramp=True,
+      temperature=1.0,
+      top_k=900,
+      top_p=0.96,
+      logp_of='guided_stopgrad',
+    ),
   )
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
@@ -63,11 +67,12 @@ def get_config(arg=''):
   c.objective.collect = collect = ConfigDict(
     dict(
       rollouts=16,
-      old='trainer',
+      old_logp='trainer',
       std='group',
       eps=1e-4,
       kl_reward=0.0,
-      combine='sum',
+      reward_mix='sum',
+      resample=0,
       mask=dict(),
       rewards=dict(),
     )
@@ -81,9 +86,17 @@ def get_config(arg=''):
     head='weights/sac+logos+ava1-l14-linearMSE.pth',
   )
   collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=16)
-  # alpha 0.7: without it the two finest scales own 62 % of the gradient.
+  # scale_weight_power 0.7: without it the two finest scales own 62 % of the gradient.
   c.objective.loss = dict(
-    level='token', clip=0.2, clip_high=0.28, kl=0.02, estimator='exact', alpha=0.7, first=0, last=9
+    level='token',
+    clip=0.2,
+    clip_high=0.28,
+    penalty=0.02,
+    estimator='exact',
+    scale_weight_power=0.7,
+    first_scale=0,
+    last_scale=-1,
+    segments=(('.*', {}),),
   )
   c.minibatches, c.accum, c.epochs = 1, 4, 1
 
@@ -102,7 +115,9 @@ def get_config(arg=''):
   )
   c.optim.scale, c.optim.decay = (('.*', 1.0),), (('.*', 0.0),)
 
-  c.evals = dict(samples=dict(name='eval.samples', every_steps=50, classes=8, per_class=8, seed=0, preset=''))
+  c.evals = dict(
+    samples=dict(name='eval.samples', every_steps=50, classes=8, per_class=8, seed=0, preset='')
+  )
   # With the published sampler, and by a reward that is not trained on: what is gained must not be
   # lost there.
   c.evals.fid = dict(
@@ -171,7 +186,7 @@ def get_config(arg=''):
     c.policy.size = c.tokenizer.size = 'smoke'
     c.init, c.accum = dict(policy='', tokenizer=''), 1
     c.data.classes, c.data.prompts, collect.rollouts = 10, 8, 4
-    c.objective.loss.last, c.optim.warmup = 2, 1
+    c.optim.warmup = 1
     tiny = dict(size='smoke', file='', head='', names='digits')
     for reward in (*collect.rewards.values(), *c.evals.monitor.rewards.values()):
       reward.update({k: v for k, v in tiny.items() if k in reward})

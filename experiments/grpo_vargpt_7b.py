@@ -42,18 +42,12 @@ def get_config(arg=''):
   )
   c.tokenizer = dict(name='tokenizers.bsq', size='d32', scales='0.25M', dtype='bfloat16')
   c.rollout = dict(
-    name='rollout.interleaved',
-    words=(64, 0),
-    temperature=1.0,
-    top_k=0,
-    top_p=0.0,
-    stop=(151645,),
-    guidance=1.0,
-    bit_temperature=1.0,
-    bit_top_p=0.0,
-    nothing=(),
-    released=True,
+    plan=('text', 'image'),
     weights='gathered',
+    text=dict(kind='text', max_tokens=64, temperature=1.0, top_k=0, top_p=0.0, stop=(151645,)),
+    image=dict(kind='bits', guidance=1.0, temperature=1.0, top_p=0.0, logp_of='cond'),
+    uncond_prompt=(),
+    reference_impl=True,
   )
   c.reference = True
   c.init = dict(policy='weights/VARGPT-v1.1', tokenizer='weights/VARGPT-v1.1')
@@ -62,11 +56,12 @@ def get_config(arg=''):
   c.objective.collect = collect = ConfigDict(
     dict(
       rollouts=32,
-      old='trainer',
+      old_logp='trainer',
       std='group',
       eps=1e-4,
       kl_reward=0.0,
-      combine='sum',
+      reward_mix='sum',
+      resample=0,
       mask=dict(),
       rewards=dict(),
     )
@@ -83,7 +78,15 @@ def get_config(arg=''):
   )
   collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=16)
   c.objective.loss = dict(
-    level='token', clip=0.2, clip_high=0.28, kl=0.01, estimator='exact', alpha=0.7, first=0, last=9
+    level='token',
+    clip=0.2,
+    clip_high=0.28,
+    penalty=0.01,
+    estimator='exact',
+    scale_weight_power=0.7,
+    first_scale=0,
+    last_scale=-1,
+    segments=(('text', dict(weight=1.0)), ('image', dict(weight=1.0))),
   )
   c.minibatches, c.accum, c.epochs = 1, 8, 1
 
@@ -127,7 +130,7 @@ def get_config(arg=''):
     c.tokenizer.update(
       size='smoke-square', mults=(1, 1, 1, 1), scales='1x1 2x2 4x4', dtype='float32'
     )
-    c.rollout.update(words=(4, 0), stop=(2,))
+    c.rollout.text.update(max_tokens=4, stop=(2,))
     c.init, c.accum, c.optim.warmup = dict(policy='', tokenizer=''), 1, 1
     c.data.update(
       dataset='scenes/small/32/generation',
@@ -140,7 +143,7 @@ def get_config(arg=''):
       vision=dict(patch=4, merge=2, frames=1, min_pixels=1024, max_pixels=1024),
       workers=0,
     )
-    collect.rollouts, c.objective.loss.last = 4, 2
+    collect.rollouts = 4
     collect.rewards = dict(
       scenes=dict(name='rewards.scenes', weight=1.0, world='small', strict=True, partial=True)
     )

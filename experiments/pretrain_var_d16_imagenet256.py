@@ -28,19 +28,25 @@ def get_config(arg=''):
   c.policy = dict(name='models.var', size='d16', dtype='bfloat16', remat='blocks')
   c.tokenizer = dict(name='tokenizers.vq', size='var')
   c.rollout = dict(
-    name='rollout.next_scale',
-    guidance=1.5,
-    temperature=1.0,
-    top_k=900,
-    top_p=0.96,
-    record='cond',
+    plan=('image',),
     weights='gathered',
+    image=dict(
+      kind='scales',
+      guidance=2.5,
+      guidance_ramp=True,
+      temperature=1.0,
+      top_k=900,
+      top_p=0.96,
+      logp_of='cond',
+    ),
   )
   c.reference, c.init = False, dict(tokenizer='weights/vae_ch160v4096z32.pth')
   c.objective = dict(
     name='objectives.sft',
-    collect=dict(label_drop=0.1, drop_path=0.1 * 16 / 24),
-    loss=dict(alpha=0.0),
+    collect=dict(
+      prompt_drop=0.1, condition_drop=0.0, drop_path=0.1 * 16 / 24, flip=0.0, flip_scales=0
+    ),
+    loss=dict(scale_weight_power=0.0, segments=(('.*', {}),)),
   )
   c.minibatches, c.accum, c.epochs = 1, 1, 1
 

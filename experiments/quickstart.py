@@ -64,13 +64,17 @@ def get_config(arg=''):
   r.evals = dict(test=dict(kind='classify', **held_out))
 
   rollout = dict(
-    name='rollout.next_scale',
-    guidance=0.0,
-    temperature=1.0,
-    top_k=0,
-    top_p=0.0,
-    record='cond',
+    plan=('image',),
     weights='gathered',
+    image=dict(
+      kind='scales',
+      guidance=1.0,
+      guidance_ramp=True,
+      temperature=1.0,
+      top_k=0,
+      top_p=0.0,
+      logp_of='cond',
+    ),
   )
   # Recomputing a block costs a CPU less than writing down and reading back all that is in it.
   policy = dict(name='models.var', size='digits', remat='blocks')
@@ -84,7 +88,9 @@ def get_config(arg=''):
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.init = dict(tokenizer='tokenizer')
   r.objective = dict(
-    name='objectives.sft', collect=dict(label_drop=0.1, drop_path=0.0), loss=dict(alpha=0.0)
+    name='objectives.sft',
+    collect=dict(prompt_drop=0.1, condition_drop=0.0, drop_path=0.0, flip=0.0, flip_scales=0),
+    loss=dict(scale_weight_power=0.0, segments=(('.*', {}),)),
   )
   r.data = dict(name='data.source', batch=64, **digits)
   r.optim.update(peak=1e-3, warmup=50, schedule='cosine', end=0.1)
@@ -104,12 +110,27 @@ def get_config(arg=''):
   # Not divided by a group's deviation: a class that is drawn well already would be driven on by
   # noise.
   r.objective.collect = dict(
-    rollouts=16, old='trainer', std='none', eps=1e-4, kl_reward=0.0, combine='sum', mask={}
+    rollouts=16,
+    old_logp='trainer',
+    std='none',
+    eps=1e-4,
+    kl_reward=0.0,
+    reward_mix='sum',
+    resample=0,
+    mask={},
   )
   r.objective.collect.rewards = dict(classifier=dict(name='rewards.classifier', weight=1.0))
   r.objective.collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=256)
   r.objective.loss = dict(
-    level='token', clip=0.2, clip_high=0.28, kl=0.2, estimator='exact', alpha=0.7, first=0, last=3
+    level='token',
+    clip=0.2,
+    clip_high=0.28,
+    penalty=0.2,
+    estimator='exact',
+    scale_weight_power=0.7,
+    first_scale=0,
+    last_scale=-1,
+    segments=(('.*', {}),),
   )
   r.data = dict(name='data.prompts', classes=10, prompts=16)
   r.optim.update(peak=1e-4, warmup=5, schedule='constant')
@@ -141,7 +162,6 @@ def get_config(arg=''):
         c[name].evals.judge.per_class = 4
       c[name].optim.warmup = 1
     c.grpo.classifier.size = 'smoke'
-    c.grpo.objective.loss.last = 2
     c.grpo.data.prompts, c.grpo.objective.collect.rollouts = 8, 4
     c.grpo.objective.collect.rewards.jpeg = dict(
       name='rewards.jpeg', weight=0.1, quality=90, sign=1

@@ -60,18 +60,12 @@ def get_config(arg=''):
   policy = dict(name='models.unified', size='small', scales=SCALES)
   # nothing: an empty message, and the beginning of a picture, in the tokens of scenes.
   rollout = dict(
-    name='rollout.interleaved',
-    words=(0, 0),
-    temperature=1.0,
-    top_k=0,
-    top_p=0.0,
-    stop=(2,),
-    guidance=2.0,
-    bit_temperature=1.0,
-    bit_top_p=0.0,
-    nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6),
-    released=False,
+    plan=('image',),
     weights='gathered',
+    text=dict(kind='text', max_tokens=48, temperature=1.0, top_k=0, top_p=0.0, stop=(2,)),
+    image=dict(kind='bits', guidance=2.0, temperature=1.0, top_p=0.0, logp_of='cond'),
+    uncond_prompt=(1, 154, 10, 2, 10, 1, 62, 10, 6),
+    reference_impl=False,
   )
   sources = {
     kind: dict(
@@ -136,9 +130,9 @@ def get_config(arg=''):
     dict(tokenizer='tokenizer'),
   )
   r.objective = dict(
-    name='objectives.sft_unified',
-    collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
-    loss=dict(bits=0.0, alpha=0.5),
+    name='objectives.sft',
+    collect=dict(prompt_drop=0.0, condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
+    loss=dict(scale_weight_power=0.5, segments=(('text', dict(weight=1.0)),)),
   )
   r.data = dict(
     rows,
@@ -158,9 +152,11 @@ def get_config(arg=''):
   r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout)
   r.init = dict(policy='read', tokenizer='tokenizer')
   r.objective = dict(
-    name='objectives.sft_unified',
-    collect=dict(condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
-    loss=dict(bits=3.0, alpha=0.5),
+    name='objectives.sft',
+    collect=dict(prompt_drop=0.0, condition_drop=0.0, drop_path=0.0, flip=0.1, flip_scales=3),
+    loss=dict(
+      scale_weight_power=0.5, segments=(('text', dict(weight=1.0)), ('image', dict(weight=3.0)))
+    ),
   )
   r.data = dict(rows, sources=dict(sources))
   r.optim.update(peak=2e-3, warmup=100, schedule='cosine', end=0.05)
@@ -173,7 +169,11 @@ def get_config(arg=''):
     r = c[name]
     r.steps, r.save_every, r.show_every = 150, 25, 25
     # Without guidance, as the log-probabilities are: pictures of the very policy that is trained.
-    r.policy, r.tokenizer, r.rollout = dict(policy), dict(tokenizer), dict(rollout, guidance=1.0)
+    r.policy, r.tokenizer, r.rollout = (
+      dict(policy),
+      dict(tokenizer),
+      dict(rollout, image=dict(rollout['image'], guidance=1.0)),
+    )
     r.reference, r.init = True, dict(policy='draw', tokenizer='tokenizer')
     r.objective = dict(name=dict(dpo='objectives.dpo_groups', grpo='objectives.grpo')[name])
     r.objective.collect = dict(
@@ -207,22 +207,31 @@ def get_config(arg=''):
   c.dpo.description = (
     'DPO: of the pictures that the model draws of a layout, the best against the worst.'
   )
-  c.dpo.objective.loss = dict(kind='sigmoid_norm', beta=1.0, smoothing=0.0, alpha=0.5)
+  c.dpo.objective.loss = dict(
+    kind='sigmoid_norm', beta=1.0, smoothing=0.0, scale_weight_power=0.5, segments=(('.*', {}),)
+  )
   c.grpo.description = (
     'GRPO: of the pictures that the model draws of a layout, each against their mean.'
   )
   c.grpo.objective.collect.update(
-    old='trainer', std='group', eps=1e-4, kl_reward=0.0, combine='sum', mask=dict()
+    old_logp='trainer',
+    std='group',
+    eps=1e-4,
+    kl_reward=0.0,
+    reward_mix='sum',
+    resample=0,
+    mask=dict(),
   )
   c.grpo.objective.loss = dict(
     level='token',
     clip=0.2,
     clip_high=0.28,
-    kl=0.01,
+    penalty=0.01,
     estimator='exact',
-    alpha=0.5,
-    first=0,
-    last=len(SCALES) - 1,
+    scale_weight_power=0.5,
+    first_scale=0,
+    last_scale=-1,
+    segments=(('.*', {}),),
   )
 
   if arg in ('smoke', 'smoke-grpo'):

@@ -33,20 +33,17 @@ def get_config(arg=''):
   )
   c.tokenizer = dict(name='tokenizers.bsq', size='d32', scales='0.25M')
   c.rollout = dict(
-    name='rollout.bits',
-    guidance=4.0,
-    temperature=1.0,
-    top_p=0.97,
-    record='cond',
+    plan=('image',),
     weights='gathered',
+    image=dict(kind='bits', guidance=4.0, temperature=1.0, top_p=0.97, logp_of='cond'),
   )
   c.reference = False
   c.init = dict(policy='weights/infinity_2b_reg.pth', tokenizer='weights/infinity_vae_d32reg.pth')
   # flip: the share of bits that the 2B and 8B models were trained with.
   c.objective = dict(
-    name='objectives.sft_bits',
-    collect=dict(prompt_drop=0.1, drop_path=0.1, flip=0.3, flip_scales=13),
-    loss=dict(alpha=0.5),
+    name='objectives.sft',
+    collect=dict(prompt_drop=0.1, condition_drop=0.0, drop_path=0.1, flip=0.3, flip_scales=13),
+    loss=dict(scale_weight_power=0.5, segments=(('.*', {}),)),
   )
   c.minibatches, c.accum, c.epochs = 1, 1, 1
 

@@ -90,18 +90,12 @@ def get_config(arg=''):
       name='tokenizers.bsq', size='d32', scales=SCALES[pixels], dtype='float32'
     )  # a bit is a sign
     r.rollout = dict(
-      name='rollout.interleaved',
-      words=(128, 0),
-      temperature=1.0,
-      top_k=1,
-      top_p=0.0,
-      stop=(151645,),
-      guidance=3.0,
-      bit_temperature=0.5,
-      bit_top_p=0.97,
-      nothing=NOTHING,
-      released=False,
+      plan=('text', 'image'),
       weights='sharded',
+      text=dict(kind='text', max_tokens=128, temperature=1.0, top_k=1, top_p=0.0, stop=(151645,)),
+      image=dict(kind='bits', guidance=3.0, temperature=0.5, top_p=0.97, logp_of='cond'),
+      uncond_prompt=NOTHING,
+      reference_impl=False,
     )
     r.init = dict(
       policy=BEFORE.get(
@@ -152,9 +146,11 @@ def stage(r, name, pixels, shared):
   """Supervised tuning on packed dialogues."""
   peak, r.steps, _, batch, examples_per_row, length, patches, trained = STAGES[name]
   r.objective = dict(
-    name='objectives.sft_unified',
-    collect=dict(condition_drop=0.0, drop_path=0.1, flip=0.3, flip_scales=13),
-    loss=dict(bits=3.0, alpha=0.5),
+    name='objectives.sft',
+    collect=dict(prompt_drop=0.0, condition_drop=0.0, drop_path=0.1, flip=0.3, flip_scales=13),
+    loss=dict(
+      scale_weight_power=0.5, segments=(('text', dict(weight=1.0)), ('image', dict(weight=3.0)))
+    ),
   )
   r.data = dict(
     name='data.dialogue.train',
@@ -181,9 +177,15 @@ def preferences(r, name, shared):
   """DPO on pairs of pictures, against the model that it begins with."""
   r.steps, r.reference = PREFERENCES[name][0], True
   r.objective = dict(
-    name='objectives.dpo_unified',
-    collect=dict(flip=0.3, flip_scales=13, shared=True),
-    loss=dict(kind='sigmoid', beta=0.1, smoothing=0.0, alpha=0.5),
+    name='objectives.dpo',
+    collect=dict(flip=0.3, flip_scales=13, same_flips=True),
+    loss=dict(
+      kind='sigmoid',
+      beta=0.1,
+      smoothing=0.0,
+      scale_weight_power=0.5,
+      segments=(('text', dict(weight=0.0)), ('image', dict(weight=1.0))),
+    ),
   )
   r.data = dict(
     name='data.dialogue.pairs',
@@ -210,7 +212,8 @@ def smoke(r, name):
   )
   r.policy.update(size='smoke', scales='1x1 2x2 4x4', dtype='float32', attention='dense')
   r.tokenizer.update(size='smoke-square', mults=(1, 1, 1, 1), scales='1x1 2x2 4x4', dtype='float32')
-  r.rollout.update(words=(48, 0), stop=(2,), nothing=(1, 154, 10, 2, 10, 1, 62, 10, 6))
+  r.rollout.uncond_prompt = (1, 154, 10, 2, 10, 1, 62, 10, 6)
+  r.rollout.text.update(max_tokens=48, stop=(2,))
   r.init = dict(policy=BEFORE[name]) if name in BEFORE else {}
   r.data.update(
     size=(32, 32),

@@ -1,10 +1,10 @@
 r"""Plain GRPO, PANW and VMR (https://arxiv.org/abs/2601.02256) on digits: what each is worth here.
 
-The quickstart's GRPO run, four times. What differs is `alpha`, the weight of tokens by scale, 0 or
-0.7, and the objective, GRPO or VMR, whose prefix is the scales 1 and 2 (5 of 30 tokens). They start
-from the quickstart's pretrained policy, with its tokenizer and its classifier as the reward, and
-the judge of the quickstart, which never was a reward, looks at each before and after. All pairs,
-over three seeds:
+The quickstart's GRPO run, four times. What differs is `scale_weight_power`, the weight of tokens by
+scale, 0 or 0.7, and the objective, GRPO or VMR, whose prefix is the scales 1 and 2 (5 of 30
+tokens). They start from the quickstart's pretrained policy, with its tokenizer and its classifier
+as the reward, and the judge of the quickstart, which never was a reward, looks at each before and
+after. All pairs, over three seeds:
 
   python -m vargrl.main train --config experiments/quickstart.py --workdir runs/quickstart
   for seed in 0 1 2; do for variant in plain panw vmr vmr_panw; do
@@ -59,20 +59,31 @@ def get_config(arg=''):
   c.tokenizer = dict(name='tokenizers.vq', size='digits')
   c.classifier = dict(name='models.judges.classifier', size='digits')
   c.rollout = dict(
-    name='rollout.next_scale',
-    guidance=0.0,
-    temperature=1.0,
-    top_k=0,
-    top_p=0.0,
-    record='cond',
+    plan=('image',),
     weights='gathered',
+    image=dict(
+      kind='scales',
+      guidance=1.0,
+      guidance_ramp=True,
+      temperature=1.0,
+      top_k=0,
+      top_p=0.0,
+      logp_of='cond',
+    ),
   )
   c.reference = True
   c.init = dict(policy='', tokenizer='', classifier='')
 
   c.objective = dict(name='objectives.grpo')
   c.objective.collect = dict(
-    rollouts=16, old='trainer', std='none', eps=1e-4, kl_reward=0.0, combine='sum', mask={}
+    rollouts=16,
+    old_logp='trainer',
+    std='none',
+    eps=1e-4,
+    kl_reward=0.0,
+    reward_mix='sum',
+    resample=0,
+    mask={},
   )
   if arg not in ('plain', 'panw'):
     c.objective.name = 'objectives.vmr'
@@ -87,11 +98,12 @@ def get_config(arg=''):
     level='token',
     clip=0.2,
     clip_high=0.28,
-    kl=0.2,
+    penalty=0.2,
     estimator='exact',
-    alpha=ALPHA[arg],
-    first=0,
-    last=3,
+    scale_weight_power=ALPHA[arg],
+    first_scale=0,
+    last_scale=-1,
+    segments=(('.*', {}),),
   )
   c.minibatches, c.accum, c.epochs = 1, 1, 1
 
@@ -119,6 +131,6 @@ def get_config(arg=''):
     c.steps, c.save_every = 2, 1
     c.policy.size = c.tokenizer.size = c.classifier.size = 'smoke'
     c.objective.collect.prefix_steps = 1
-    c.objective.loss.last, c.optim.warmup, c.evals.judge.per_class = 2, 1, 4
+    c.optim.warmup, c.evals.judge.per_class = 1, 4
     c.data.prompts, c.objective.collect.rollouts = 8, 4
   return c

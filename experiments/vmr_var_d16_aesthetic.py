@@ -38,13 +38,17 @@ def get_config(arg=''):
   # Guided, nearly greedy rollouts and log-probabilities of the conditional branch alone: no
   # guidance in training. Guidance 4 at the last scale is its cfg 5: (1 + 4) cond - 4 uncond.
   c.rollout = dict(
-    name='rollout.next_scale',
-    guidance=4.0,
-    temperature=1.0,
-    top_k=2,
-    top_p=0.9,
-    record='cond',
+    plan=('image',),
     weights='gathered',
+    image=dict(
+      kind='scales',
+      guidance=5.0,
+      guidance_ramp=True,
+      temperature=1.0,
+      top_k=2,
+      top_p=0.9,
+      logp_of='cond',
+    ),
   )
   c.reference = True
   c.init = dict(policy='weights/var_d16.pth', tokenizer='weights/vae_ch160v4096z32.pth')
@@ -56,11 +60,12 @@ def get_config(arg=''):
   c.objective.collect = collect = ConfigDict(
     dict(
       rollouts=16,
-      old='trainer',
+      old_logp='trainer',
       std='group',
       eps=1e-4,
       kl_reward=0.0,
-      combine='sum',
+      reward_mix='sum',
+      resample=0,
       mask=dict(),
       rewards=dict(),
       split=6,
@@ -79,9 +84,18 @@ def get_config(arg=''):
     head='weights/sac+logos+ava1-l14-linearMSE.pth',
   )
   collect.pool = dict(max_failed=0.1, workers=1, timeout=60.0, retries=1, chunk=16)
-  # alpha: 0.6 to 0.8 did best there. Clip and KL coefficient are not told and are ours.
+  # scale_weight_power: 0.6 to 0.8 did best there. Clip and KL coefficient are not told and are
+  # ours.
   c.objective.loss = dict(
-    level='token', clip=0.2, clip_high=0.28, kl=0.02, estimator='exact', alpha=0.7, first=0, last=9
+    level='token',
+    clip=0.2,
+    clip_high=0.28,
+    penalty=0.02,
+    estimator='exact',
+    scale_weight_power=0.7,
+    first_scale=0,
+    last_scale=-1,
+    segments=(('.*', {}),),
   )
   c.minibatches, c.accum, c.epochs = 1, 4, 1
 
@@ -103,7 +117,9 @@ def get_config(arg=''):
     (('/(b|temperature|start|positions|levels)$', 0.0), ('.*', 0.05)),
   )
 
-  c.evals = dict(samples=dict(name='eval.samples', every_steps=50, classes=8, per_class=8, seed=0, preset=''))
+  c.evals = dict(
+    samples=dict(name='eval.samples', every_steps=50, classes=8, per_class=8, seed=0, preset='')
+  )
   # With the published sampler, and by a reward that is not trained on: what is gained must not be
   # lost there.
   c.evals.fid = dict(
@@ -151,7 +167,7 @@ def get_config(arg=''):
     c.policy.size = c.tokenizer.size = 'smoke'
     c.init, c.accum = dict(policy='', tokenizer=''), 1
     c.data.classes, c.data.prompts, collect.rollouts = 10, 8, 4
-    c.objective.loss.last, c.optim.warmup = 2, 1
+    c.optim.warmup = 1
     collect.split = 1
     tiny = dict(size='smoke', file='', head='', names='digits')
     for reward in (*collect.rewards.values(), *c.evals.monitor.rewards.values()):

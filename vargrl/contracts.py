@@ -1,6 +1,111 @@
-"""What a name in a config must name: the contract of each kind of module, written down once."""
+"""What a name in a config must name: the contract of each kind of module, written down once; and
+config keys of earlier versions.
 
+A name in a config is a path: 'objectives.grpo' is vargrl/objectives/grpo.py.
+"""
+
+import difflib
 import fnmatch
+import importlib
+import pathlib
+
+# {kind of module: {name that it must have: what that is}}. What a module may have besides is said in
+# the text behind it.
+CONTRACTS = {
+  # May have: torch_layouts(c) and HUB, to read and write published checkpoints; flops; parts(c), of
+  # models whose parts have checkpoints of their own; bundled.
+  'model': {
+    'SIZES': '{name: Config}, numbers alone',
+    'Config': 'a frozen dataclass',
+    'Model': 'a linen module with a field c: Config',
+    'init': '(model, key) -> boxed parameters',
+  },
+  # A model with a rollout. May have prompt_features(c) -> {feature of a batch: (shape, dtype)}, else
+  # its net's PROMPT is the prompt, or else the label.
+  'policy': {
+    'NET': 'name of the module of its net',
+    'flops': '(c, types.RowShape) -> {part: FLOPs of a forward pass over one row}',
+  },
+  # May have Settings, a dataclass of keys of the rollout section; PROMPT; PACKED_KINDS.
+  'net': {'Net': '(model, tokenizer, params, vq_params, settings), see models/nets/block.py'},
+  # A segment of a row; written for one row of one prompt. May have soft(c, outputs, data),
+  # straight-through codes; commit(net, c, context, data), for segments that are given; branches, to
+  # continue a part of it several times; PRESETS {name: Config}; NEUTRAL and PACKED_SIZE, for packed
+  # rows.
+  'kind': {
+    'Config': 'a frozen dataclass: settings, no hidden default',
+    'TEXT': 'whether it is text; else a picture',
+    'ENDS': 'whether rows may end within it',
+    'CHUNK': 'times vmaps.CHUNK actions whose outputs exist at once',
+    'FROM_MODEL': "fields of Config that the policy's config says",
+    'SHARED': 'what policy and tokenizer must have alike',
+    'PACKED_ONLY': 'fields of Config that no config file has',
+    'length': '(c) -> how many actions, static',
+    'parts': '(c) -> (names of its parts, the part of each action)',
+    'choices': '(c) -> how many draws an action is made of',
+    'mask': '(c, data) -> (mask_A, whether the row goes on), from the data alone',
+    'sample': '(net, c, context, key, alive, followed) -> (data, logp_A, sampler_logp_A, context)',
+    'inputs': '(net, c, data, position, followed) -> ([Block, ..], position after)',
+    'features': '(c, hidden of the first block, data) -> what the head reads, leading with A',
+    'outputs': '(net, c, features) -> logits and the like, leading with A',
+    'score': '(c, outputs, actions, reference outputs or nothing) -> types.Scores',
+    'actions': '(c, data) -> what of the data leads with A',
+    'latents': '(c, data) -> what the tokenizer decodes, leading with pictures; None of a text',
+  },
+  # Model has: encode, decode, embed, zeros and step of pictures by scales; reconstruct. May have
+  # encode_with_flips; the module sample_scale_dropout(c, rng, batch).
+  'tokenizer': {'CONDITIONAL': 'whether decode(tokens, prompts, keys_B) needs prompt and noise'},
+  # Named by what it needs of a run: policy, tokenizer, scorer, judges (records of types.py). May have
+  # check and check_loss, ValueError for settings that cannot work; ROWS, rows of a prompt that stay
+  # together.
+  'objective': {
+    'collect': '(records, **objective.collect) -> types.Collect',
+    'loss': '(records, params, frozen, batch, **objective.loss) -> (Average, {name: Average})',
+    'features': '(policy) -> what a batch of data must have, besides its prompts',
+    'passes': '(policy, objective.collect) -> {kind of step: {program: [types.Pass]}}, {} if uncounted',
+  },
+  'evaluator': {'make': '(records, **section) -> evaluate(params, frozen, poll)'},
+  # May have image_token_ids(section), of dialogues.
+  'data': {
+    'make': '(seed, rows, **section) -> a stream of batches',
+    'PACKED': 'whether its rows hold several dialogues',
+  },
+}
+
+
+def names():
+  """All modules of vargrl that a config may name, dotted, without 'vargrl.'."""
+  root = pathlib.Path(__file__).parent
+  found = ['.'.join(p.relative_to(root).with_suffix('').parts) for p in sorted(root.rglob('*.py'))]
+  return [name for name in found if '.' in name and not name.endswith('__init__')]
+
+
+def module(name: str, *contracts: str):
+  """'objectives.grpo' -> the module vargrl/objectives/grpo.py. Raises ValueError, which says what is
+  missing or what was meant, unless it is there and offers what the contracts, keys of CONTRACTS, say.
+  """
+  known = names()
+  if name not in known:
+    near = [k for k in known if k.split('.')[0] == name.split('.')[0]] or known
+    close = difflib.get_close_matches(name, known, 1, 0.4) or near[:1]
+    raise ValueError(
+      f'name: there is no {name!r} (vargrl/{name.replace(".", "/")}.py); did you mean {close[0]!r}?'
+    )
+  found = importlib.import_module(f'vargrl.{name}')
+  for contract in contracts:
+    for need, what in CONTRACTS[contract].items():
+      if not hasattr(found, need):
+        raise ValueError(
+          f'name: {name!r} found, which has no {need} ({what}), as expected of a module of the kind '
+          f'{contract!r}'
+        )
+  return found
+
+
+def offers(thing, name: str):
+  """What a module or model offers beyond its contract, None if it does not."""
+  return getattr(thing, name, None)
+
 
 # Config keys of earlier versions: the pattern of their path (a part `*` is any name) and what they
 # are called now. Of several new names, the one that the section expects.

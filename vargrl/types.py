@@ -13,10 +13,7 @@ sharing one prompt: supervised data has R = 1, a preference pair R = 2 (chosen, 
 group R = its size."""
 
 import dataclasses
-import difflib
-import importlib
 import itertools
-import pathlib
 from typing import Any, Callable, NamedTuple
 
 import flax
@@ -38,16 +35,16 @@ class State:
 
 @flax.struct.dataclass
 class Rollout:
-  """Sampled tokens; [L] inside the rollout, [P, R, L] outside.
+  """Sampled rows; [A] within one row, [P, R, A] outside, A the actions of all segments in order.
 
-  tokens: int32, bits have one axis more; a dictionary of both where words and pictures take turns.
-  logp: log-probability of each token under the policy of record at the sampling temperature, before
-  truncation. sampler: under the distribution it was drawn from. float32, nats. mask: float32, 0
-  after the end of a row, where all else is 0 too; None where rows have no end of their own."""
+  data: {segment: what its kind says of it}, such as {'image': {'tokens': int32 [P, R, L]}}. logp:
+  log-probability of each action under the policy of record at the sampling temperature, before
+  truncation. sampler_logp: under the distribution it was drawn from. float32, nats. mask: float32,
+  0 after the end of a row, where logp is 0 too; None where rows have no end of their own."""
 
-  tokens: jax.Array
+  data: Any
   logp: jax.Array
-  sampler: jax.Array
+  sampler_logp: jax.Array
   mask: Any = None
 
 
@@ -56,8 +53,8 @@ class Samples:
   """What a reward sees of B sampled rows: their pictures, what they said, and their prompts.
 
   image_Byxc: float32 in [-1, 1], or None where rows are text alone. texts: {name of a segment, such
-  as 'text' or 'text_1': what each row said in it}, as B strings, which reach host rewards alone, or
-  as token ids int32 t_BL, which reach device rewards alone. record: the record of each row's
+  as 'text' or 'text_1': what each row said in it}, as token ids int32 t_BL, -1 after the end, which
+  host rewards see as strings, or as B strings, which device rewards do not see. record: the record of each row's
   prompt, as {'label': int32 label_B}, or as B dicts {'prompt': str, 'label': int, ...} with all
   its metadata. Device rewards get the labels alone; host rewards get the dicts, in a
   rewards.host_samples.HostSamples, where the pictures are uint8."""
@@ -68,35 +65,36 @@ class Samples:
 
 
 @flax.struct.dataclass
-class Prompt:
-  """What rows of text begin with; [...] of one prompt, [P, ...] outside.
-
-  tokens: int32 [S], padded at the end to a length that all prompts have. length: of them are true,
-  int32, at least 1. position: int32 [3, S] by time, row and column; None: 0, 1, 2 .... place: int32
-  [S], the row of `image` [T, D] that stands for a token, -1 where it is the token itself; both None
-  if there are no images."""
-
-  tokens: jax.Array
-  length: jax.Array
-  position: Any = None
-  place: Any = None
-  image: Any = None
-
-
-@flax.struct.dataclass
 class Scores:
-  """What a teacher-forced pass says of given tokens; each [P, R, L], float32, nats.
+  """What a teacher-forced pass says of actions; each [P, R, A], float32, nats.
 
-  logp: of the token. entropy: of the distribution. kl: KL(policy || reference), exact over the
-  vocabulary. reference: the reference's log-probability of the token. Both None without a
-  reference. hit: 1 where the token is the most likely one; of bits, the share that is. What is said
-  of a token of bits is summed over them, but for `hit`."""
+  logp: of the action. entropy: of its distribution. accuracy: 1 where it is the most likely one;
+  of bits, the share that is. penalty: what takes the place of an exact KL(policy || reference),
+  over the whole distribution. ref_logp: the reference's logp. Both None without a reference. Of a
+  token of bits, all but accuracy is summed over the bits."""
 
   logp: jax.Array
   entropy: jax.Array
-  hit: jax.Array
-  kl: Any = None
-  reference: Any = None
+  accuracy: jax.Array
+  penalty: Any = None
+  ref_logp: Any = None
+
+
+class Span(NamedTuple):
+  """Where the actions of a segment lie among the A actions of a row.
+
+  start, stop: Python ints. parts: names of what metrics and weights tell apart within it, such as
+  its scales; () for one part. part_A: numpy int32, the part of each of its actions. choices: how
+  many draws an action is made of: the bits of a token, else 1. given: nothing of it is sampled.
+  """
+
+  name: str
+  start: int
+  stop: int
+  parts: tuple
+  part_A: Any
+  choices: int = 1
+  given: bool = False
 
 
 @flax.struct.dataclass
@@ -104,117 +102,151 @@ class Experience:
   """What an update learns from; every array leads with P, R or both, so that it can be cut in
   parts.
 
-  label [P] int32, or whatever else a prompt is, a pytree that leads with P. tokens [P, R, L], of
-  bits [P, R, L, e], or a dictionary of both; shown: what the model is shown in the place of these,
-  or of the bits, None: the tokens themselves. old: log-probabilities [P, R, L] of the policy that
-  sampled; None means "the present one". reference: those of the reference. advantage, weight [P,
-  R]: a row without a verdict has weight 0. mask [P, R, L]: 1 for the tokens that the advantage is
-  given to, 0 for the others; held [P, R, L]: the same of the KL; None means all. keep: drop-path
-  factors [P, R, X, 2], or those of a tokenizer's scales [P, scales]. image [P, y, x, c].
+  prompt: a pytree that leads with P: class labels int32 [P], or a dictionary. data: {segment: pytree
+  [P, R, ..]}, as in Rollout; of pictures also 'input_tokens', what the model is shown in their
+  place, and 'drop_path' factors [P, R, X, 2]. old_logp [P, R, A]: log-probabilities of the policy
+  that sampled; None means "the present one". ref_logp: those of the reference. advantage, row_mask
+  [P, R]: a row without a verdict has mask 0. loss_mask [P, R, A]: 1 for the actions that the
+  advantage is given to, else 0, or weights of supervised ones; kl_mask: the same of the KL; None
+  means all. image [P, y, x, c] and scale_dropout [P, scales]: of tokenizers and classifiers.
 
-  tokens may be those of the first few scales alone; L of all fields is then their number.
+  Data may be of the first few scales alone; A of all fields is then their number.
   """
 
-  label: Any = None
-  tokens: Any = None
-  old: Any = None
-  reference: Any = None
+  prompt: Any = None
+  data: Any = None
+  old_logp: Any = None
+  ref_logp: Any = None
   advantage: Any = None
-  weight: Any = None
-  mask: Any = None
-  keep: Any = None
+  row_mask: Any = None
+  loss_mask: Any = None
+  kl_mask: Any = None
   image: Any = None
-  held: Any = None
-  shown: Any = None
+  scale_dropout: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Models:
-  """The functions of a run, pure in their weights; an objective uses what it needs. See build.py.
+class Policy:
+  """The functions of what is trained, pure in their weights; built in training/assemble.py.
 
-  `params` is {'policy': weights, 'critic': weights if any}; `frozen` {name: weights}.
+  `params` is {'policy': weights, 'critic': weights if any}; `frozen` {name: weights}. A policy
+  without a rollout section (a tokenizer or classifier under training) has spans () and None for
+  prompt to images.
   """
 
+  config: Any  # of the model
   init: Callable  # key -> boxed params
-  config: Any  # the policy's
-  scales: tuple = ()
-  classes: int = 0
-  # A prompt is made of these features of a batch, {name: (shape of a row, dtype)}; of its label
-  # where there are none.
-  given: dict = dataclasses.field(default_factory=dict)
-  asks: tuple = ()  # the same where only the data knows their shapes
-  texts: Callable = (
-    None  # labels of a batch -> what its prompts say, for rewards and captions; None: classes
-  )
-  prompt: Callable = lambda batch: batch['label']  # a batch's prompts, a pytree that leads with P
-  unconditional: Callable = None  # prompts -> those of the unconditional policy
-  generate: Callable = None  # (policy, frozen, prompt_P, keys_PR) -> Rollout
-  otherwise: Callable = None  # (**other settings of the sampler) -> a `generate`
-  branch: Callable = None  # (policy, frozen, prompt_P, keys_PG, split, K) -> Rollout [P, G, K, L]
-  logprobs: Callable = None  # (policy, frozen, Experience, reference=None) -> Scores
-  packed: Callable = (
-    None  # the same of packed rows, see rollout/packed.py: (Scores of words, of bits)
-  )
-  plan: tuple = ()  # [('words' or 'bits', how many)] that a row's L are made of; (): one picture
-  # (tokens of rows, by how many axes they lead) -> t_BL of their pictures, one after the other
-  drawn: Callable = lambda tokens, lead: tokens.reshape(-1, *tokens.shape[lead:])
-  # (params, frozen) -> the weights that the KL is against, or None
-  reference: Callable = lambda params, frozen: frozen.get('reference')
-  presets: dict = dataclasses.field(
-    default_factory=dict
-  )  # {name: a `generate` of published settings}
-  bind: dict = dataclasses.field(
-    default_factory=dict
-  )  # {parameter of a reward: the function it gets}
-  encode: Callable = None  # (frozen, image_Byxc) -> t_BL
-  correct: Callable = (
-    None  # (frozen, image_Byxc, flips_BLe) -> (t_BLe, what to show in their place)
-  )
-  decode: Callable = None  # (frozen, t_BL) -> image_Byxc
-  keys: Callable = None  # (rng, P, R) -> keys_PR
-  score: Callable = None  # (frozen, image_Byxc, label_B) -> (r_B with nan, {name: r_B}, counts)
-  # the rewards of `score` on the device, jitted: (frozen, image_Byxc, label_B) -> {name: r_B}
-  judge: Callable = None
-  mask: Callable = (
-    None  # (image_Byxc, label_B) -> mask_Byx bool: the pixels that the reward is about
-  )
-  reward_weights: Callable = (
-    None  # mesh -> frozen['rewards'], which `judge` needs; None if it does not
-  )
-  reconstruct: Callable = None  # (tokenizer, image_Byxc, keep) -> (image_Byxc, loss_B, t_BL)
-  kept: Callable = lambda rng, batch: (
-    None
-  )  # the `keep` of a tokenizer that leaves out scales while it is trained
-  classify: Callable = None  # (classifier, image_Byxc) -> logits_BV
-  critic: Callable = None  # (critic, image_Byxc) -> logits, higher is more real
-  perceptual: Callable = None  # (frozen, image_Byxc, image_Byxc) -> distance_B
-  close: Callable = lambda: None
+  spans: tuple  # of Span: what a row's A actions are
+  mask: Callable | None  # data_PR -> float32 mask_PRA of the actions that rows took, None: all
+  features: dict  # of a batch, that prompts are made of: {name: (shape of a row, dtype) or None}
+  prompt: Callable | None  # batch -> prompts, a pytree that leads with P
+  unconditional: Callable | None  # prompts -> those of the unconditional policy
+  keys: Callable | None  # (rng, P, R) -> (key_P of groups, keys_PR)
+  generate: Callable | None  # (policy, frozen, prompt_P, key_P, keys_PR) -> Rollout
+  branch: Callable | None  # (policy, frozen, prompt_P, keys_PG, split, copies) -> Rollout [P, G, K]
+  with_plan: Callable | None  # (names, **{segment: {setting: value}}) -> another Policy
+  check_prompt: (
+    Callable | None
+  )  # (tokens of a prompt) -> ValueError where they leave too little room
+  presets: dict  # {name: a generate of published settings}
+  score: Callable | None  # (policy, frozen, prompt_P, data_PR, reference=None) -> Scores
+  images: (
+    Callable | None
+  )  # (data, n leading axes) -> tokens of all pictures, on one axis B; or None
+  texts: tuple  # names of the segments that are text
+  reference: Callable  # (params, frozen) -> the weights that the KL is against, or None
 
 
-class Collected(NamedTuple):
-  """What `collect` gives the loop. pictures: None, or a call -> {name: (images [n, y, x, 3],
-  captions)}.
-  """
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """The functions of an image tokenizer; None for what it does not have.
 
-  batch: Experience
+  decode takes what a decoder may need besides tokens: `prompts`, a pytree that leads with B, and
+  `keys_B` for its noise."""
+
+  encode: Callable | None  # (frozen, image_Byxc) -> t_BL
+  encode_with_flips: Callable | None  # (frozen, image_Byxc, flips_BLe) -> (t_BLe, what is shown)
+  decode: Callable | None  # (frozen, t_BL, prompts, keys_B) -> image_Byxc in [-1, 1]
+  reconstruct: Callable | None  # (tokenizer, image_Byxc, scale_dropout) -> (image, loss_B, t_BL)
+  scale_dropout: Callable | None  # (rng, B) -> scale_dropout of a batch, or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+  """The rewards of a run, see vargrl/rewards/mix.py.
+
+  score: (frozen, Samples, group_size) -> (r_B with NaN, {name: r_B}, counts). device: those on the
+  device, jitted: (frozen, Samples) -> {name: r_B}, or None. weights: mesh -> frozen['rewards'], or
+  None if no reward has any. mask: (image_Byxc, label_B) -> mask_Byx bool, the pixels that the reward
+  is about, or None. captions: labels of rows -> what their prompts say. close: ends worker
+  processes."""
+
+  score: Callable
+  device: Callable | None
+  weights: Callable | None
+  mask: Callable | None
+  captions: Callable
+  close: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+  """Networks that look at images; None for those that the config does not have."""
+
+  classify: Callable | None  # (classifier, image_Byxc) -> logits_BV
+  critic: Callable | None  # (critic, image_Byxc) -> logits, higher is more real
+  perceptual: Callable | None  # (frozen, image_Byxc, image_Byxc) -> distance_B
+
+
+class RowShape(NamedTuple):
+  """What a forward pass over one row computes, for FLOPs. length: places of a language model's
+  sequence that are no shared prompt, pictures' included. text: tokens that it predicts. pictures:
+  that are drawn, picture_tokens each of which the first `skip` are known. context: tokens before a
+  picture that its decoder attends to. patches: of pictures that are read."""
+
+  length: int
+  text: int
+  pictures: int
+  picture_tokens: int
+  skip: int
+  context: int
+  patches: int
+
+
+class Pass(NamedTuple):
+  """A forward pass of a program. weights: 'policy' or 'reference'. rows: per prompt. actions: the
+  first so many of a row, None: all. skip: so many of these were computed before. sampled: what is
+  drawn (of a guidance pair, both). learned: with its backward pass."""
+
+  weights: str
+  rows: int
+  actions: int | None = None
+  skip: int = 0
+  sampled: bool = False
+  learned: bool = False
+
+
+class Collection(NamedTuple):
+  """What a step has collected. images: None, or a call -> {name: (images [n, y, x, 3], captions)}."""
+
+  experience: Experience
   metrics: dict
-  pictures: Callable | None = None
+  images: Callable | None = None
 
 
 class Collect(NamedTuple):
-  """An objective's half of a step: `run`, and by which compiled programs it does it.
+  """An objective's half of a step: run(stage, params, frozen, batch, rng) -> Collection.
 
-  programs: (call, params, frozen, batch, rng) -> [(name, Experience that an update takes)]. Each
-  program goes through call(name, jitted function, *args), which gives its result, arrays or what is
-  known of them; call.rows( shape, dtype) stands for what comes from the host. Programs of no name
-  cost nothing worth telling. phase(name, x) says that a part of the step is over when x is there:
-  it is timed, and what ends a run early is heard then."""
+  It does its work through `stage` (training/stage.py), which really runs it, or, without any device,
+  lowers each program: stage.number is the step; stage.call(name, jitted, *args) gives the jitted
+  function's result, arrays or what is known of them; stage.host(function, *like) gives what the
+  host computes, or the abstract `like`; stage.phase(name, x) blocks on x, records the phase's time,
+  and checks for preemption. variants: {name: a step number of that kind} and kind, step number -> name,
+  for objectives whose steps differ."""
 
-  run: Callable  # (params, frozen, batch, rng, step, phase) -> Collected
-  programs: Callable
-
-  def __call__(self, params, frozen, batch, rng, step, phase=lambda name, x=None: None):
-    return self.run(params, frozen, batch, rng, step, phase)
+  run: Callable
+  variants: dict
+  kind: Callable = lambda step: ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,22 +308,3 @@ def leading(scales, length):
       f'tokens: {length} of the scales {tuple(scales)} found, whole scales expected: one of {ends}'
     )
   return tuple(scales[: ends.index(length) + 1])
-
-
-def lookup(name, *needs):
-  """'objectives.grpo' -> the module vargrl/objectives/grpo.py; a name in a config is a path. needs:
-  what must be in it."""
-  root = pathlib.Path(__file__).parent
-  known = ['.'.join(p.relative_to(root).with_suffix('').parts) for p in sorted(root.rglob('*.py'))]
-  known = [k for k in known if '.' in k and not k.endswith('__init__')]
-  if name not in known:
-    folder = [k for k in known if k.split('.')[0] == name.split('.')[0]] or known
-    near = difflib.get_close_matches(name, known, 1, 0.4) or folder[:1]
-    raise ValueError(
-      f'name: there is no {name!r} (vargrl/{name.replace(".", "/")}.py); did you mean {near[0]!r}?'
-    )
-  module = importlib.import_module(f'vargrl.{name}')
-  for need in needs:
-    if not hasattr(module, need):
-      raise ValueError(f'name: {name!r} found, which has no {need!r}')
-  return module

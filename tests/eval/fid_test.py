@@ -14,7 +14,7 @@ from vargrl.eval import fid, inception, reference, samples
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import rows
 
-EACH, WIDTH = 6, inception.width('smoke')
+EACH, WIDTH = 6, inception.feature_width('smoke')
 
 
 def make(models=striped.MODELS, **changes):
@@ -73,7 +73,7 @@ def test_equal_images_are_at_distance_0_others_are_not_and_a_mesh_changes_nothin
 def test_moments_alone_give_the_same_fid_and_no_precision(real, tmp_path):
   load, features = inception.network(weights='', size='smoke')
   images = np.load(real)['arr_0']
-  pool, _ = inception.stacked(features, load(), [(images, np.ones(len(images), bool))])
+  pool, _ = inception.compute_features(features, load(), [(images, np.ones(len(images), bool))])
   np.savez(tmp_path / 'moments.npz', mu=pool.mean(0), sigma=np.cov(pool, rowvar=False))
   found = dict(make(npz=str(tmp_path / 'moments.npz'))({'policy': {}}, {}))
   assert list(found) == ['fid', 'inception_score', 'images'] and found['fid'] < 1e-4

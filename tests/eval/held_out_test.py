@@ -152,13 +152,13 @@ def test_calls_are_of_one_length_and_count_every_row_once(n):
 def test_rows_that_do_not_count_are_in_no_number():
   counts = np.array([True, False, True, False])
   t_BL = jnp.array([[0, 2], [5, 1], [2, 2], [7, 7]])
-  np.testing.assert_array_equal(np.flatnonzero(held_out.used(t_BL, counts, 8)), [0, 2])
+  np.testing.assert_array_equal(np.flatnonzero(held_out.used_codes(t_BL, counts, 8)), [0, 2])
   x_BL = jnp.array([[1.0, 3], [np.nan, 9], [5, 7], [np.inf, 0]])
-  assert held_out.merged([held_out.by_row(x_BL, counts)]) == 4
+  assert held_out.merge([held_out.mean_by_row(x_BL, counts)]) == 4
 
 
 def test_usage_is_the_union_of_the_calls_and_averages_weigh_by_count():
   mine, other = np.array([True, False, False, False]), np.array([True, True, False, False])
-  assert held_out.merged([mine, other, mine]) == 1 / 2
+  assert held_out.merge([mine, other, mine]) == 1 / 2
   x, counts = np.array([1.0, 2, 3, 40]), np.array([True, True, True, False])
-  assert held_out.merged([held_out.by_row(x, counts), held_out.by_row(x[3:], counts[:1])]) == 46 / 4
+  assert held_out.merge([held_out.mean_by_row(x, counts), held_out.mean_by_row(x[3:], counts[:1])]) == 46 / 4

@@ -71,10 +71,10 @@ def test_logits_of_a_scale_have_zero_gradient_of_later_scales_and_some_of_all_ot
   def gradients(x_BLC):
     _, pull = jax.vjp(lambda x: bits.model.apply({'params': bits.params}, prompt_B, x), x_BLC)
     w = jax.random.normal(jax.random.key(1), full.shape)
-    level_L = masks.level(bits.c.scales)
+    level_L = masks.scale_index(bits.c.scales)
     return [pull(w * (level_L == i)[None, :, None, None])[0] for i in range(3)]
 
-  level_L = masks.level(bits.c.scales)[1:]
+  level_L = masks.scale_index(bits.c.scales)[1:]
   for i, g_BLC in enumerate(gradients(x_BLC)):
     size_BL = abs(g_BLC).max(-1)
     assert (size_BL[:, level_L > i] == 0).all() and (size_BL[:, level_L <= i] > 1e-6).all()
@@ -141,7 +141,7 @@ def test_a_negative_length_reads_so_many_learned_features(bits, apply, said, ful
 
 
 def test_rows_and_columns_turn_different_halves_of_a_head(bits):
-  angle_LH = infinity.angles(bits.c)
+  angle_LH = infinity.rope_grid_angles(bits.c)
   assert angle_LH.shape == (13, 16)
   places = np.array(
     [[0, 0]]
@@ -157,7 +157,7 @@ def test_rows_and_columns_turn_different_halves_of_a_head(bits):
   pairs = lambda x: (
     np.asarray(x).reshape(13, 8, 2) @ np.array([1, 1j])
   )  # neighbours as complex numbers
-  turned = pairs(infinity.turned(x, angle_LH))
+  turned = pairs(infinity.apply_rope_2d(x, angle_LH))
   np.testing.assert_allclose(turned, pairs(x) * np.exp(1j * angle_LH[:, ::2]), atol=1e-5)
 
 

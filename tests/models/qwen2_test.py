@@ -66,11 +66,11 @@ def test_a_cache_of_any_parts_gives_the_hidden_states_of_teacher_forcing(how):
     out = [out[:, :4]]
     for start, stop in ((4, 5), (5, 6), (6, 9), (9, 10), (10, 11), (11, 12)):
       if how == 'written' and start == 4:
-        cache = caches.room(cache, 20)
+        cache = caches.allocate(cache, 20)
       if how == 'both' and start in (4, 9):
-        cache = caches.room(cache, 5)
+        cache = caches.allocate(cache, 5)
       if how == 'both' and start == 6:
-        cache = caches.fork(cache)
+        cache = caches.freeze(cache)
       x, cache = apply(
         'extend', x_BLD[:, start:stop], POSITION[:, :, start:stop], cache, params=params
       )
@@ -110,7 +110,7 @@ def test_a_token_sees_itself_and_what_is_before_it():
 
 
 def test_a_packed_token_sees_its_own_sequence_alone():
-  mask = masks.Packed(np.tri(6, dtype=bool), jnp.array([[4, 4, 2, 2, 2, 0]])).mask_BLS[0]
+  mask = masks.SegmentMask(np.tri(6, dtype=bool), jnp.array([[4, 4, 2, 2, 2, 0]])).mask_BLS[0]
   assert ['.'.join('x' if seen else ' ' for seen in row) for row in np.asarray(mask)] == [
     'x. . . . . ',
     'x.x. . . . ',
@@ -158,11 +158,11 @@ def test_positions_of_text_are_three_times_the_same_and_only_sections_tell_them_
 def test_images_stand_in_the_place_of_tokens():
   x_BLD, image_BTD = apply('embed', TOKENS), jax.random.normal(jax.random.key(4), (2, 3, C.width))
   place_BL = jnp.full((2, 12), -1).at[0, 2:4].set(jnp.array([2, 0])).at[1, 7].set(1)
-  out = qwen2.with_images(x_BLD, place_BL, image_BTD)
+  out = qwen2.splice_embeddings(x_BLD, place_BL, image_BTD)
   np.testing.assert_array_equal(out[0, 2:4], image_BTD[0, jnp.array([2, 0])])
   np.testing.assert_array_equal(out[1, 7], image_BTD[1, 1])
   np.testing.assert_array_equal(out[place_BL < 0], x_BLD[place_BL < 0])
-  g = jax.grad(lambda image: (qwen2.with_images(x_BLD, place_BL, image) ** 2).sum())(image_BTD)
+  g = jax.grad(lambda image: (qwen2.splice_embeddings(x_BLD, place_BL, image) ** 2).sum())(image_BTD)
   assert (abs(g).max(-1) > 0).tolist() == [[True, False, True], [False, True, False]]
 
 
@@ -184,7 +184,7 @@ def test_adapters_start_as_the_base_and_are_peft_s_by_their_modules(tmp_path):
     jax.jit(lambda key: qwen2.init(qwen2.Model(c), key))(jax.random.key(0))
   )
   base, params = drawn(C), drawn(c)
-  jax.tree.map(np.testing.assert_array_equal, lora.off(params), base)
+  jax.tree.map(np.testing.assert_array_equal, lora.base_params(params), base)
   np.testing.assert_array_equal(logits(params, TOKENS, c=c), logits(base, TOKENS))
   moved = conftest.random_weights(params, 3)
   both = lora.merge(moved, alpha=4.0)
@@ -210,7 +210,7 @@ def test_a_head_gathered_once_is_the_head():
     c = dataclasses.replace(C, tied=tied)
     params = weights(c)
     np.testing.assert_array_equal(
-      logits(qwen2.with_head(c, params), TOKENS, c=c), logits(params, TOKENS, c=c)
+      logits(qwen2.gather_head(c, params), TOKENS, c=c), logits(params, TOKENS, c=c)
     )
 
 
@@ -250,9 +250,9 @@ def test_a_tower_of_another_width_is_refused():
 
 def test_rotating_is_multiplying_by_a_complex_number():
   x = jax.random.normal(jax.random.key(0), (1, 1, 3, 8))
-  position, frequency = np.array([[[0, 1, 30]]]), rope.frequencies(4, 100.0)
+  position, frequency = np.array([[[0, 1, 30]]]), rope.rope_frequencies(4, 100.0)
   np.testing.assert_allclose(frequency, [1, 100**-0.25, 0.1, 100**-0.75], rtol=1e-6)
-  y = rope.rotate(x, rope.rotary(jnp.asarray(position), np.zeros(4, int), frequency))
+  y = rope.apply_rope(x, rope.rope_angles(jnp.asarray(position), np.zeros(4, int), frequency))
   z = np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])
   z *= np.exp(1j * position[0, 0][:, None] * frequency[None])[None, None]
   np.testing.assert_allclose(y, np.concatenate([z.real, z.imag], -1), atol=1e-5)

@@ -82,8 +82,8 @@ def test_a_policy_of_other_scales_has_their_positions(name, size):
   for scales, over in (('0.25M 1.333', (72, 54)), ('0.25M', (64, 64)), ('1x1 2x2 4x4', (4, 4))):
     c = assemble.module(ConfigDict(dict(name=name, size=size, scales=scales)), 'policy')[1].c
     c = getattr(c, 'draw', c)
-    assert c.over == over
-    row_and_column = infinity.angles(c)[-1, [0, c.head_dim // 2]]
+    assert c.rope_grid == over
+    row_and_column = infinity.rope_grid_angles(c)[-1, [0, c.head_dim // 2]]
     np.testing.assert_array_equal(row_and_column, schedules.places(c.scales, over)[-1])
 
 

@@ -48,7 +48,7 @@ def forced():
     call = lambda *args, method: PADDED.apply({'params': params}, *args, method=method)
     h_BSD = call(row, inputs_BLC[:, None], dropped_BI, method='forward')
     x_BLD, head = call(row, h_BSD, dropped_BI, method='decode')
-    logits = infinity.Model(PADDED.c.draw).apply(
+    logits = infinity.Model(PADDED.c.decoder).apply(
       {'params': params['drawer']}, x_BLD, head, method='logits'
     )
     words = qwen2.Model(PADDED.c.lm).apply({'params': params['lm']}, h_BSD, method='logits')

@@ -40,7 +40,7 @@ def test_a_token_sees_its_own_scale_and_all_coarser_ones():
   assert masks.causal_by_scale((1, 2)).tolist() == [[c == '#' for c in row] for row in rows]
   rows = ['#.............', *4 * ['#####.........'], *9 * ['##############']]
   assert masks.causal_by_scale((1, 2, 3)).tolist() == [[c == '#' for c in row] for row in rows]
-  assert masks.level((1, 2, 3)).tolist() == [0, 1, 1, 1, 1] + 9 * [2]
+  assert masks.scale_index((1, 2, 3)).tolist() == [0, 1, 1, 1, 1] + 9 * [2]
 
 
 def logits(m, params=None, label=None, inputs=None, keep=None, **changes):
@@ -55,10 +55,10 @@ def test_logits_of_a_scale_have_zero_gradient_of_later_scales_and_some_of_all_ot
   @jax.jit
   def gradients(x_BLC):
     _, pull = jax.vjp(lambda x: logits(smoke, label=label_B, inputs=x), x_BLC)
-    level_L = masks.level(smoke.c.scales)
+    level_L = masks.scale_index(smoke.c.scales)
     return [pull(w_BLV * (level_L == i)[None, :, None])[0] for i in range(len(smoke.c.scales))]
 
-  level_L = masks.level(smoke.c.scales)[1:]  # of the inputs: token 0 has none but the label
+  level_L = masks.scale_index(smoke.c.scales)[1:]  # of the inputs: token 0 has none but the label
   for i, g_BLC in enumerate(gradients(x_BLC)):
     size_BL = abs(g_BLC).max(-1)
     assert (size_BL[:, level_L > i] == 0).all()

@@ -59,7 +59,7 @@ def checkpoint(tmp_path_factory):
 def expected(checkpoint):
   """(unit embeddings of images(6), cosine(texts)) in float64, straight from the model."""
   folder, c, params = checkpoint
-  unit = towers.unit
+  unit = towers.normalize
 
   @jax.jit
   def run(params, image, ids):
@@ -173,7 +173,7 @@ def test_towers_run_once_however_many_rewards_look_through_them():
 
 def test_large_weights_are_held_in_the_dtype_of_their_products():
   source = towers.source(file='', size='smoke', dtype='bfloat16', download={})
-  held = traverse_util.flatten_dict(towers.abstract(source, alone())['image'], sep='/')
+  held = traverse_util.flatten_dict(towers.abstract_params(source, alone())['image'], sep='/')
   halves = {name for name, x in held.items() if x.dtype == jnp.bfloat16}
   assert halves == {f'blocks/{name}/w' for name in ('q', 'k', 'v', 'o', 'fc1', 'fc2')}
 

@@ -52,11 +52,11 @@ def test_the_score_is_the_networks_and_no_class_is_no_verdict(judged):
   )
 
   # The whole network, its head layer by layer, and more padding.
-  head = jax.device_get(image_reward.weights(None, C, 'head', mesh))
+  head = jax.device_get(image_reward.load_params(None, C, 'head', mesh))
   params = {'image': jax.device_get(seen), 'text': jax.device_get(own['text']), 'head': head}
   at = np.array([0, 1, 2, 5])
   texts = [OPTIONS['template'].replace('{class}', NAMES[k]) for k in label_B[at]]
-  t_BL = np.pad(image_reward.letters(texts, C.vocab), ((0, 0), (0, 4)), constant_values=-1)
+  t_BL = np.pad(image_reward.encode_letters(texts, C.vocab), ((0, 0), (0, 4)), constant_values=-1)
   x_Byxc = preprocess.clip_input(images(8)[at], C.image_size, how='pil')
   raw_B = jax.jit(blip.Model(C).apply)({'params': params}, x_Byxc, t_BL, t_BL >= 0)
   np.testing.assert_allclose(r_B[at], (raw_B - image_reward.MEAN) / image_reward.STD, atol=1e-5)
@@ -75,7 +75,7 @@ def test_shapes_are_those_of_the_weights(judged):
 def test_word_pieces_are_berts(tmp_path):
   words = '[PAD] [UNK] [CLS] [SEP] a photo of great shark ##s cafe'.split()
   (tmp_path / 'vocab.txt').write_text('\n'.join(words))
-  t_VL = image_reward.tokenized(tmp_path, ['A photo of great SHARKS', 'Café!', 'a ' * 60], 96)
+  t_VL = image_reward.encode_texts(tmp_path, ['A photo of great SHARKS', 'Café!', 'a ' * 60], 96)
   assert t_VL.shape == (3, 35)
   assert t_VL[0, :8].tolist() == [2, 4, 5, 6, 7, 8, 9, 3] and (t_VL[0, 8:] == -1).all()
   assert t_VL[1, :4].tolist() == [2, 10, 1, 3]

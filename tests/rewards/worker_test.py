@@ -36,13 +36,13 @@ def judges_return(what, n):
 )
 def test_what_is_not_one_number_for_each_image_is_an_error(what, found):
   with pytest.raises(ValueError, match=f'returned {found}'):
-    worker.verdicts(judges_return(what, 4), 4)
+    worker.as_scores(judges_return(what, 4), 4)
 
 
 def test_booleans_integers_and_object_arrays_are_scores():
-  assert worker.verdicts(judges_return('bool', 3), 3).tolist() == [1, 1, 1]
-  assert worker.verdicts(judges_return('integers', 3), 3).tolist() == [0, 1, 2]
-  np.testing.assert_array_equal(worker.verdicts(judges_return('objects', 3), 3), [np.nan, 1, 2])
+  assert worker.as_scores(judges_return('bool', 3), 3).tolist() == [1, 1, 1]
+  assert worker.as_scores(judges_return('integers', 3), 3).tolist() == [0, 1, 2]
+  np.testing.assert_array_equal(worker.as_scores(judges_return('objects', 3), 3), [np.nan, 1, 2])
 
 
 @pytest.mark.parametrize(

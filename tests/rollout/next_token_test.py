@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_model_on_the_whole_sequence(drawn):
       place_BL = jnp.pad(
         prompt.place[p, None, :n], ((0, 0), (0, c.length)), constant_values=-1
       ).repeat(6, 0)
-      x_BLD = qwen2.with_images(x_BLD, place_BL, prompt.image[p, None].repeat(6, 0))
+      x_BLD = qwen2.splice_embeddings(x_BLD, place_BL, prompt.image[p, None].repeat(6, 0))
       x_BLD = MODEL.apply({'params': params}, x_BLD, position_3L[:, None], method='forward')
       return MODEL.apply({'params': params}, x_BLD[:, n - 1 : -1], method='logits') / c.temperature
 

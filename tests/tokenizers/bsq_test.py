@@ -74,7 +74,7 @@ def test_self_correction_tells_the_bits_before_the_flip_and_shows_those_after(sc
 def test_a_zero_is_the_bit_zero_and_codes_have_length_one(bits):
   t_BLe, _ = bits.vae.apply({'params': {}}, jnp.zeros((1, 4, 2, 4)), method='quantize')
   assert not t_BLe[:, 0].any()
-  code = bits.vae.apply({'params': {}}, jnp.ones((1, 8, 4), jnp.int32), 2, method='contribution')
+  code = bits.vae.apply({'params': {}}, jnp.ones((1, 8, 4), jnp.int32), 2, method='scale_latent')
   np.testing.assert_allclose(code, np.full((1, 4, 2, 4), 0.5))
 
 
@@ -95,13 +95,13 @@ def test_steps_are_what_embed_shows_and_decode_adds(bits, said):
 
 def test_patches_are_pixel_unshuffle():
   x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-  found = bsq.patched(x, 2)
+  found = bsq.to_patches(x, 2)
   assert found.shape == (2, 6, 12)
   for c in range(3):
     for dy in range(2):
       for dx in range(2):
         np.testing.assert_array_equal(found[:, 4, 4 * c + 2 * dy + dx], x[:, 2 + dy, 2 + dx, c])
-  np.testing.assert_array_equal(bsq.unpatched(found, (2, 3), 2), x)
+  np.testing.assert_array_equal(bsq.from_patches(found, (2, 3), 2), x)
   c = dataclasses.replace(bsq.SIZES['smoke'], patch=2)
   t_BLe = jnp.zeros((1, 13, 16), jnp.int32)
   assert (c.bits, c.grid, c.image_size) == (16, (8, 4), (16, 8))
@@ -146,7 +146,7 @@ def test_reconstruction_is_straight_through_and_its_loss_is_the_formula(bits):
 
   def aux(r_BhwC):
     """Of one scale: commitment_B, entropies of places [B], frequency of ones [B, C]."""
-    u = np.asarray(norms.unit(r_BhwC))
+    u = np.asarray(norms.l2_normalize(r_BhwC))
     p = 1 / (1 + np.exp(-400 / np.sqrt(c.channels) * u.astype(np.float64)))
     H = lambda p: -p * np.log(p + 1e-8) - (1 - p) * np.log(1 - p + 1e-8)
     commitment = ((u - np.where(u > 0, 1, -1) / np.sqrt(c.channels)) ** 2).mean((1, 2, 3))
@@ -158,7 +158,7 @@ def test_reconstruction_is_straight_through_and_its_loss_is_the_formula(bits):
     commitment, place, often, H = aux(r)
     expected += (c.commitment * commitment + c.entropy / 100 * (place - H(often.mean(0)).sum())) / 3
     total = total + np.asarray(
-      bits.vae.apply({'params': {}}, t_BLe[:, a:b], i, method='contribution')
+      bits.vae.apply({'params': {}}, t_BLe[:, a:b], i, method='scale_latent')
     )
   np.testing.assert_allclose(loss_B, expected, rtol=1e-4, atol=1e-6)
 
@@ -171,15 +171,15 @@ def test_reconstruction_is_straight_through_and_its_loss_is_the_formula(bits):
 
 
 def test_scale_dropout_keeps_the_last_scale_and_the_asked_share_of_the_others():
-  c = dataclasses.replace(bsq.SIZES['smoke'], drop=0.5)
-  keep_Bs = bsq.kept(c, jax.random.key(0), 2000)
+  c = dataclasses.replace(bsq.SIZES['smoke'], scale_dropout=0.5)
+  keep_Bs = bsq.sample_scale_dropout(c, jax.random.key(0), 2000)
   assert (keep_Bs[:, -1] == 1).all() and set(np.unique(keep_Bs)) == {0.0, 1.0}
   np.testing.assert_allclose(keep_Bs[:, :-1].mean(0), 0.5, atol=0.05)
-  assert bsq.kept(bsq.SIZES['smoke'], jax.random.key(0), 4) is None
+  assert bsq.sample_scale_dropout(bsq.SIZES['smoke'], jax.random.key(0), 4) is None
 
 
 @pytest.mark.parametrize(
-  'change', [dict(width=40), dict(dtype='int8'), dict(drop=1.0), dict(scales='1M 7')]
+  'change', [dict(width=40), dict(dtype='int8'), dict(scale_dropout=1.0), dict(scales='1M 7')]
 )
 def test_a_tokenizer_that_means_nothing_is_refused(change):
   with pytest.raises(ValueError, match=list(change)[0]):

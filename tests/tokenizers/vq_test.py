@@ -81,7 +81,7 @@ def test_quantize_is_residual_quantization_written_out(smoke, encoded):
     s, k = c.scales[i], c.grid // c.scales[i]  # 1, 2 and 4 divide 4: area is the mean of k x k
     small = rest.reshape(2, s, k, s, k, -1).mean((2, 4)).reshape(2, s * s, -1)
     np.testing.assert_array_equal(call(smoke, 'nearest', small), t_BL[:, a:b])
-    rest = rest - np.asarray(call(smoke, 'contribution', t_BL[:, a:b], i))
+    rest = rest - np.asarray(call(smoke, 'scale_latent', t_BL[:, a:b], i))
     np.testing.assert_allclose(steps[i], np.asarray(f) - rest, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_with_a_zero_code_and_plain_phi_the_residual_never_grows(smoke, encoded)
   f, _, _ = encoded
   params = dict(smoke.vq_params)
   params['codebook'] = params['codebook'].at[0].set(0.0)
-  for i in range(smoke.vae.c.phis):
+  for i in range(smoke.vae.c.n_shared_convs):
     params[f'phi_{i}'] = {'w': jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4)), 'b': jnp.zeros(4)}
   _, steps = call(smoke, 'quantize', f, params=params)
   rest = [np.square(f - z).sum((1, 2, 3)) for z in steps]
@@ -125,13 +125,15 @@ def test_with_a_zero_code_and_plain_phi_the_residual_never_grows(smoke, encoded)
 
 def test_tokens_of_a_latent_on_the_last_scale_alone_are_found_again(small):
   """One scale, phi the identity: encoding what tokens build gives these tokens, a fixed point."""
-  c = vq.Config(vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(4,), spread=1.0)
+  c = vq.Config(
+    vocab=32, channels=4, width=32, mults=(1, 1), blocks=1, scales=(4,), codebook_std=1.0
+  )
   m = small(var.Config(1, 32, 2, scales=(4,), vocab=32, channels=4, classes=2), c)
   params = m.vq_params | {
     'phi_0': {'w': jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4)), 'b': jnp.zeros(4)}
   }
   t_BL = jax.random.randint(jax.random.key(0), (3, 16), 0, 32)
-  z = call(m, 'contribution', t_BL, 0, params=params)
+  z = call(m, 'scale_latent', t_BL, 0, params=params)
   again, steps = call(m, 'quantize', z, params=params)
   np.testing.assert_array_equal(again, t_BL)
   np.testing.assert_allclose(steps[-1], z, atol=1e-6)

@@ -78,7 +78,7 @@ def trained(tmp_path_factory, base):
   workdir = tmp_path_factory.mktemp('lora') / 'run'
   c = config(init=dict(base))
   run = Run(c, workdir)
-  return run, workdir, loop.train(c, workdir, run=run, say=lambda _: None)
+  return run, workdir, loop.train(c, workdir, run=run, log=lambda _: None)
 
 
 def leaves(tree):
@@ -91,12 +91,12 @@ def equal(a, b):
 
 def of_base(run, folder):
   """The weights of a base checkpoint, loaded apart from the run's."""
-  return stores.load(folder, lora.off(run.shapes.params['policy']), item='params/policy')[1]
+  return stores.load(folder, lora.base_params(run.shapes.params['policy']), item='params/policy')[1]
 
 
 def test_adapters_learn_and_the_base_stays_bit_for_bit(trained, base):
   run, workdir, state = trained
-  equal(lora.off(state.params['policy']), of_base(run, base['policy']))
+  equal(lora.base_params(state.params['policy']), of_base(run, base['policy']))
   first, _ = run.initial(lambda _: None)
   before, after = (leaves(lora.split(s.params['policy'])[1]) for s in (first, state))
   assert len(after) == 12 and all((before[name] != after[name]).any() for name in after)
@@ -138,9 +138,9 @@ def test_cut_and_continued_is_uninterrupted(trained, base, tmp_path):
       raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    loop.train(c, tmp_path, say=lambda _: None, saved=cut)
+    loop.train(c, tmp_path, log=lambda _: None, on_save=cut)
   said = []
-  equal(loop.train(c, tmp_path, say=said.append), trained[2])
+  equal(loop.train(c, tmp_path, log=said.append), trained[2])
   assert 'steps 2 to 4' in said[-1] and ' trained)' in said[-1], said
 
 
@@ -158,7 +158,7 @@ def test_weights_come_from_a_base_or_from_a_run_with_adapters(trained, base):
   c.policy.lora_rank = 2
   with pytest.raises(ValueError, match=r'not a checkpoint of this model, 12 leaves differ'):
     Run(c, '')
-  whole, bare = run.shapes.params, {'policy': lora.off(run.shapes.params['policy'])}
+  whole, bare = run.shapes.params, {'policy': lora.base_params(run.shapes.params['policy'])}
   c.policy.lora_rank, c.init.policy = 4, 'earlier'
   for upstream in (whole, bare):
     Run(c, '', upstream={'earlier': upstream})

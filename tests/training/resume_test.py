@@ -189,7 +189,7 @@ def test_another_tokenizer_under_finished_runs_is_refused(whole, capsys):
   )
   shutil.rmtree(workdir / 'classifier')  # sampling needs the policy and the tokenizer alone
   with pytest.raises(ValueError, match='init.tokenizer: weights'):
-    sample.draw('experiments/quickstart.py:smoke', workdir, each=1)
+    sample.draw('experiments/quickstart.py:smoke', workdir, per_class=1)
 
 
 @pytest.mark.slow

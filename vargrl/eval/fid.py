@@ -4,9 +4,9 @@ compared.
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
+from vargrl import contracts
 from vargrl.eval import inception, reference, samples, statistics
 from vargrl.parallel import rows
 
@@ -15,7 +15,7 @@ NEIGHBOURHOODS = 10_000
 
 
 def make(
-  models,
+  built,
   *,
   weights,
   size,
@@ -40,14 +40,14 @@ def make(
   real images or their moments, see eval/reference.py; '' for the first `limit` images (0: all) of
   `dataset`/`split`. Moments alone give no precision and recall. Of all images, features alone are
   kept. Raises ValueError and FileNotFoundError for what does not fit."""
-  check(models, images, batch, npz, dataset)
-  some = samples.batch_sampler(models, preset)
+  check(built, images, batch, npz, dataset)
+  some = samples.batch_sampler(built, preset)
   load, features = inception.network(weights=weights, size=size)
   if npz:
-    real = reference.npz(npz, features=inception.width(size))
+    real = reference.npz(npz, features=inception.feature_width(size))
   else:
     real = reference.split(
-      models, dataset=dataset, split=split, size=pixels, crop=crop, dir=dir, limit=limit
+      built, dataset=dataset, split=split, size=pixels, crop=crop, dir=dir, limit=limit
     )
   memory = {}
 
@@ -55,19 +55,22 @@ def make(
     if not memory:
       memory['params'] = load()
       memory['real'] = real_features(real, features, memory['params'], batch, poll)
-    generated = sample_batches(models, some, params, frozen, images, seed, batch, poll)
-    yield from compare(memory['real'], *inception.stacked(features, memory['params'], generated))
+    generated = sample_batches(built, some, params, frozen, images, seed, batch, poll)
+    yield from compare(
+      memory['real'], *inception.compute_features(features, memory['params'], generated)
+    )
 
   return evaluate
 
 
-def check(models, images, batch, npz, dataset):
+def check(built, images, batch, npz, dataset):
   """Raises ValueError for what `make` cannot compare."""
-  if models.generate is None:
+  policy, classes = built.policy, contracts.offers(built.policy.config, 'classes') or 1
+  if policy.generate is None:
     raise ValueError('fid: the run has no policy to sample from')
-  samples.refuse_text(models)
-  if images < models.classes or images % models.classes:
-    raise ValueError(f'images: {images} found, a multiple of the {models.classes} classes expected')
+  samples.refuse_text(policy)
+  if images < classes or images % classes:
+    raise ValueError(f'images: {images} found, a multiple of the {classes} classes expected')
   if batch < 1:
     raise ValueError(f'batch: {batch} found, at least 1 expected')
   if npz and dataset:
@@ -87,7 +90,7 @@ def real_features(real, features, params, batch, poll):
   """The Real of a reference.Reference."""
   if not real.batches:
     return Real(real.moments(), None, 0)
-  pool_ND, _ = inception.stacked(features, params, real.batches(batch, poll))
+  pool_ND, _ = inception.compute_features(features, params, real.batches(batch, poll))
   moments = real.moments() if real.moments else statistics.moments(pool_ND)
   count = len(pool_ND)
   # Evenly: a split may be sorted by class.
@@ -95,12 +98,13 @@ def real_features(real, features, params, batch, poll):
   return Real(moments, pool_ND[some_N], count)
 
 
-def sample_batches(models, some, params, frozen, images, seed, batch, poll):
+def sample_batches(built, some, params, frozen, images, seed, batch, poll):
   """Yields (uint8 image_Byxc, counts_B) of so many images, sorted by class; some: see
   samples.batch_sampler."""
-  per_class = images // models.classes
-  label_B = np.repeat(np.arange(models.classes), per_class)
-  keys_B = models.keys(jax.random.key(seed), models.classes, per_class).reshape(-1)
+  classes = built.policy.config.classes
+  per_class = images // classes
+  label_B = np.repeat(np.arange(classes), per_class)
+  keys_B = samples.row_keys(built.policy, seed, classes, per_class)
   for row_B, counts_B in rows.batches(images, batch, poll):
     yield some(params, frozen, label_B[row_B], keys_B[row_B]), counts_B
 

@@ -25,7 +25,7 @@ def network(*, weights, size):
   compiles nothing."""
   if size not in inception.SIZES:
     raise ValueError(f'size: {size!r} found, one of {sorted(inception.SIZES)} expected')
-  path, (shapes, layouts, features) = pathlib.Path(weights).expanduser(), parts(size)
+  path, (shapes, layouts, features) = pathlib.Path(weights).expanduser(), shared_parts(size)
   if not weights and size == 'fid':
     raise ValueError(f"weights: '' found, the file {NAME} expected; `curl -LO {URL}` brings it")
   if weights and not path.exists():
@@ -42,17 +42,19 @@ def network(*, weights, size):
     )  # 95 MB: whole on every device
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     return (
-      torch_format.load(path, layouts, placed) if weights else jax.device_put(random(shapes), here)
+      torch_format.load(path, layouts, placed)
+      if weights
+      else jax.device_put(random_params(shapes), here)
     )
 
   return load, features
 
 
 @functools.cache
-def parts(size):
-  """(abstract weights, layouts, the jitted features): evaluators share them, 94 convolutions
-  compile slowly.
-  """
+def shared_parts(size):
+  """(abstract weights, layouts, the jitted features) of a size.
+
+  All evaluators share them: 94 convolutions compile slowly."""
   c = inception.SIZES[size]
   model = inception.Model(c)
 
@@ -65,8 +67,8 @@ def parts(size):
   return shapes, inception.torch_layouts(c), features
 
 
-def random(shapes):
-  """numpy weights of the initializers' kind, without compiling them."""
+def random_params(shapes):
+  """Random numpy weights of the initializers' scale; nothing is compiled."""
   rng = np.random.default_rng(0)
 
   def one(path, x):
@@ -79,12 +81,12 @@ def random(shapes):
   return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def width(size):
-  """Numbers in a feature."""
+def feature_width(size):
+  """How many numbers a feature has."""
   return inception.SIZES[size].features
 
 
-def stacked(features, params, batches):
+def compute_features(features, params, batches):
   """(pool_ND, logits_NV) numpy float32 of batches (image_Byxc, counts_B) of one size."""
   pools, logits = [], []
   for image_Byxc, counts_B in batches:

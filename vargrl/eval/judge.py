@@ -8,7 +8,7 @@ from vargrl.eval import real, samples
 from vargrl.reporting import images
 
 
-def make(models, *, dataset, size, dir, per_class, seed):
+def make(built, *, dataset, size, dir, per_class, seed):
   """The evaluator of `per_class` samples of every class, which yields `wrong`, the share that the
   judge takes for another class; `variance`, the variance of a pixel in [0, 1] within a class, mean
   over pixels and classes; `real`, the judge's accuracy on the real test split; `real_variance`, the
@@ -17,10 +17,10 @@ def make(models, *, dataset, size, dir, per_class, seed):
   dataset, dir: of TFDS, with splits 'train' and 'test'. size: of an image, in pixels."""
   if per_class < 1:
     raise ValueError(f'per_class: {per_class} found, at least 1 expected')
-  draw, memory = samples.sampler(models), {}
+  draw, memory = samples.sampler(built), {}
   splits = [
     real.images(
-      models,
+      built,
       dataset=dataset,
       split=split,
       size=size,
@@ -46,7 +46,7 @@ def make(models, *, dataset, size, dir, per_class, seed):
   def evaluate(params, frozen, poll=None):
     svc, real, real_variance = judge()
     image_Byxc, label_B = draw(
-      params, frozen, classes=models.classes, per_class=per_class, seed=seed, poll=poll
+      params, frozen, classes=built.policy.config.classes, per_class=per_class, seed=seed, poll=poll
     )
     flat = image_Byxc.reshape(len(image_Byxc), -1).astype(np.float32) / 255
     predicted_B = svc.predict(flat)
@@ -54,7 +54,9 @@ def make(models, *, dataset, size, dir, per_class, seed):
     yield 'variance', variance(flat, label_B)
     yield 'real', real
     yield 'real_variance', real_variance
-    shown = np.concatenate([np.flatnonzero(label_B == k)[:10] for k in range(models.classes)])
+    shown = np.concatenate(
+      [np.flatnonzero(label_B == k)[:10] for k in range(built.policy.config.classes)]
+    )
     captions = ['' if predicted_B[i] == label_B[i] else f'seen as {predicted_B[i]}' for i in shown]
     yield 'grid', images.grid(image_Byxc[shown], captions, columns=10, cell=56)
 

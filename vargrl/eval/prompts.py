@@ -2,7 +2,6 @@
 eval/samples.py's.
 """
 
-import jax
 import numpy as np
 
 from vargrl.data import features
@@ -11,24 +10,25 @@ from vargrl.parallel import multihost, rows
 from vargrl.reporting import images as pictures
 
 
-def make(models, *, path, prompts, per_prompt, seed, preset):
+def make(built, *, path, prompts, per_prompt, seed, preset):
   """The evaluator of a grid with one row for each of the first `prompts` prompts, of `per_prompt`
   images each.
 
   path: an .npz of text features, see data/features.py. preset: '' samples as the run's own rollouts
   do; a name, such as 'infinity', with published settings. Raises ValueError where the policy does
   not read text features, or where these do not fit."""
-  if not {'text', 'length'} <= set(models.given):
+  features_known = built.policy.features
+  if not {'text', 'length'} <= set(features_known):
     raise ValueError(
-      f'prompts: a policy of {sorted(models.given) or "labels"} found, one that reads text expected'
+      f'prompts: a policy of {sorted(features_known) or "labels"} found, one that reads text expected'
     )
   if min(per_prompt, prompts) < 1:
     raise ValueError(f'prompts, per_prompt: {prompts}, {per_prompt} found, at least 1 expected')
-  some, (tokens, width) = samples.batch_sampler(models, preset), models.given['text'][0]
+  some, (tokens, width) = samples.batch_sampler(built, preset), features_known['text'][0]
   table = features.load_first(path, tokens=tokens, width=width, first=prompts)
 
   def evaluate(params, frozen, poll=None):
-    keys_B = models.keys(jax.random.key(seed), prompts, per_prompt).reshape(-1)
+    keys_B = samples.row_keys(built.policy, seed, prompts, per_prompt)
     label_B, images = np.repeat(np.arange(prompts), per_prompt), []
     for row_B, counts_B in rows.batches(len(label_B), BATCH, poll):
       prompt_B = {k: x[label_B[row_B]] for k, x in table.items()}

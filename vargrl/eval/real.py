@@ -1,14 +1,14 @@
-"""The real images that an evaluator measures on: checked when it is made, read when it is first
-used.
-"""
+"""The real images of an evaluator: checked when it is made, read when it is first used."""
 
+from vargrl import contracts
 from vargrl.data import source
 
 
-def images(models, *, dataset, split, size, crop, dir, limit, features):
-  """A function () -> {feature: array [N, ...]} that reads the split.
+def images(built, *, dataset, split, size, crop, dir, limit, features):
+  """The function () -> {feature: array [N, ...]} that reads a split.
 
-  What does not exist, or does not fit the models, is told now, before anything compiles.
+  crop: 'none' or 'center'. limit: the first so many images, 0 for all. Raises ValueError now,
+  before anything compiles, for a split that does not exist or does not fit the policy.
   """
   if crop not in ('none', 'center'):
     raise ValueError(
@@ -16,10 +16,10 @@ def images(models, *, dataset, split, size, crop, dir, limit, features):
     )
   if limit < 0:
     raise ValueError(f'limit: {limit} found, 0 (all) or a number of images expected')
-  wanted = getattr(models.config, 'image_size', size)
+  wanted = contracts.offers(built.policy.config, 'image_size') or size
   if size != wanted:
     raise ValueError(f'size: {size} pixels found, {wanted} expected by the model')
-  check(models, opened(dataset, split, size, crop, dir), f'{dataset}/{split}', features)
+  check(built, open_split(dataset, split, size, crop, dir), f'{dataset}/{split}', features)
 
   def read():
     found = source.load(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
@@ -28,8 +28,8 @@ def images(models, *, dataset, split, size, crop, dir, limit, features):
   return read
 
 
-def opened(dataset, split, size, crop, dir):
-  """The split as a Stream from which nothing is decoded: it knows its features and classes."""
+def open_split(dataset, split, size, crop, dir):
+  """The split as a Stream from which nothing is read: it knows its features and classes."""
   return source.make(
     dataset=dataset,
     split=split,
@@ -47,10 +47,10 @@ def opened(dataset, split, size, crop, dir):
   )
 
 
-def check(models, found, name, features):
-  """The split has these features, and no class that the model lacks."""
+def check(built, found, name, features):
+  """Raises ValueError unless the split has these features, and no class that the model lacks."""
   if missing := [f for f in features if f not in found.features]:
     raise ValueError(f'{name}: features {list(found.features)} found, {missing} expected too')
-  classes = models.classes or getattr(models.config, 'classes', 0)
+  classes = contracts.offers(built.policy.config, 'classes') or 0
   if 'label' in features and found.classes and found.classes > classes:
     raise ValueError(f'{name}: {found.classes} classes found, {classes} in the model')

@@ -1,4 +1,4 @@
-"""What generated images are compared with: an .npz of the field, or a split of real images."""
+"""What generated images are compared with: a published .npz, or a split of real images."""
 
 from functools import partial
 import math
@@ -18,9 +18,11 @@ NAME = 'VIRTUAL_imagenet256_labeled.npz'
 
 
 class Reference(NamedTuple):
-  """moments: () -> (mean [D], covariance [D, D]), or None: those of the images. images: how many
-  there are. batches: (batch size, poll) -> (uint8 image_Byxc, counts_B)..., as rows.batches cuts
-  them."""
+  """Real images, or their moments.
+
+  moments: () -> (mean [D], covariance [D, D]) of their features; None: compute them. images: how
+  many images there are. batches: (batch size, poll) -> iterator of (uint8 image_Byxc, counts_B), as
+  rows.batches cuts them; None without images."""
 
   moments: Callable | None
   images: int
@@ -65,12 +67,12 @@ def npz(path, *, features):
   return Reference(
     moments if wanted.keys() <= found.keys() else None,
     found['arr_0'][0][0] if 'arr_0' in found else 0,
-    partial(packed, path) if 'arr_0' in found else None,
+    partial(image_batches, path) if 'arr_0' in found else None,
   )
 
 
 def headers(path):
-  """{name: (shape, dtype)} of the arrays in an .npz."""
+  """{name: (shape, dtype)} of the arrays in an .npz; ValueError where it is none."""
   try:
     with zipfile.ZipFile(path) as file:
       names = [name for name in file.namelist() if name.endswith('.npy')]
@@ -85,7 +87,7 @@ def header(file, name):
 
 
 def read_header(array):
-  """(shape, dtype), and the stream stands where the numbers begin."""
+  """(shape, dtype) of an .npy stream, which is left where the numbers begin."""
   read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
   version = npy.read_magic(array)
   if version not in read:
@@ -96,8 +98,8 @@ def read_header(array):
   return shape, dtype
 
 
-def packed(path, batch, poll=None):
-  """The images of arr_0: the 2 GB of 10,000 of them never exist at once."""
+def image_batches(path, batch, poll=None):
+  """Yields (uint8 image_Byxc, counts_B) of arr_0, of which one batch is in memory at once."""
   with zipfile.ZipFile(path) as file, file.open('arr_0.npy') as array:
     (count, *shape), _ = read_header(array)
     for row_B, counts_B in rows.batches(count, batch, poll):
@@ -110,9 +112,9 @@ def packed(path, batch, poll=None):
 
 
 def split(models, *, dataset, split, size, crop, dir, limit):
-  """The first `limit` images of a TFDS split (0: all), checked now, read when they are asked
-  for.
-  """
+  """The Reference of the first `limit` images of a TFDS split (0: all).
+
+  Checked now, ValueError for what does not fit; read when they are needed."""
   options = dict(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
   real.images(models, features=('image',), **options)  # says what is wrong
   have = source.count(dataset=dataset, split=split, dir=dir)

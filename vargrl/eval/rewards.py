@@ -1,8 +1,8 @@
 """Rewards on a fixed list of classes: of what is trained, and monitors that are not trained on."""
 
-import jax
 import numpy as np
 
+from vargrl import contracts
 from vargrl.eval import samples
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import rows
@@ -10,7 +10,7 @@ from vargrl.rewards import mix
 from vargrl.types import Samples
 
 
-def make(models, *, classes, per_class, seed, preset, batch, rewards, pool):
+def make(built, *, classes, per_class, seed, preset, batch, rewards, pool):
   """The evaluator that yields for every reward NAME its mean over the images as `NAME` and its
   standard deviation as `NAME/std`, and `masked`, the share of images for which some reward has no
   verdict.
@@ -18,18 +18,19 @@ def make(models, *, classes, per_class, seed, preset, batch, rewards, pool):
   classes: the first so many, or a list of them, `per_class` images of each under keys of `seed`.
   preset: see eval/samples.py. batch: images on a device at once. rewards, pool: as in
   objective.collect; each is reported on its own, so weights have no effect."""
-  samples.refuse_text(models)
+  policy, classes_known = built.policy, contracts.offers(built.policy.config, 'classes') or 0
+  samples.refuse_text(policy)
   label_P = samples.labels(classes)
   if per_class < 1:
     raise ValueError(f'per_class: {per_class} found, at least 1 expected')
-  if not len(label_P) or not 0 <= label_P.min() <= label_P.max() < models.classes:
-    raise ValueError(f'classes: {classes} found, some of 0 .. {models.classes - 1} expected')
-  some, memory = samples.batch_sampler(models, preset), {}
+  if not len(label_P) or not 0 <= label_P.min() <= label_P.max() < classes_known:
+    raise ValueError(f'classes: {classes} found, some of 0 .. {classes_known - 1} expected')
+  some, memory = samples.batch_sampler(built, preset), {}
   if missing := [
-    r['name'] for r in rewards.values() if r['name'] == 'rewards.classifier' and not models.bind
+    r['name'] for r in rewards.values() if r['name'] == 'rewards.classifier' and not built.bound
   ]:
     raise ValueError(f'rewards: {missing[0]} found, without a classifier in the config')
-  mixed = mix.make(rewards, bind=models.bind, **pool)  # last: it starts processes
+  mixed = mix.make(rewards, bind=built.bound, **pool)  # last: it starts processes
   if mixed.groups:
     mixed.close()
     raise ValueError(
@@ -46,7 +47,7 @@ def make(models, *, classes, per_class, seed, preset, batch, rewards, pool):
   def evaluate(params, frozen, poll=None):
     all_frozen = frozen | weights()
     label_B, found, masked = np.repeat(label_P, per_class), {}, []
-    keys_B = models.keys(jax.random.key(seed), len(label_P), per_class).reshape(-1)
+    keys_B = samples.row_keys(policy, seed, len(label_P), per_class)
     for row_B, counts_B in rows.batches(len(label_B), batch, poll):
       image_Byxc = (
         some(params, frozen, label_B[row_B], keys_B[row_B]).astype(np.float32) / 127.5 - 1

@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 
 from vargrl import contracts
-from vargrl.types import lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +21,9 @@ class Evaluator:
   every_steps: int
 
 
-def make(config, models):
-  """[Evaluator] of the config's section `evals`.
+def make(config, built):
+  """[Evaluator] of the config's section `evals`. built: the functions of the run, a
+  training.assemble.Built.
 
   Whatever an evaluator cannot work with, a data set that is not there for one, is a ValueError
   here, a file that is not there a FileNotFoundError."""
@@ -31,7 +31,7 @@ def make(config, models):
   try:
     for name, section in config.items():
       try:
-        out.append(Evaluator(name, evaluate(section, models), section['every_steps']))
+        out.append(Evaluator(name, evaluate(section, built), section['every_steps']))
       except (ValueError, FileNotFoundError) as e:
         raise type(e)(f'evals.{name}: {e}') from e
   except BaseException:
@@ -46,12 +46,12 @@ def close(evals):
     getattr(evaluator.evaluate, 'close', lambda: None)()
 
 
-def evaluate(section, models):
+def evaluate(section, built):
   """The function that the module's `make` makes of its options: its keyword-only arguments."""
   check_common(section)
-  function = getattr(lookup(section['name']), 'make', lambda: None)
+  function = contracts.module(section['name'], 'evaluator').make
   parameters = inspect.signature(function).parameters
-  if next(iter(parameters), '') != 'models':
+  if next(iter(parameters), '') != 'built':
     raise ValueError(
       f"name: {section['name']!r} found, an evaluator such as 'eval.samples' expected"
     )
@@ -59,7 +59,7 @@ def evaluate(section, models):
   expected = {p.name for p in parameters.values() if p.kind == p.KEYWORD_ONLY}
   if error := contracts.key_error('evals.', options, expected):
     raise ValueError(error)
-  return function(models, **options)
+  return function(built, **options)
 
 
 def check_common(section):

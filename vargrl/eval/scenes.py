@@ -2,15 +2,15 @@
 checker (vargrl/scenes): answers after normalisation, pictures as GenEval counts them
 (https://arxiv.org/abs/2310.11513)."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vargrl.data import text
 from vargrl.data.dialogue import encode
 from vargrl.data.dialogue import prompts as dialogue_prompts
+from vargrl.eval.samples import row_keys
 from vargrl.parallel import multihost, rows
 from vargrl.reporting import images
+from vargrl.rollout.sampler import make_sampler
 from vargrl.scenes import score
 from vargrl.scenes import world as worlds
 
@@ -18,7 +18,7 @@ TASKS = ('question', 'generation', 'editing')
 
 
 def make(
-  models,
+  built,
   *,
   task,
   world,
@@ -50,8 +50,8 @@ def make(
   caption says is wrong."""
   if task not in TASKS:
     raise ValueError(f'task: {task!r} found, one of {TASKS} expected')
-  if models.packed is None:
-    raise ValueError('scenes: a policy of words and pictures expected')
+  if built.policy.generate is None or 'tokens' not in built.policy.features:
+    raise ValueError('scenes: a policy of text and pictures expected')
   if task == 'question' and words < 1:
     raise ValueError(f'words: {words} found, at least 1 expected of an answer')
   known, draws = worlds.find(world), task != 'question'
@@ -69,17 +69,20 @@ def make(
     vision=vision,
   )
   form = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop='cover')
-  likeliest = dict(top_k=1, bit_top_p=1e-6) if greedy else {}
-  some = sampler(models, (words, 0) if draws else (words,), likeliest | dict(guidance=guidance))
+  names = ('text',) * bool(words) + ('image',) * draws
+  text_settings = dict(max_tokens=words) | (dict(top_k=1) if greedy else {})
+  image_settings = dict(guidance=guidance) | (dict(top_p=1e-6) if greedy else {})
+  policy = built.policy.with_plan(names, text=text_settings if words else {}, image=image_settings)
+  some = make_sampler(policy, built.tokenizer)
 
   def evaluate(params, frozen, poll=None):
-    keys_B, told, drawn = models.keys(jax.random.key(seed), max_records, 1)[:, 0], [], []
+    keys_B, told, drawn = row_keys(policy, seed, max_records, 1), [], []
     for row_B, counts_B in rows.batches(max_records, batch, poll):
       out, image_Byxc = some(
         params, frozen, {k: x[row_B] for k, x in prompts.items() if k != 'label'}, keys_B[row_B]
       )
       if draws:
-        there_B = multihost.to_numpy(out.mask)[counts_B, 0, words] > 0  # where the picture begins
+        there_B = mask_there(policy, out)[counts_B]  # where the picture begins
         drawn += [
           x if there else None
           for x, there in zip(multihost.to_numpy(image_Byxc)[counts_B], there_B)
@@ -87,8 +90,8 @@ def make(
       else:
         told += answers(
           form.tokenizer,
-          multihost.to_numpy(out.tokens['words'])[counts_B, 0],
-          multihost.to_numpy(out.mask)[counts_B, 0],
+          multihost.to_numpy(out.data['text']['tokens'])[counts_B, 0],
+          row_mask(out)[counts_B],
         )
     if not draws:
       asked = [dialogue.metadata[0] for dialogue in said]
@@ -107,21 +110,17 @@ def make(
   return evaluate
 
 
-def sampler(models, words, changes):
-  """some(params, frozen, prompt_B, keys_B) -> (Rollout [B, 1, L], uint8 pictures)."""
-  generate = models.otherwise(words=words, **changes)
+def row_mask(out):
+  """mask_BA of a Rollout [B, 1, A]."""
+  return multihost.to_numpy(out.mask)[:, 0]
 
-  @jax.jit
-  def some(policy, frozen, prompt_B, keys_B):
-    out = generate(policy, frozen, prompt_B, keys_B[:, None])
-    if len(words) == 1:
-      return out, jnp.zeros((0, 1, 1, 3), jnp.uint8)
-    image_Byxc = models.decode(frozen, models.drawn(out.tokens, 2))
-    return out, jnp.rint((image_Byxc + 1) * 127.5).astype(jnp.uint8)
 
-  return lambda params, frozen, prompt_B, keys_B: some(
-    params['policy'], frozen, jax.tree.map(jnp.asarray, prompt_B), keys_B
-  )
+def mask_there(policy, out):
+  """bool [B]: whether a row's picture was drawn at all, as its text did not end the row."""
+  start = next(span.start for span in policy.spans if span.parts)
+  if out.mask is None:
+    return np.ones(len(out.logp), bool)
+  return row_mask(out)[:, start] > 0
 
 
 def answers(words, tokens_BL, mask_BL):

@@ -1,5 +1,5 @@
 """What next-scale decoders share: their blocks (AdaLN, attention by scales), the scan over them,
-and what is called on several streams of rows."""
+and what is called on several apply_streams of rows."""
 
 import math
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vargrl.models.layers import attention, lora, masks, norms, stack
-from vargrl.models.layers.einsum import Einsum, letters, normal, whole
+from vargrl.models.layers.einsum import Einsum, normal, with_axes
 from vargrl.parallel.rules import shard
 
 
@@ -16,7 +16,7 @@ def check(c):
   """ValueError for a Config that no decoder can be made of."""
   if c.width % c.heads:
     raise ValueError(f'policy: width {c.width}, expected a multiple of {c.heads} heads')
-  stack.check_knobs(c)
+  stack.check_options(c)
 
 
 class AdaLN(nn.Module):
@@ -53,7 +53,7 @@ class Block(nn.Module):
       return jax.random.normal(key, shape, dtype) / math.sqrt(c.width) * jnp.array(factors)[:, None]
 
     self.ada = (
-      self.param('ada', letters(init, 'cD'), (6, c.width))
+      self.param('ada', with_axes(init, 'cD'), (6, c.width))
       if c.shared_adaln
       else AdaLN(6, c.width, factors, std)
     )
@@ -62,131 +62,129 @@ class Block(nn.Module):
     self.k = einsum('BLD,DNH->BNLH', shape, std)
     if c.l2_norm:
       four = nn.initializers.constant(math.log(4.0))
-      self.temperature = self.param('temperature', letters(four, 'N'), (c.heads,))
+      self.temperature = self.param('temperature', with_axes(four, 'N'), (c.heads,))
     self.o = einsum('BNLH,NHD->BLD', (c.heads, c.head_dim, c.width), last, 'D')
     self.fc1, self.fc2 = (
       einsum('BLD,DF->BLF', (c.width, F), std, 'F'),
       einsum('BLF,FD->BLD', (F, c.width), last, 'D'),
     )
 
-  def __call__(self, x, cond, prefix, keep, masked, keep_cache):
-    return streams(self.layer, x, cond, prefix, keep, masked, keep_cache)
+  def __call__(self, x, cond, prefix, drop_path, causal, return_kv):
+    return apply_streams(self.layer, x, cond, prefix, drop_path, causal, return_kv)
 
-  def layer(self, x_BLD, cond, prefix, keep_B2, masked, keep_cache):
+  def layer(self, x_BLD, cond, prefix, drop_path_B2, causal, return_kv):
     """With a cache: prefix {'segments': pairs of keys and values, 'ada'}.
 
     cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it.
-    masked: a token sees its own scale and coarser ones alone, else all."""
+    causal: a token sees its own scale and coarser ones apply_layers, else all."""
     ada_B6D = prefix['ada'] if prefix is not None else self.modulation(cond)
     parts = jnp.split(ada_B6D, 6, 1)
     x_BLD, (k, v) = self.attention(
-      x_BLD, parts[::2], () if prefix is None else prefix['segments'], keep_B2, masked
+      x_BLD, parts[::2], () if prefix is None else prefix['segments'], drop_path_B2, causal
     )
-    x_BLD = self.mlp(x_BLD, parts[1::2], keep_B2)
-    kept = {'k': k, 'v': v} if keep_cache else None
-    if keep_cache and prefix is None:
-      kept['ada'] = ada_B6D
-    return x_BLD, kept
+    x_BLD = self.mlp(x_BLD, parts[1::2], drop_path_B2)
+    new_kv = {'k': k, 'v': v} if return_kv else None
+    if return_kv and prefix is None:
+      new_kv['ada'] = ada_B6D
+    return x_BLD, new_kv
 
-  def attention(self, x_BLD, ada, past, keep_B2, masked, turn=None):
-    """The first branch added, and its own (k, v). ada: gate, scale and shift. past: pairs of keys
-    and values. turn: what positions do to float32 queries and keys."""
+  def attention(self, x_BLD, ada, prefix_kv, drop_path_B2, causal, apply_rope=None):
+    """The first branch added, and its own (k, v). ada: gate, scale and shift. prefix_kv: pairs of keys
+    and values. apply_rope: what positions do to float32 queries and keys."""
     gate, scale, shift = ada
     y_BLD = (norms.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
-    q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD, turn)
-    segments = [(k, v, None) for k, v in past]
+    q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD, apply_rope)
+    segments = [(k, v, None) for k, v in prefix_kv]
     L = x_BLD.shape[1]
     segments.append(
-      (k_BNSH, v_BNSH, masks.causal_by_scale(self.c.scales)[:L, :L] if masked else None)
+      (k_BNSH, v_BNSH, masks.causal_by_scale(self.c.scales)[:L, :L] if causal else None)
     )
     o_BNLH = attention.attend(q_BNLH, segments, scale=scale, kernel=self.c.attention)
-    return x_BLD + self.branch(self.o(o_BNLH), gate, keep_B2, 0), (k_BNSH, v_BNSH)
+    return x_BLD + self.branch(self.o(o_BNLH), gate, drop_path_B2, 0), (k_BNSH, v_BNSH)
 
-  def mlp(self, x_BLD, ada, keep_B2):
+  def mlp(self, x_BLD, ada, drop_path_B2):
     """The second branch added."""
     gate, scale, shift = ada
     y_BLD = (norms.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
     y_BLD = self.fc2(jax.nn.gelu(self.fc1(y_BLD), approximate=True))
-    return x_BLD + self.branch(y_BLD, gate, keep_B2, 1)
+    return x_BLD + self.branch(y_BLD, gate, drop_path_B2, 1)
 
   def modulation(self, cond):
     return self.ada.astype(cond.dtype)[None] + cond if self.c.shared_adaln else self.ada(cond)
 
-  def heads(self, y_BLD, turn=None):
+  def heads(self, y_BLD, apply_rope=None):
     """q, k, v and the softmax scale."""
     q, k, v = self.q(y_BLD), self.k(y_BLD), self.v(y_BLD)
     if not self.c.l2_norm:
       return q, k, v, 0.25 / math.sqrt(self.c.head_dim)
     temperature_1N11 = jnp.exp(jnp.minimum(self.temperature, attention.LN_100))[None, :, None, None]
-    q, k = norms.unit(q) * temperature_1N11, norms.unit(k)
-    if turn:
-      q, k = turn(q), turn(k)
+    q, k = norms.l2_normalize(q) * temperature_1N11, norms.l2_normalize(k)
+    if apply_rope:
+      q, k = apply_rope(q), apply_rope(k)
     return q.astype(y_BLD.dtype), k.astype(y_BLD.dtype), v, 1.0
 
-  def branch(self, y_BLD, gate_B1D, keep_B2, which):
+  def branch(self, y_BLD, gate_B1D, drop_path_B2, which):
     y_BLD = y_BLD * gate_B1D.astype(y_BLD.dtype)
-    return y_BLD if keep_B2 is None else y_BLD * keep_B2[:, which, None, None].astype(y_BLD.dtype)
+    return (
+      y_BLD
+      if drop_path_B2 is None
+      else y_BLD * drop_path_B2[:, which, None, None].astype(y_BLD.dtype)
+    )
 
 
-def streams(layer, x, cond, prefix, keep, masked, keep_cache):
-  """layer(...) of each stream of rows. x, cond, keep: one for each, of which the first alone has a
+def apply_streams(layer, x, cond, prefix, drop_path, causal, return_kv):
+  """layer(...) of each stream of rows. x, cond, drop_path: one for each, of which the first apply_layers has a
   gradient; all see weights that are gathered once."""
-  live, kept = layer(x[0], cond[0], prefix, keep[0], masked, keep_cache)
+  live, new_kv = layer(x[0], cond[0], prefix, drop_path[0], causal, return_kv)
   rest = [
-    layer(*stream, None, k, masked, False)[0] for *stream, k in zip(x[1:], cond[1:], keep[1:])
+    layer(*stream, None, k, causal, False)[0] for *stream, k in zip(x[1:], cond[1:], drop_path[1:])
   ]
-  return (live, *jax.lax.stop_gradient(rest)), kept
+  return (live, *jax.lax.stop_gradient(rest)), new_kv
 
 
-def scanned(block, c):
-  """c.depth layers of `block`, whose call has the arguments of `streams`."""
-  return stack.scanned(
+def scan_blocks(block, c):
+  """c.depth layers of `block`, whose call has the arguments of `apply_streams`."""
+  return stack.scan_layers(
     block, c, c.depth, (nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), static=(5, 6)
   )
 
 
-def alone(blocks, x, cond, prefix, keep, masked, keep_cache):
+def apply_layers(blocks, x, cond, prefix, drop_path, causal, return_kv):
   """All layers on one stream of rows."""
-  (x_BLD,), kept = blocks((shard(x, 'BLD'),), (cond,), prefix, (keep,), masked, keep_cache)
-  return x_BLD, kept
+  (x_BLD,), new_kv = blocks((shard(x, 'BLD'),), (cond,), prefix, (drop_path,), causal, return_kv)
+  return x_BLD, new_kv
 
 
-def forced(blocks, x_BLD, cond, head_B2D, keep_BX2, still):
-  """(x_BLD after all layers, head_B2D) of teacher forcing; the last `still` rows have no gradient.
+def teacher_forced(blocks, x_BLD, cond, head_B2D, drop_path_BX2, n_detached):
+  """(x_BLD after all layers, head_B2D) of teacher forcing; the last `n_detached` rows have no gradient.
   cond: a pytree that leads with B."""
-  keep_XB2 = None if keep_BX2 is None else jnp.swapaxes(keep_BX2, 0, 1)
-  if not still:
-    return alone(blocks, x_BLD, cond, None, keep_XB2, True, False)[0], head_B2D
-  stop, n = jax.lax.stop_gradient, len(x_BLD) - still
+  drop_path_XB2 = None if drop_path_BX2 is None else jnp.swapaxes(drop_path_BX2, 0, 1)
+  if not n_detached:
+    return apply_layers(blocks, x_BLD, cond, None, drop_path_XB2, True, False)[0], head_B2D
+  stop, n = jax.lax.stop_gradient, len(x_BLD) - n_detached
   cut = lambda x, axis: (None, None) if x is None else jnp.split(x, [n], axis)
-  (x, x_still), (head, head_still), keep = (
-    cut(*part) for part in ((x_BLD, 0), (head_B2D, 0), (keep_XB2, 1))
+  (x, x_still), (head, head_still), drop_path = (
+    cut(*part) for part in ((x_BLD, 0), (head_B2D, 0), (drop_path_XB2, 1))
   )
   parts = jax.tree.map(lambda x: cut(x, 0), cond)
   cond, cond_still = (jax.tree.map(lambda _, part, i=i: part[i], cond, parts) for i in (0, 1))
   rows = shard(x, 'BLD'), shard(stop(x_still), 'BLD')
-  x, _ = blocks(rows, (cond, stop(cond_still)), None, tuple(keep), True, False)
+  x, _ = blocks(rows, (cond, stop(cond_still)), None, tuple(drop_path), True, False)
   return jnp.concatenate(x), jnp.concatenate([head, stop(head_still)])
 
 
-def drawn(model, key, prompt_B, inputs_BLC):
+def init_params(model, key, prompt_B, inputs_BLC):
   """`init` of a model that is called with these."""
-  return lora.drawn(
+  return lora.init_params(
     lambda c, key: type(model)(c).init(key, prompt_B, inputs_BLC)['params'], model.c, key
   )
 
 
-def headed(head, x_BLD, head_B2D, dtype):
-  """head(the last normalisation of x), head_B2D being its scale and shift."""
+def before_head(x_BLD, head_B2D, dtype):
+  """The last normalisation of x_BLD, by the scale and shift head_B2D: what the head reads, in
+  `dtype`."""
   scale, shift = jnp.split(head_B2D, 2, 1)
-  y_BLD = norms.layer_norm(x_BLD) * (1 + scale) + shift
-  return head(y_BLD.astype(dtype))
-
-
-def with_head(c, params):
-  """params for several calls of `logits`."""
-  head = params['head']
-  return params | {'head': head | {'w': whole(head['w'], 'DV', c.dtype)}}
+  return (norms.layer_norm(x_BLD) * (1 + scale) + shift).astype(dtype)
 
 
 def torch_block(ours, theirs, attention):

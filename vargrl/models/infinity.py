@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import decoder, schedules
-from vargrl.models.layers import attention, einsum, masks, norms
+from vargrl.models.layers import attention, masks, norms
 from vargrl.models.layers import cache as caches
-from vargrl.models.layers.einsum import Einsum, letters
+from vargrl.models.layers.einsum import Einsum, normal, with_axes
 from vargrl.models.var import WRAPPERS
 from vargrl.parallel.rules import gather, shard
 from vargrl.types import TorchLayout, bounds, offsets
@@ -43,7 +43,7 @@ class Config:
   grid: tuple = ()
   mlp_ratio: int = 4
   gamma: float = 5e-6  # scale of the residual gates at init
-  chunks: int = 8  # that the blocks of an exported file lie in
+  export_chunks: int = 8  # that the blocks of an exported file lie in
   dtype: str = 'float32'
   attention: str = 'dense'  # or 'splash', on a TPU: see layers/splash.py
   remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see stack.REMAT
@@ -68,13 +68,13 @@ class Config:
       raise ValueError(
         f'policy.scales: {len(self.scales)} scales, at most {self.levels} (policy.levels) expected'
       )
-    if self.depth % self.chunks:
+    if self.depth % self.export_chunks:
       raise ValueError(
-        f'policy.chunks: {self.chunks}, expected a divisor of the depth {self.depth}'
+        f'policy.export_chunks: {self.export_chunks}, expected a divisor of the depth {self.depth}'
       )
 
   @property
-  def over(self):
+  def rope_grid(self):
     return tuple(self.grid) or schedules.grid(self.scales)  # not kept: other scales have another
 
   @property
@@ -118,36 +118,39 @@ class Config:
     return {'rank': self.lora_rank, 'alpha': self.lora_alpha}
 
 
+NET = 'models.nets.next_scale'  # how rollouts and scores call it
 HUB = 'FoundationVision/infinity'  # where the published files are, on huggingface.co
 
 # https://github.com/FoundationVision/Infinity; '125m' to '8.8b' are those of its paper, '2b' and
 # '8b' were released.
 SIZES = {
-  '125m': Config(12, 768, 8, chunks=4),
-  '360m': Config(16, 1152, 12, chunks=4),
-  '940m': Config(24, 1536, 16, chunks=4),
-  '2.3b': Config(32, 2080, 20, chunks=4),
-  '4.7b': Config(40, 2688, 24, chunks=4),
-  '8.8b': Config(48, 3360, 28, chunks=4),
+  '125m': Config(12, 768, 8, export_chunks=4),
+  '360m': Config(16, 1152, 12, export_chunks=4),
+  '940m': Config(24, 1536, 16, export_chunks=4),
+  '2.3b': Config(32, 2080, 20, export_chunks=4),
+  '4.7b': Config(40, 2688, 24, export_chunks=4),
+  '8.8b': Config(48, 3360, 28, export_chunks=4),
   '2b': Config(32, 2048, 16),
   '8b': Config(40, 3584, 28, bits=56),
   # Small ones: same modules, for a laptop.
-  'small': Config(6, 192, 4, (1, 2, 3, 4, 6, 8), 16, text=64, text_length=64, gamma=0.1, chunks=1),
-  'smoke': Config(2, 32, 2, (1, 2, (4, 2)), 4, text=16, text_length=8, gamma=0.1, chunks=1),
+  'small': Config(
+    6, 192, 4, (1, 2, 3, 4, 6, 8), 16, text=64, text_length=64, gamma=0.1, export_chunks=1
+  ),
+  'smoke': Config(2, 32, 2, (1, 2, (4, 2)), 4, text=16, text_length=8, gamma=0.1, export_chunks=1),
 }
 
 
 @functools.lru_cache(8)
-def angles(c):
+def rope_grid_angles(c):
   """float32 [L, H]: the angle that a position turns each channel of a head by; the first half of
-  the channels is turned by rows, the other by columns, two neighbours alike."""
+  the channels is apply_rope_2d by rows, the other by columns, two neighbours alike."""
   quarter = c.head_dim // 4
   theta = 10000.0 ** (-np.arange(quarter) / quarter)
-  angle_L2Q = schedules.places(c.scales, c.over)[:, :, None] * theta[None, None]
+  angle_L2Q = schedules.places(c.scales, c.rope_grid)[:, :, None] * theta[None, None]
   return angle_L2Q.reshape(len(angle_L2Q), -1).repeat(2, 1).astype(np.float32)
 
 
-def turned(x_BNLH, angle_LH):
+def apply_rope_2d(x_BNLH, angle_LH):
   """Each pair of neighbouring channels (a, b) -> (a cos - b sin, a sin + b cos)."""
   even = (np.arange(x_BNLH.shape[-1]) % 2 == 0)[None, None, None]
   other_BNLH = jnp.where(even, -jnp.roll(x_BNLH, -1, -1), jnp.roll(x_BNLH, 1, -1))
@@ -163,10 +166,10 @@ class Cross(nn.Module):
     c, std = self.c, 1 / math.sqrt(3 * self.c.width)
     shape = c.width, c.heads, c.head_dim
     einsum = lambda eqn, shape, std, bias='': Einsum(
-      eqn, shape, bias=bias, init=einsum.normal(std), **c.lora
+      eqn, shape, bias=bias, init=normal(std), **c.lora
     )
-    self.scale = self.param('scale', letters(nn.initializers.ones, 'D'), (c.width,))
-    self.bias = self.param('bias', letters(nn.initializers.zeros, 'D'), (c.width,))
+    self.scale = self.param('scale', with_axes(nn.initializers.ones, 'D'), (c.width,))
+    self.bias = self.param('bias', with_axes(nn.initializers.zeros, 'D'), (c.width,))
     self.q = einsum('BLD,DNH->BNLH', shape, std, 'NH')
     self.k, self.v = einsum('BSD,DNH->BNSH', shape, std), einsum('BSD,DNH->BNSH', shape, std, 'NH')
     self.o = einsum('BNLH,NHD->BLD', (*shape[1:], c.width), std / math.sqrt(2 * c.depth), 'D')
@@ -190,7 +193,7 @@ class Block(nn.Module):
     self.core, self.cross = decoder.Block(self.c), Cross(self.c)
 
   def __call__(self, *arguments):
-    return decoder.streams(self.layer, *arguments)
+    return decoder.apply_streams(self.layer, *arguments)
 
   def layer(self, x_BLD, cond, prefix, keep_B2, masked, keep_cache):
     """cond: {'ada' [B, 6, D], 'memory' ([B, S, D], ...), 'mask' ([B, S], ...)}. With a cache,
@@ -199,8 +202,10 @@ class Block(nn.Module):
     ada_B6D = prefix['ada'] if known else self.core.modulation(cond['ada'])
     memory = prefix['memory'] if known else tuple(self.cross.keys(part) for part in cond['memory'])
     start, parts = sum(k.shape[2] for k, _ in past), jnp.split(ada_B6D, 6, 1)
-    turn = functools.partial(turned, angle_LH=angles(self.c)[start : start + x_BLD.shape[1]])
-    x_BLD, (k, v) = self.core.attention(x_BLD, parts[::2], past, keep_B2, masked, turn)
+    apply_rope = functools.partial(
+      apply_rope_2d, angle_LH=rope_grid_angles(self.c)[start : start + x_BLD.shape[1]]
+    )
+    x_BLD, (k, v) = self.core.attention(x_BLD, parts[::2], past, keep_B2, masked, apply_rope)
     x_BLD = self.core.mlp(self.cross(x_BLD, memory, cond['mask']), parts[1::2], keep_B2)
     kept = {'k': k, 'v': v} if keep_cache else None
     if keep_cache and not known:
@@ -217,19 +222,19 @@ class Model(nn.Module):
 
   def setup(self):
     c, std = self.c, 1 / math.sqrt(3 * self.c.width)
-    init, heads = einsum.normal(std), (c.text, c.pool_heads, c.width // c.pool_heads)
-    self.blocks = decoder.scanned(Block, c)
-    uncond = einsum.normal(1.2 / math.sqrt(c.text))
-    self.uncond = self.param('uncond', letters(uncond, 'sD'), (c.text_length, c.text))
-    self.text_norm = self.param('text_norm', letters(nn.initializers.ones, 'D'), (c.text,))
-    self.pool_q = self.param('pool_q', letters(init, 'NH'), heads[1:])
+    init, heads = normal(std), (c.text, c.pool_heads, c.width // c.pool_heads)
+    self.blocks = decoder.scan_blocks(Block, c)
+    uncond = normal(1.2 / math.sqrt(c.text))
+    self.uncond = self.param('uncond', with_axes(uncond, 'sD'), (c.text_length, c.text))
+    self.text_norm = self.param('text_norm', with_axes(nn.initializers.ones, 'D'), (c.text,))
+    self.pool_q = self.param('pool_q', with_axes(init, 'NH'), heads[1:])
     self.pool_k = Einsum('BSD,DNH->BNSH', heads, init=init)
     self.pool_v = Einsum('BSD,DNH->BNSH', heads, bias='NH', init=init)
     self.pool_o = Einsum('BNLH,NHD->BLD', (*heads[1:], c.width), bias='D', init=init)
     self.memory1 = Einsum('BSD,DF->BSF', (c.text, c.width), bias='F', init=init)
     self.memory2 = Einsum('BSF,FD->BSD', (c.width, c.width), bias='D', init=init)
-    self.levels = self.param('levels', letters(init, 'sD'), (c.levels, c.width))
-    self.start = self.param('start', letters(init, 'D'), (c.width,))
+    self.levels = self.param('levels', with_axes(init, 'sD'), (c.levels, c.width))
+    self.start = self.param('start', with_axes(init, 'D'), (c.width,))
     self.words = Einsum('BLC,CD->BLD', (c.bits, c.width), bias='D', init=init)
     self.shared = decoder.AdaLN(6, c.width, (1.0,) * 6, std)
     self.head_ada = decoder.AdaLN(2, c.width, (c.ada_std,) * 2, std)
@@ -237,12 +242,12 @@ class Model(nn.Module):
       'BLD,DV->BLV',
       (c.width, 2 * c.bits),
       bias='V',
-      init=einsum.normal(0.02 * std),
+      init=normal(0.02 * std),
       out=jnp.float32,
     )
 
-  def __call__(self, prompt, inputs_BLC, keep_BX2=None):
-    return self.logits(*self.forward(prompt, inputs_BLC, keep_BX2))
+  def __call__(self, prompt, inputs_BLC, drop_path_BX2=None):
+    return self.logits(*self.forward(prompt, inputs_BLC, drop_path_BX2))
 
   # What is read of a text.
 
@@ -252,7 +257,7 @@ class Model(nn.Module):
     """
     return prompt | {'length': -abs(prompt['length'])}
 
-  def read(self, prompt):
+  def read_prompt(self, prompt):
     """(cond_BD, memory_BSD, mask_BS) of a prompt."""
     S = prompt['text'].shape[1]
     if S > self.c.text_length:
@@ -260,34 +265,34 @@ class Model(nn.Module):
         f'prompt: {S} text features, at most {self.c.text_length} (policy.text_length) expected'
       )
     length_B1 = prompt['length'][:, None]
-    text_BSD = jnp.where(length_B1[..., None] < 0, self.nothing(S), prompt['text'])
+    text_BSD = jnp.where(length_B1[..., None] < 0, self.null_text(S), prompt['text'])
     mask_BS = jnp.arange(S)[None] < abs(length_B1)
-    return self.vector(text_BSD, mask_BS), self.memory(text_BSD), mask_BS
+    return self.condition(text_BSD, mask_BS), self.memory(text_BSD), mask_BS
 
-  def nothing(self, length):
+  def null_text(self, length):
     """The learned features that stand for no text, [1, length, d]."""
     return gather(self.uncond, 'sD', 'sD')[None, :length]
 
-  def normal(self, text_BSD):
+  def normalize_text(self, text_BSD):
     """RMSNorm, in float32."""
     text_BSD = text_BSD.astype(jnp.float32)
     text_BSD *= jax.lax.rsqrt(jnp.mean(text_BSD**2, -1, keepdims=True) + 1e-6)
     return (text_BSD * gather(self.text_norm, 'd', 'D')[None, None]).astype(self.c.dtype)
 
-  def vector(self, text_BSD, mask_BS):
+  def condition(self, text_BSD, mask_BS):
     """cond_BD: what one learned query finds in text features."""
-    y_BSD = self.normal(text_BSD)
+    y_BSD = self.normalize_text(text_BSD)
     q_BN1H = self.pool_q.astype(y_BSD.dtype)[None, :, None].repeat(len(y_BSD), 0)
     segment = self.pool_k(y_BSD), self.pool_v(y_BSD), mask_BS[:, None]
     return self.pool_o(attention.attend(q_BN1H, [segment], scale=q_BN1H.shape[-1] ** -0.5))[:, 0]
 
   def memory(self, text_BSD):
     """memory_BSD of text features."""
-    return self.memory2(jax.nn.gelu(self.memory1(self.normal(text_BSD)), approximate=True))
+    return self.memory2(jax.nn.gelu(self.memory1(self.normalize_text(text_BSD)), approximate=True))
 
   # Hidden states in.
 
-  def first(self, cond_BD):
+  def first_input(self, cond_BD):
     """The first token's hidden state, x_B1D."""
     return (cond_BD + self.start.astype(cond_BD.dtype)[None])[:, None]
 
@@ -295,76 +300,101 @@ class Model(nn.Module):
     """The hidden states of the others, from the tokenizer's inputs."""
     return self.words(inputs_BLC.astype(self.c.dtype))
 
-  def placed(self, x_BLD, start):
+  def add_scale_embedding(self, x_BLD, start):
     """The embedding of their scales added to tokens start, start + 1, ..."""
-    level_L = masks.level(self.c.scales)[start : start + x_BLD.shape[1]]
+    level_L = masks.scale_index(self.c.scales)[start : start + x_BLD.shape[1]]
     return x_BLD + self.levels[level_L].astype(x_BLD.dtype)[None]
 
-  def decode(self, x_BLD, cond_BD, memory, masks, keep_BX2=None, still=0):
+  def decode(self, x_BLD, cond_BD, memory, masks, drop_path_BX2=None, n_detached=0):
     """Teacher forcing on hidden states of whole scales, from the first one -> (x_BLD, head_B2D);
-    see decoder.forced. memory: parts [B, S, D] with masks [B, S]."""
+    see decoder.teacher_forced. memory: parts [B, S, D] with masks [B, S]."""
     cond = {
       'ada': self.shared(cond_BD),
       'memory': tuple(shard(part, 'BSD') for part in memory),
       'mask': tuple(masks),
     }
-    return decoder.forced(
-      self.blocks, self.placed(x_BLD, 0), cond, self.head_ada(cond_BD), keep_BX2, still
+    return decoder.teacher_forced(
+      self.blocks,
+      self.add_scale_embedding(x_BLD, 0),
+      cond,
+      self.head_ada(cond_BD),
+      drop_path_BX2,
+      n_detached,
     )
 
-  def open(self, x_B1D, cond_BD, memory, masks):
+  def first_scale(self, x_B1D, cond_BD, memory, masks):
     """The first scale: its logits [B, 1, e, 2] and the cache, which keeps the memory's keys and
     values.
     """
     cond = {'ada': self.shared(cond_BD), 'memory': tuple(memory), 'mask': tuple(masks)}
-    x_B1D, kept = decoder.alone(self.blocks, self.placed(x_B1D, 0), cond, None, None, False, True)
-    given = {
+    x_B1D, kept = decoder.apply_layers(
+      self.blocks, self.add_scale_embedding(x_B1D, 0), cond, None, None, False, True
+    )
+    prompt_state = {
       'ada': kept['ada'],
       'memory': kept['memory'],
       'mask': cond['mask'],
       'head': self.head_ada(cond_BD),
     }
-    return self.logits(x_B1D, given['head']), caches.Cache(((kept['k'], kept['v']),), None, given)
+    return self.logits(x_B1D, prompt_state['head']), caches.Cache(
+      ((kept['k'], kept['v']),), None, prompt_state
+    )
 
-  def proceed(self, x_BLD, cache, scale):
+  def next_scale(self, x_BLD, cache, scale):
     """Logits of scale number `scale` > 0 from its hidden states, and the cache extended by it."""
     begin, stop = self.c.offsets[scale : scale + 2]
     assert (cache.length, x_BLD.shape[1]) == (begin, stop - begin)
-    given = cache.given
-    prefix = {'segments': caches.fork(cache).shared, 'ada': given['ada'], 'memory': given['memory']}
-    x_BLD, new = decoder.alone(
-      self.blocks, self.placed(x_BLD, begin), {'mask': given['mask']}, prefix, None, False, True
+    prompt_state = cache.prompt_state
+    prefix = {
+      'segments': caches.freeze(cache).shared,
+      'ada': prompt_state['ada'],
+      'memory': prompt_state['memory'],
+    }
+    x_BLD, new = decoder.apply_layers(
+      self.blocks,
+      self.add_scale_embedding(x_BLD, begin),
+      {'mask': prompt_state['mask']},
+      prefix,
+      None,
+      False,
+      True,
     )
-    return self.logits(x_BLD, given['head']), caches.extended(cache, (new['k'], new['v']))
+    return self.logits(x_BLD, prompt_state['head']), caches.append(cache, (new['k'], new['v']))
 
   # Text and codes in.
 
-  def forward(self, prompt, inputs_BLC, keep_BX2=None, still=0):
+  def forward(self, prompt, inputs_BLC, drop_path_BX2=None, n_detached=0):
     """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
 
-    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
-    still: so many of the last rows have no gradient."""
-    cond_BD, memory_BSD, mask_BS = self.read(prompt)
-    x_BLD = jnp.concatenate([self.first(cond_BD), self.embed(inputs_BLC)], 1)
-    return self.decode(x_BLD, cond_BD, (memory_BSD,), (mask_BS,), keep_BX2, still)
+    drop_path_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no
+    drop. n_detached: so many of the last rows have no gradient."""
+    cond_BD, memory_BSD, mask_BS = self.read_prompt(prompt)
+    x_BLD = jnp.concatenate([self.first_input(cond_BD), self.embed(inputs_BLC)], 1)
+    return self.decode(x_BLD, cond_BD, (memory_BSD,), (mask_BS,), drop_path_BX2, n_detached)
 
   def prefill(self, prompt):
     """The first scale, which only the prompt decides: see `open`."""
-    cond_BD, memory_BSD, mask_BS = self.read(prompt)
-    return self.open(self.first(cond_BD), cond_BD, (memory_BSD,), (mask_BS,))
+    cond_BD, memory_BSD, mask_BS = self.read_prompt(prompt)
+    return self.first_scale(self.first_input(cond_BD), cond_BD, (memory_BSD,), (mask_BS,))
 
   def extend(self, inputs_BLC, cache, scale):
-    return self.proceed(self.embed(inputs_BLC), cache, scale)
+    return self.next_scale(self.embed(inputs_BLC), cache, scale)
 
   def logits(self, x_BLD, head_B2D):
-    """float32 [B, L, e, 2]: of each bit, those of 0 and of 1; x_BLD may be any slice of
-    positions.
-    """
-    logits_BLV = decoder.headed(self.head, x_BLD, head_B2D, self.c.dtype)
+    """float32 [B, L, e, 2]; x_BLD may be any slice of positions."""
+    return self.head_logits(self.before_head(x_BLD, head_B2D))
+
+  def before_head(self, x_BLD, head_B2D):
+    """What `head_logits` reads of hidden states."""
+    return decoder.before_head(x_BLD, head_B2D, self.c.dtype)
+
+  def head_logits(self, y_BLD):
+    """float32 [B, L, e, 2]: of each bit, those of 0 and of 1."""
+    logits_BLV = self.head(y_BLD)
     return logits_BLV.reshape(*logits_BLV.shape[:2], self.c.bits, 2)
 
 
-def given(c):
+def prompt_features(c):
   """{feature of the data: (shape of a row, dtype)}: what a prompt is made of."""
   return {'text': ((c.text_length, c.text), 'float32'), 'length': ((), 'int32')}
 
@@ -377,14 +407,16 @@ def init(model, key):
   inputs_BLC = jnp.zeros(
     (1, offsets(c.scales[:2])[-1] - 1, c.bits)
   )  # of two scales: weights do not know how many
-  return decoder.drawn(model, key, {'text': jnp.zeros((1, 1, c.text)), 'length': one}, inputs_BLC)
+  return decoder.init_params(
+    model, key, {'text': jnp.zeros((1, 1, c.text)), 'length': one}, inputs_BLC
+  )
 
 
 def torch_layouts(c):
-  """The official state dict, its blocks in export_chunks or not, alone or in a checkpoint of the official
+  """The official state dict, its blocks in chunks or not, alone or in a checkpoint of the official
   trainer; see types.TorchLayout. The temperatures are [1, H, 1, 1], or [1, 1, H, 1] where another
   attention was built."""
-  size = c.depth // c.chunks
+  size = c.depth // c.export_chunks
   chunked = (
     f'block_chunks.{{X/{size}}}.module.{{X%{size}}}',
     lambda i: f'block_chunks.{i // size}.module.{i % size}',
@@ -444,20 +476,28 @@ def torch_constants(c, numbered):
   return {f'{name}.zero_k_bias': np.zeros(c.width, np.float32) for name in names}
 
 
-def flops(c, given=0):
-  """Multiply-adds x 2 of one forward pass of one row over all L tokens, with a prompt of
-  `text_length`, or a memory of so many tokens that is `given`.
+def flops(c, row):
+  """{'': multiply-adds x 2 of one forward pass} over one row, a types.RowShape of whole scales,
+  with a prompt of `text_length` tokens."""
+  return {'': picture_flops(c, row.picture_tokens, row.skip)}
+
+
+def picture_flops(c, length, skip=0, context=0):
+  """Multiply-adds x 2 of one forward pass over the first `length` tokens of a picture, of which
+  `skip` are known, with a prompt of `text_length`, or the memory of `context` tokens that another
+  model has made.
 
   Attention is counted block-causally: a token of scale i meets the keys of scales <= i alone.
   """
-  count = given or c.text_length
-  dense = 2 * c.depth * (6 * c.width + 2 * c.mlp) * c.width * c.length
+  count, new = context or c.text_length, length - skip
+  dense = 2 * c.depth * (6 * c.width + 2 * c.mlp) * c.width * new
   memory = 4 * count * c.depth * c.width**2
-  if not given:
+  if not context:
     memory += 2 * count * (c.width**2 + 3 * c.text * c.width)
-  adapters = (
-    2 * c.depth * c.lora_rank * ((14 * c.width + 2 * c.mlp) * c.length + 4 * c.width * count)
-  )
-  attention = c.depth * sum(4 * c.width * (b - a) * (b + count) for a, b in bounds(c.scales))
-  ends = 2 * c.width * c.bits * (3 * c.length - 1)
-  return dense + memory + adapters + attention + ends + 2 * c.width**2 * 8
+  rank = 2 * c.depth * c.lora_rank
+  adapters = rank * (14 * c.width + 2 * c.mlp) * new + rank * 4 * c.width * count * (not skip)
+  scales = [(a, b) for a, b in bounds(c.scales) if skip <= a < length]
+  attention = c.depth * sum(4 * c.width * (b - a) * (b + count) for a, b in scales)
+  ends = 2 * c.width * c.bits * (3 * new - (not skip))
+  once = memory + 2 * c.width**2 * 8
+  return dense + adapters + attention + ends + once * (not skip)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vargrl.models.layers import attention, lora, masks, norms, rope, stack
 from vargrl.models.layers import cache as caches
-from vargrl.models.layers.einsum import Einsum, letters, normal, whole
+from vargrl.models.layers.einsum import Einsum, gathered_once, normal, with_axes
 from vargrl.parallel.rules import gather, shard
 from vargrl.types import TorchLayout
 
@@ -30,7 +30,7 @@ class Config:
   theta: float = 1e6  # of RoPE
   sections: tuple[
     int, ...
-  ] = ()  # M-RoPE: pairs of a head that turn by time, by row, by column; (): by time alone
+  ] = ()  # M-RoPE: shared of a head that rope_angles by time, by row, by column; (): by time alone
   eps: float = 1e-6
   dtype: str = 'float32'
   attention: str = 'dense'  # or 'splash', on a TPU: see layers/splash.py
@@ -49,7 +49,9 @@ class Config:
       raise ValueError(
         f'policy.sections: {self.sections}, expected three numbers of sum {self.head_dim // 2}'
       )
-    stack.check_knobs(self)
+    stack.check_options(self)
+
+  next_token = -1  # no token ends a text to begin a picture
 
   @property
   def head_dim(self):
@@ -77,6 +79,7 @@ SIZES = {
   'vl-72b': Config(80, 8192, 64, 8, 29568, 152064, sections=MROPE),
   'smoke': Config(2, 32, 4, 2, 64, 512, theta=1e4, sections=(2, 1, 1)),
 }
+NET = 'models.nets.language'  # how rollouts and scores call it
 HUB = 'Qwen/Qwen2.5-7B'  # of the published folders, on huggingface.co
 
 
@@ -84,9 +87,9 @@ class Block(nn.Module):
   c: Config
 
   @nn.compact
-  def __call__(self, x_BLD, layer, pairs, room, seen, turn, segment_BL, keep_cache):
-    """One layer: (x_BLD, its keys and values or None). pairs, room, seen: of the tokens before, see
-    `stack`. turn: of rope.rotary. segment_BL: None, or the sequence that each of the L tokens is
+  def __call__(self, x_BLD, layer, shared, private, valid, rope_angles, segment_BL, keep_cache):
+    """One layer: (x_BLD, its keys and values or None). shared, private, valid: of the tokens before, see
+    `stack`. rope_angles: of rope.rope_angles. segment_BL: None, or the sequence that each of the L tokens is
     of."""
     c, L = self.c, x_BLD.shape[1]
     N, K, H, D, F = c.heads, c.kv_heads, c.head_dim, c.width, c.mlp
@@ -94,15 +97,18 @@ class Block(nn.Module):
       eqn, shape, bias=bias, init=normal(0.02), name=name, **c.lora
     )
     y_BLD = norms.RMSNorm(c.eps, name='norm1')(x_BLD)
-    q_BNLH = rope.rotate(einsum('q', 'BLD,DNH->BNLH', D, N, H, bias='NH')(y_BLD), turn)
-    k_BKLH = rope.rotate(einsum('k', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD), turn)
+    q_BNLH = rope.apply_rope(einsum('q', 'BLD,DNH->BNLH', D, N, H, bias='NH')(y_BLD), rope_angles)
+    k_BKLH = rope.apply_rope(einsum('k', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD), rope_angles)
     v_BKLH = einsum('v', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD)
     mask = np.tri(L, dtype=bool) if L > 1 else None
     if segment_BL is not None:
-      mask = masks.Packed(np.tri(L, dtype=bool), segment_BL)
-    if room is not None:
-      pairs = *pairs, tuple(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in room)
-    segments = [(*pair, mask_BLS) for pair, mask_BLS in zip(pairs, seen, strict=True)] + [
+      mask = masks.SegmentMask(np.tri(L, dtype=bool), segment_BL)
+    if private is not None:
+      shared = (
+        *shared,
+        tuple(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in private),
+      )
+    segments = [(*pair, mask_BLS) for pair, mask_BLS in zip(shared, valid, strict=True)] + [
       (k_BKLH, v_BKLH, mask)
     ]
     o_BNLH = attention.attend(q_BNLH, segments, scale=1 / math.sqrt(H), kernel=c.attention)
@@ -127,10 +133,10 @@ class Model(nn.Module):
 
   def setup(self):
     c, skip = self.c, nn.broadcast
-    self.blocks = stack.scanned(
+    self.blocks = stack.scan_layers(
       Block, c, c.depth, (0, 0, skip, skip, skip, skip, skip), static=(8,)
     )
-    self.tokens = self.param('tokens', letters(normal(0.02), 'VD'), (c.vocab, c.width))
+    self.tokens = self.param('tokens', with_axes(normal(0.02), 'VD'), (c.vocab, c.width))
     self.norm = norms.RMSNorm(c.eps)
     if not c.tied:
       self.head = Einsum('BLD,DV->BLV', (c.width, c.vocab), init=normal(0.02), out=jnp.float32)
@@ -148,13 +154,15 @@ class Model(nn.Module):
 
   def stack(self, x_BLD, position, cache, segment_BL, keep_cache):
     c, size = self.c, self.c.head_dim // 2
-    pairs, room, seen = (), None, ()
+    shared, private, valid = (), None, ()
     if cache is not None:
-      # A loop over tokens has its room as a whole: as an input of the scan, vmap would have it in
+      # A loop over tokens has its private as a gathered_once: as an input of the scan, vmap would have it in
       # another order there, and copy all of it at each token. The others are inputs of it: their
       # gradients come layer by layer.
-      pairs, room = (cache.pairs, None) if cache.count is None else (cache.shared, cache.own)
-      seen = cache.masks
+      shared, private = (
+        (cache.shared, None) if cache.count is None else (cache.shared, cache.private)
+      )
+      valid = cache.masks
     if position is None:
       position = jnp.arange(x_BLD.shape[1])[None]
     axis_h = (
@@ -162,16 +170,18 @@ class Model(nn.Module):
       if c.sections and position.ndim == 3
       else np.zeros(size, int)
     )
-    turn = rope.rotary(
-      position if position.ndim == 3 else position[None], axis_h, rope.frequencies(size, c.theta)
+    rope_angles = rope.rope_angles(
+      position if position.ndim == 3 else position[None],
+      axis_h,
+      rope.rope_frequencies(size, c.theta),
     )
     x_BLD, kept = self.blocks(
       shard(x_BLD.astype(c.dtype), 'BLD'),
       jnp.arange(c.depth),
-      pairs,
-      room,
-      seen,
-      turn,
+      shared,
+      private,
+      valid,
+      rope_angles,
       segment_BL,
       keep_cache,
     )
@@ -179,19 +189,19 @@ class Model(nn.Module):
 
   def forward(self, x_BLD, position=None, segment_BL=None, cache=None):
     """x_BLD after the final norm. segment_BL: rows hold several sequences, and a token sees its own
-    alone; padding is a sequence of its own. cache: what comes before, seen by all."""
+    alone; padding is a sequence of its own. cache: what comes before, visible by all."""
     return self.stack(x_BLD, position, cache, segment_BL, False)[0]
 
-  def prefill(self, x_BLD, position=None, seen_BL=None, cache=None):
+  def prefill(self, x_BLD, position=None, valid_BL=None, cache=None):
     """(x_BLD after the final norm, a cache that has these tokens as one more read-only segment).
-    seen_BL: bool, False at padding, which comes last."""
+    valid_BL: bool, False at padding, which comes last."""
     x_BLD, new = self.stack(x_BLD, position, cache, None, True)
-    return x_BLD, caches.begun(new, seen_BL, cache)
+    return x_BLD, caches.append_prefix(new, valid_BL, cache)
 
   def extend(self, x_BLD, position, cache):
     """The same of tokens that follow; the cache's `own` segment is extended by them."""
     x_BLD, new = self.stack(x_BLD, position, cache, None, True)
-    return x_BLD, caches.extended(cache, new)
+    return x_BLD, caches.append(cache, new)
 
   def logits(self, x_BLD):
     """float32 logits_BLV; x_BLD may be any slice of positions."""
@@ -208,18 +218,22 @@ def init(model, key):
   """Boxed parameters (each knows its letters). With adapters, the others are those that the key
   gives without.
   """
-  return lora.drawn(
+  return lora.init_params(
     lambda c, key: Model(c).init(key, jnp.zeros((1, 1), jnp.int32))['params'], model.c, key
   )
 
 
-def with_head(c, params):
+def gather_head(c, params):
   """params for several calls of `logits` and `embed`."""
-  params = params | {'tokens': whole(params['tokens'], 'VD', c.dtype)}
-  return params if c.tied else params | {'head': {'w': whole(params['head']['w'], 'DV', c.dtype)}}
+  params = params | {'tokens': gathered_once(params['tokens'], 'VD', c.dtype)}
+  return (
+    params
+    if c.tied
+    else params | {'head': {'w': gathered_once(params['head']['w'], 'DV', c.dtype)}}
+  )
 
 
-def with_images(x_BLD, place_BL, image_BTD):
+def splice_embeddings(x_BLD, place_BL, image_BTD):
   """Embeddings with rows of image_BTD in the place of tokens: place_BL says which row, -1 that it
   is a text's.
   """
@@ -262,7 +276,7 @@ def torch_table(c, ours='', theirs='model.'):
   return table if c.tied else table | {f'{ours}head/w': ('lm_head.weight', 'V D -> D V')}
 
 
-def described(c):
+def hf_config(c):
   """What config.json says of these weights."""
   config = {
     'architectures': ['Qwen2ForCausalLM'],
@@ -288,11 +302,16 @@ def described(c):
   return config | {'rope_scaling': {'type': 'mrope', 'mrope_section': [*c.sections]}}
 
 
-def flops(c, length, words):
-  """Multiply-adds x 2 of one forward pass of one row of `length` tokens, which meet the keys before
-  them alone; of so many `words` the next is predicted."""
+def flops(c, row):
+  """{'': multiply-adds x 2 of one forward pass} over one row, a types.RowShape."""
+  return {'': text_flops(c, row.length, row.text)}
+
+
+def text_flops(c, length, predicted):
+  """Multiply-adds x 2 of one forward pass over `length` tokens, which meet the keys before them
+  alone; of so many the next is predicted."""
   D, H, r = c.width, c.head_dim, c.lora_rank
   dense = D * H * 2 * (c.heads + c.kv_heads) + 3 * D * c.mlp
   dense += r * (4 * D + 2 * H * (c.heads + c.kv_heads) + 3 * (D + c.mlp))
   attention = c.heads * H * (length + 1)  # L x L / 2, twice
-  return 2 * (length * c.depth * (dense + attention) + words * D * c.vocab)
+  return 2 * (length * c.depth * (dense + attention) + predicted * D * c.vocab)

@@ -15,7 +15,8 @@ from vargrl.types import TorchLayout
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The knobs below are those of both parts, or of the language model where the tower has none."""
+  """Both parts; the other options are those of both, or of the language model alone where the tower
+  has no such option. Raises ValueError for parts that do not fit together."""
 
   text: qwen2.Config
   image: vit.Config
@@ -31,7 +32,7 @@ class Config:
         f'policy: the tower gives embeddings of width {self.image.out}, the language model has '
         f'{self.text.width}'
       )
-    stack.check_knobs(self)
+    stack.check_options(self)
 
   @property
   def lm(self):
@@ -67,7 +68,7 @@ class Model(nn.Module):
     embeddings stands for a token, one image after the other, -1 where none."""
     image_TD = self.vision(patch_ILp, position_aIL, seen_IL).reshape(-1, self.c.lm.width)
     image_BTD = jnp.broadcast_to(image_TD[None], (len(t_BL), *image_TD.shape))
-    x_BLD = qwen2.with_images(self.lm.embed(t_BL), place_BL, image_BTD)
+    x_BLD = qwen2.splice_embeddings(self.lm.embed(t_BL), place_BL, image_BTD)
     return self.lm.logits(self.lm.forward(x_BLD, position_3BL))
 
 
@@ -92,14 +93,13 @@ TOKENS = {
 }
 
 
-def described(c):
-  """What config.json says of these weights; of the tokens where there are as many words as the
-  published models have.
-  """
-  found = qwen2.described(c.lm) | {
+def hf_config(c):
+  """config.json of a Hugging Face folder with these weights; with the special tokens' ids where the
+  vocabulary is as large as that of the published models."""
+  found = qwen2.hf_config(c.lm) | {
     'architectures': ['Qwen2VLForConditionalGeneration'],
     'model_type': 'qwen2_vl',
-    'vision_config': vit.described(c.vision),
+    'vision_config': vit.hf_config(c.vision),
   }
   if c.lm.vocab <= max(TOKENS.values()):
     return found
@@ -116,4 +116,4 @@ def torch_layouts(c):
     for text, image in spellings
   ]
   more = (r'.*\.rotary_(pos_)?emb\.inv_freq', *((r'lm_head\.weight',) if c.lm.tied else ()))
-  return tuple(TorchLayout(table, ignored=more, config=described(c)) for table in tables)
+  return tuple(TorchLayout(table, ignored=more, config=hf_config(c)) for table in tables)

@@ -24,8 +24,8 @@ SIZES = {'0.06M': 7, '0.25M': 10, '0.60M': 12, '1M': 13}  # how many of the scal
 
 
 def table():
-  """{height / width: all its scales}, of the fifteen ratios, rising."""
-  tall = {ratio: parsed(text) for ratio, text in TALL.items()}
+  """{height / width: all its scales} of the fifteen ratios, in rising order."""
+  tall = {ratio: parse(text) for ratio, text in TALL.items()}
   wide = {
     int(1000 / ratio) / 1000: tuple((w, h) for h, w in scales)
     for ratio, scales in tall.items()
@@ -34,7 +34,8 @@ def table():
   return dict(sorted((tall | wide).items()))
 
 
-def parsed(text):
+def parse(text):
+  """'1x1 2x2' -> ((1, 1), (2, 2))."""
   return tuple(tuple(map(int, scale.split('x'))) for scale in text.split())
 
 
@@ -49,11 +50,12 @@ def nearest(ratio):
 
 
 def scales(what):
-  """'0.25M' (squares), '0.25M 1.333' (height / width), '1x1 2x2 4x3', or scales as they are -> a
-  tuple of (h, w) and sides."""
+  """The tuple of scales, each (h, w) or the side of a square, that `what` says: '0.25M' (squares),
+  '0.25M 1.333' (of that height / width), '1x1 2x2 4x3', or the scales themselves. Raises ValueError
+  for anything else."""
   if not isinstance(what, str) or re.fullmatch(r'\d+x\d+( \d+x\d+)*', what):
     given = (
-      parsed(what)
+      parse(what)
       if isinstance(what, str)
       else tuple(s if isinstance(s, int) else tuple(s) for s in what)
     )

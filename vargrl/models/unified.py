@@ -15,24 +15,24 @@ import jax.numpy as jnp
 
 from vargrl.models import infinity, qwen2, qwen2_vl, vit
 from vargrl.models.layers import norms, stack
-from vargrl.models.layers.einsum import Einsum, letters, normal, torch_dense
+from vargrl.models.layers.einsum import Einsum, normal, torch_dense, with_axes
 from vargrl.parallel.rules import gather
 from vargrl.types import TorchLayout
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The knobs below `scales` are those of all parts, or of those that have them."""
+  """The options below `scales` are those of all parts, or of those that have them."""
 
   text: qwen2.Config
   image: vit.Config
-  drawer: infinity.Config
-  special: tuple[int, int, int] = (
+  image_decoder: infinity.Config
+  image_tokens: tuple[int, int, int] = (
     151657,
     151658,
     151659,
   )  # tokens: a drawn picture begins, ends, a place of it
-  padded: int = (
+  image_pad_to: int = (
     1  # a drawn picture's places in training are a multiple of it: 128 with the released weights
   )
   scales: tuple | str = ()  # of the pictures that are drawn; (): those of `drawer`
@@ -43,43 +43,50 @@ class Config:
   lora_alpha: float = 0.0
 
   def __post_init__(self):
-    object.__setattr__(self, 'scales', self.scales or self.drawer.scales)
-    object.__setattr__(self, 'scales', self.draw.scales)  # of a schedule that was named
+    object.__setattr__(self, 'scales', self.scales or self.image_decoder.scales)
+    object.__setattr__(self, 'scales', self.decoder.scales)  # of a schedule that was named
     if self.text.width != self.image.out:
       raise ValueError(
         f'policy: the tower gives embeddings of width {self.image.out}, the language model has '
         f'{self.text.width}'
       )
-    if self.padded < 1:
-      raise ValueError(f'policy.padded: {self.padded}, expected at least 1')
-    stack.check_knobs(self)
+    if self.image_pad_to < 1:
+      raise ValueError(f'policy.image_pad_to: {self.image_pad_to}, expected at least 1')
+    stack.check_options(self)
 
   @property
   def lm(self):
-    return dataclasses.replace(self.text, **self.knobs(self.text))
+    return dataclasses.replace(self.text, **self.shared_options(self.text))
 
   @property
   def vision(self):
-    return dataclasses.replace(self.image, **self.knobs(self.image))
+    return dataclasses.replace(self.image, **self.shared_options(self.image))
 
   @property
-  def draw(self):
-    return dataclasses.replace(self.drawer, scales=self.scales, **self.knobs(self.drawer))
+  def decoder(self):
+    return dataclasses.replace(
+      self.image_decoder, scales=self.scales, **self.shared_options(self.image_decoder)
+    )
+
+  @property
+  def next_token(self):
+    """The token that ends a text and begins a picture."""
+    return self.image_tokens[0]
 
   @property
   def bits(self):
-    return self.drawer.bits
+    return self.image_decoder.bits
 
   @property
   def depth(self):
-    return self.drawer.depth  # of what is dropped along the path
+    return self.image_decoder.depth  # of what is dropped along the path
 
   @property
-  def places(self):
+  def image_places(self):
     """Of a picture in the language model's sequence, in training."""
-    return -(-self.draw.length // self.padded) * self.padded
+    return -(-self.decoder.length // self.image_pad_to) * self.image_pad_to
 
-  def knobs(self, part):
+  def shared_options(self, part):
     names = ('dtype', 'attention', 'remat', 'lora_rank', 'lora_alpha')
     return {name: getattr(self, name) for name in names if hasattr(part, name)}
 
@@ -102,18 +109,19 @@ SIZES = {
   'small': Config(
     qwen2.Config(3, 128, 4, 2, 384, 256, tied=True, theta=1e4, sections=(4, 6, 6)),
     vit.Config(2, 96, 4, 128, patch=4, frames=1),
-    infinity.Config(5, 160, 4, (1, 2, 4), 32, text=160, text_length=64, gamma=0.1, chunks=1),
-    special=(6, 7, 8),
+    infinity.Config(5, 160, 4, (1, 2, 4), 32, text=160, text_length=64, gamma=0.1, export_chunks=1),
+    image_tokens=(6, 7, 8),
   ),
   'smoke': Config(
     dataclasses.replace(LM['smoke'], vocab=256),
     vit.Config(1, 32, 2, 32, patch=4, frames=1),
     dataclasses.replace(infinity.SIZES['smoke'], scales=(1, 2, 4)),
-    special=(6, 7, 8),
+    image_tokens=(6, 7, 8),
   ),
 }
+NET = 'models.nets.unified'  # how rollouts and scores call it
 HUB = 'VARGPT-family/VARGPT-v1.1'  # of the published folder, on huggingface.co
-ALONG = {'tokenizer': 'vae_local.'}  # what else lies in it, and under which prefix
+BUNDLED = {'tokenizer': 'vae_local.'}  # what else lies in it, and under which prefix
 
 
 class Bridge(nn.Module):
@@ -128,8 +136,8 @@ class Bridge(nn.Module):
   @nn.compact
   def __call__(self, x_BLD):
     init = normal(0.02)
-    self.param('scale', letters(nn.initializers.ones, 'D'), (self.ins,))
-    self.param('bias', letters(nn.initializers.zeros, 'D'), (self.ins,))
+    self.param('scale', with_axes(nn.initializers.ones, 'D'), (self.ins,))
+    self.param('bias', with_axes(nn.initializers.zeros, 'D'), (self.ins,))
     x_BLF = Einsum('BLD,DF->BLF', (self.ins, self.ins), bias='F', init=init, name='fc1')(
       x_BLD.astype(self.dtype)
     )
@@ -139,12 +147,12 @@ class Bridge(nn.Module):
 
 class Model(nn.Module):
   """A part alone: qwen2.Model(c.lm).apply({'params': params['lm']}, ...), and so
-  vit.Model(c.vision) with 'vision' and infinity.Model(c.draw) with 'drawer'.
+  vit.Model(c.vision) with 'vision' and infinity.Model(c.decoder) with 'drawer'.
 
   A row holds sequences of words and pictures, see data/dialogue/pack.py: {'tokens' [B, S], 'position' [B,
   3, S], 'segment' [B, S]; 'patches' [B, T, p], 'patch_position' [B, 2, T], 'patch_segment' [B, T],
-  'place' [B, S]; 'slot' [B, I], 'memory' [B, I, M]}, I pictures to draw, each of which begins at
-  the place `slot`, -1 if there is none."""
+  'image_index' [B, S]; 'image_start' [B, I], 'context' [B, I, M]}, I pictures to draw, each of which begins at
+  the place `image_start`, -1 if there is none."""
 
   c: Config
 
@@ -153,20 +161,20 @@ class Model(nn.Module):
     self.lm, self.vision, self.drawer = (
       qwen2.Model(c.lm),
       vit.Model(c.vision),
-      infinity.Model(c.draw),
+      infinity.Model(c.decoder),
     )
     self.into, self.out = (
       Bridge(*sizes, c.dtype)
-      for sizes in ((c.drawer.width, c.text.width), (c.text.width, c.drawer.width))
+      for sizes in ((c.image_decoder.width, c.text.width), (c.text.width, c.image_decoder.width))
     )
-    self.start = self.param('start', letters(normal(0.02), 'D'), (c.drawer.text,))
+    self.start = self.param('start', with_axes(normal(0.02), 'D'), (c.image_decoder.text,))
 
   def __call__(self, row, inputs_BILC):
     """(float32 logits_BSV of words, [B I, L, e, 2] of bits), to make all parameters."""
     h_BSD = self.forward(row, inputs_BILC)
     return self.lm.logits(h_BSD), self.drawer.logits(*self.decode(row, h_BSD))
 
-  def see(self, row):
+  def embed_prompt(self, row):
     """Words and the pictures that are read, x_BSD."""
     x_BSD = self.lm.embed(row['tokens'])
     if 'patches' not in row or not row['patches'].shape[1]:
@@ -174,24 +182,24 @@ class Model(nn.Module):
     image_BTD = self.vision(
       row['patches'], jnp.moveaxis(row['patch_position'], 1, 0), row['patch_segment']
     )
-    return qwen2.with_images(x_BSD, row['place'], image_BTD)
+    return qwen2.splice_embeddings(x_BSD, row['image_index'], image_BTD)
 
-  def vector(self, dropped_B):
+  def condition(self, dropped_B):
     """cond_BD of the decoder, which no prompt changes: one for all pictures, and one for those
     whose condition is dropped (the released code's way)."""
-    start_1D, nothing_1D = gather(self.start, 'd', 'D')[None], self.drawer.nothing(1)[0]
+    start_1D, nothing_1D = gather(self.start, 'd', 'D')[None], self.drawer.null_text(1)[0]
     text_BD = jnp.where(dropped_B[:, None], nothing_1D, start_1D)
-    return self.drawer.vector(text_BD[:, None], jnp.ones((len(text_BD), 1), bool))
+    return self.drawer.condition(text_BD[:, None], jnp.ones((len(text_BD), 1), bool))
 
-  def first(self, cond_BD):
+  def image_start(self, cond_BD):
     """What stands at a picture's first place."""
-    return self.into(self.drawer.first(cond_BD))
+    return self.into(self.drawer.first_input(cond_BD))
 
-  def next(self, inputs_BLC):
+  def image_inputs(self, inputs_BLC):
     """What stands at the others, from the tokenizer's inputs."""
     return self.into(self.drawer.embed(inputs_BLC))
 
-  def outward(self, h_BLD):
+  def to_decoder(self, h_BLD):
     """What the decoder works on, or remembers, of what the language model made."""
     return self.out(h_BLD)
 
@@ -199,43 +207,48 @@ class Model(nn.Module):
     """h_BSD, what the language model makes of rows. inputs: of the tokens 1 .. L-1 of the pictures
     to draw.
     """
-    c, x_BSD = self.c, self.see(row)
+    c, x_BSD = self.c, self.embed_prompt(row)
     B, I, _, C = inputs_BILC.shape
     if I:
       cond_BD = self.cond(B, I, dropped_BI)
       x_BLD = jnp.concatenate(
-        [self.drawer.first(cond_BD), self.drawer.embed(inputs_BILC.reshape(B * I, -1, C))], 1
+        [self.drawer.first_input(cond_BD), self.drawer.embed(inputs_BILC.reshape(B * I, -1, C))], 1
       )
-      x_BLD = self.into(jnp.pad(x_BLD, ((0, 0), (0, c.places - x_BLD.shape[1]), (0, 0))))
-      place_BIS = jnp.arange(x_BSD.shape[1])[None, None] - row['slot'][..., None]
-      within_BIS = (place_BIS >= 0) & (place_BIS < c.places) & (row['slot'][..., None] >= 0)
-      place_BIS += c.places * jnp.arange(I)[None, :, None]
+      x_BLD = self.into(jnp.pad(x_BLD, ((0, 0), (0, c.image_places - x_BLD.shape[1]), (0, 0))))
+      place_BIS = jnp.arange(x_BSD.shape[1])[None, None] - row['image_start'][..., None]
+      within_BIS = (
+        (place_BIS >= 0) & (place_BIS < c.image_places) & (row['image_start'][..., None] >= 0)
+      )
+      place_BIS += c.image_places * jnp.arange(I)[None, :, None]
       place_BS = jnp.where(within_BIS, place_BIS, -1).max(1)
-      x_BSD = qwen2.with_images(x_BSD, place_BS, x_BLD.reshape(B, I * c.places, -1))
+      x_BSD = qwen2.splice_embeddings(x_BSD, place_BS, x_BLD.reshape(B, I * c.image_places, -1))
     return self.lm.forward(x_BSD, jnp.moveaxis(row['position'], 1, 0), row['segment'])
 
-  def decode(self, row, h_BSD, dropped_BI=None, keep_BX2=None):
+  def decode(self, row, h_BSD, dropped_BI=None, drop_path_BX2=None):
     """(x_BLD, head_B2D) of the B I pictures to draw, for the decoder's `logits`. keep: see
     infinity.Model.forward.
     """
-    B, I, M = row['memory'].shape
+    B, I, M = row['context'].shape
     at_BL = (
-      jnp.maximum(row['slot'], 0).reshape(B, I, 1) + jnp.arange(self.c.draw.length)[None, None]
+      jnp.maximum(row['image_start'], 0).reshape(B, I, 1)
+      + jnp.arange(self.c.decoder.length)[None, None]
     )
-    x_BLD = self.out(picked(h_BSD, at_BL.reshape(B, -1))).reshape(B * I, self.c.draw.length, -1)
-    memory_BSD = self.out(picked(h_BSD, jnp.maximum(row['memory'], 0).reshape(B, -1))).reshape(
-      B * I, M, -1
+    x_BLD = self.out(take_positions(h_BSD, at_BL.reshape(B, -1))).reshape(
+      B * I, self.c.decoder.length, -1
     )
-    mask_BS = (row['memory'] >= 0).reshape(B * I, M)
+    memory_BSD = self.out(
+      take_positions(h_BSD, jnp.maximum(row['context'], 0).reshape(B, -1))
+    ).reshape(B * I, M, -1)
+    mask_BS = (row['context'] >= 0).reshape(B * I, M)
     return self.drawer.decode(
-      x_BLD, self.cond(B, I, dropped_BI), (memory_BSD,), (mask_BS,), keep_BX2
+      x_BLD, self.cond(B, I, dropped_BI), (memory_BSD,), (mask_BS,), drop_path_BX2
     )
 
   def cond(self, B, I, dropped_BI):
-    return self.vector(jnp.zeros(B * I, bool) if dropped_BI is None else dropped_BI.reshape(-1))
+    return self.condition(jnp.zeros(B * I, bool) if dropped_BI is None else dropped_BI.reshape(-1))
 
 
-def picked(h_BSD, at_BL):
+def take_positions(h_BSD, at_BL):
   return jnp.take_along_axis(h_BSD, at_BL[..., None], 1)
 
 
@@ -244,20 +257,20 @@ def init(model, key):
   c, keys = model.c, jax.random.split(key, 6)
   x_BLD = lambda width: jnp.zeros((1, 1, width))
   bridge = lambda key, *sizes: Bridge(*sizes, c.dtype).init(key, x_BLD(sizes[0]))['params']
-  start = letters(normal(0.02), 'D')(keys[5], (c.drawer.text,), jnp.float32)
+  start = with_axes(normal(0.02), 'D')(keys[5], (c.image_decoder.text,), jnp.float32)
   return {
     'lm': qwen2.init(qwen2.Model(c.lm), keys[0]),
     'vision': vit.init(vit.Model(c.vision), keys[1]),
-    'drawer': infinity.init(infinity.Model(c.draw), keys[2]),
+    'drawer': infinity.init(infinity.Model(c.decoder), keys[2]),
     'start': start,
-    'into': bridge(keys[3], c.drawer.width, c.text.width),
-    'out': bridge(keys[4], c.text.width, c.drawer.width),
+    'into': bridge(keys[3], c.image_decoder.width, c.text.width),
+    'out': bridge(keys[4], c.text.width, c.image_decoder.width),
   }
 
 
 def parts(c):
   """{part: (its module, its Config)} of those that have checkpoints of their own."""
-  return {'lm': (qwen2, c.lm), 'vision': (vit, c.vision), 'drawer': (infinity, c.draw)}
+  return {'lm': (qwen2, c.lm), 'vision': (vit, c.vision), 'drawer': (infinity, c.decoder)}
 
 
 def torch_layouts(c):
@@ -270,7 +283,7 @@ def torch_layouts(c):
     r'vae_local\..*',
     *((r'lm_head\.weight',) if c.lm.tied else ()),
   )
-  drawers = infinity.torch_layouts(c.draw)
+  drawers = infinity.torch_layouts(c.decoder)
   table = qwen2.torch_table(c.lm, 'lm/') | vit.torch_table('vision/')
   for ours, theirs in (('into', 'image_gen_projector'), ('out', 'image_gen_projector_out')):
     table |= norms.torch_norm(ours, f'{theirs}.ln_q')
@@ -294,12 +307,12 @@ def torch_layouts(c):
   )
 
 
-def described(c):
+def hf_config(c):
   """What config.json says of these weights; it knows nothing of the decoder."""
   names = [f'image_gen_{part}' for part in ('start', 'end', 'pad')]
   special = {name: f'<|{name}|>' for name in names}
-  special |= {f'{name}_token_id': number for name, number in zip(names, c.special)}
-  return qwen2_vl.described(c) | {
+  special |= {f'{name}_token_id': number for name, number in zip(names, c.image_tokens)}
+  return qwen2_vl.hf_config(c) | {
     'architectures': ['VARGPTQwen2VLForConditionalGeneration'],
     'model_type': 'vargpt_qwen2_vl',
     'rope_scaling': {'type': 'default', 'rope_type': 'default', 'mrope_section': [*c.lm.sections]},
@@ -307,14 +320,15 @@ def described(c):
   }
 
 
-def flops(c, length, patches, pictures, memory):
-  """{part: multiply-adds x 2 of one forward pass} of a row of `length` tokens, of which those of
-  the pictures to draw are a part, with so many patches of pictures that are read, as if all were of
-  one, and `memory` words before a picture; the bridges count as the decoder's. A prompt that rows
+def flops(c, row):
+  """{part: multiply-adds x 2 of one forward pass} over one row, a types.RowShape; patches of pictures
+  that are read count as if all were of one, and the bridges as the decoder's. A prompt that rows
   share is not counted."""
-  bridges = 2 * pictures * (c.draw.length + memory) * (c.text.width + c.drawer.width) ** 2
+  pair = (c.text.width + c.image_decoder.width) ** 2
+  bridges = 2 * row.pictures * (row.picture_tokens + row.context) * pair
+  drawn = infinity.picture_flops(c.decoder, row.picture_tokens, context=row.context)
   return {
-    'lm': qwen2.flops(c.lm, length, length - pictures * c.draw.length),
-    'vision': vit.flops(c.vision, patches) if patches else 0,
-    'drawer': pictures * infinity.flops(c.draw, memory) + bridges,
+    'lm': qwen2.text_flops(c.lm, row.length, row.text),
+    'vision': vit.flops(c.vision, row.patches) if row.patches else 0,
+    'drawer': row.pictures * drawn + bridges,
   }

@@ -14,7 +14,7 @@ import numpy as np
 from vargrl.models import decoder
 from vargrl.models.layers import cache as caches
 from vargrl.models.layers import masks
-from vargrl.models.layers.einsum import Einsum, letters, normal
+from vargrl.models.layers.einsum import Einsum, normal, with_axes
 from vargrl.parallel.rules import gather
 from vargrl.types import TorchLayout, bounds, offsets
 
@@ -73,6 +73,7 @@ def published(depth, gamma, **changes):
   return Config(depth=depth, width=64 * depth, heads=depth, gamma=gamma, **changes)
 
 
+NET = 'models.nets.next_scale'  # how rollouts and scores call it
 HUB = 'FoundationVision/var'  # where the published files are, on huggingface.co
 WRAPPERS = ('module.', '_orig_mod.')  # what DDP and torch.compile put before every key
 
@@ -97,13 +98,13 @@ class Model(nn.Module):
   def setup(self):
     c = self.c
     init = normal(1 / math.sqrt(3 * c.width))
-    self.blocks = decoder.scanned(decoder.Block, c)
+    self.blocks = decoder.scan_blocks(decoder.Block, c)
     table = lambda name, *shape: self.param(
-      name, letters(init, 'VD' if len(shape) > 1 else 'D'), shape
+      name, with_axes(init, 'VD' if len(shape) > 1 else 'D'), shape
     )
     self.classes = table('classes', c.classes + 1, c.width)
-    self.levels = self.param('levels', letters(init, 'sD'), (len(c.scales), c.width))
-    self.positions = self.param('positions', letters(init, 'LD'), (c.length, c.width))
+    self.levels = self.param('levels', with_axes(init, 'sD'), (len(c.scales), c.width))
+    self.positions = self.param('positions', with_axes(init, 'LD'), (c.length, c.width))
     self.start = table('start', c.width)
     self.words = Einsum('BLC,CD->BLD', (c.channels, c.width), bias='D', init=init)
     if c.shared_adaln:
@@ -117,8 +118,8 @@ class Model(nn.Module):
       out=jnp.float32,
     )
 
-  def __call__(self, label_B, inputs_BLC, keep_BX2=None):
-    return self.logits(*self.forward(label_B, inputs_BLC, keep_BX2))
+  def __call__(self, label_B, inputs_BLC, drop_path_BX2=None):
+    return self.logits(*self.forward(label_B, inputs_BLC, drop_path_BX2))
 
   def unconditional(self, label):
     """The prompt that stands for none."""
@@ -136,50 +137,64 @@ class Model(nn.Module):
   def embed(self, start, inputs_BLC):
     """Inputs of tokens start, start + 1, ... (start > 0) with their level and position added."""
     stop = start + inputs_BLC.shape[1]
-    return self.words(inputs_BLC.astype(self.c.dtype)) + self.place(start, stop)
+    return self.words(inputs_BLC.astype(self.c.dtype)) + self.place_embedding(start, stop)
 
-  def place(self, start, stop):
-    level_L = masks.level(self.c.scales)[start:stop]
+  def place_embedding(self, start, stop):
+    level_L = masks.scale_index(self.c.scales)[start:stop]
     return (self.levels[level_L] + self.positions[start:stop]).astype(self.c.dtype)[None]
 
-  def forward(self, label_B, inputs_BLC, keep_BX2=None, still=0):
+  def forward(self, label_B, inputs_BLC, drop_path_BX2=None, n_detached=0):
     """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
 
-    keep_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
-    still: so many of the last rows have no gradient."""
+    drop_path_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
+    n_detached: so many of the last rows have no gradient."""
     class_BD, cond, head_B2D = self.condition(label_B)
-    x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
+    x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place_embedding(
+      0, 1
+    )
     x_BLD = jnp.concatenate([x_B1D, self.embed(1, inputs_BLC)], 1)
-    return decoder.forced(self.blocks, x_BLD, cond, head_B2D, keep_BX2, still)
+    return decoder.teacher_forced(self.blocks, x_BLD, cond, head_B2D, drop_path_BX2, n_detached)
 
   def prefill(self, label_B):
     """The first scale, which only the label decides: logits_B1V of token 0 and the cache."""
     class_BD, cond, head_B2D = self.condition(label_B)
-    x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place(0, 1)
-    x_B1D, kept = decoder.alone(self.blocks, x_B1D, cond, None, None, False, True)
-    given = {'ada': kept['ada'], 'head': head_B2D}
-    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), None, given)
+    x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place_embedding(
+      0, 1
+    )
+    x_B1D, kept = decoder.apply_layers(self.blocks, x_B1D, cond, None, None, False, True)
+    prompt_state = {'ada': kept['ada'], 'head': head_B2D}
+    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), None, prompt_state)
 
   def extend(self, inputs_BLC, cache, scale):
     """Logits of scale number `scale` > 0 from its inputs, and the cache extended by it."""
     begin, stop = self.c.offsets[scale : scale + 2]
     assert (cache.length, inputs_BLC.shape[1]) == (begin, stop - begin)
-    prefix = {'segments': caches.fork(cache).shared, 'ada': cache.given['ada']}
-    x_BLD, new = decoder.alone(
+    prefix = {'segments': caches.freeze(cache).shared, 'ada': cache.prompt_state['ada']}
+    x_BLD, new = decoder.apply_layers(
       self.blocks, self.embed(begin, inputs_BLC), None, prefix, None, False, True
     )
-    return self.logits(x_BLD, cache.given['head']), caches.extended(cache, (new['k'], new['v']))
+    return self.logits(x_BLD, cache.prompt_state['head']), caches.append(
+      cache, (new['k'], new['v'])
+    )
 
   def logits(self, x_BLD, head_B2D):
     """float32 logits_BLV; x_BLD may be any slice of positions."""
-    return decoder.headed(self.head, x_BLD, head_B2D, self.c.dtype)
+    return self.head_logits(self.before_head(x_BLD, head_B2D))
+
+  def before_head(self, x_BLD, head_B2D):
+    """What `head_logits` reads of hidden states."""
+    return decoder.before_head(x_BLD, head_B2D, self.c.dtype)
+
+  def head_logits(self, y_BLD):
+    """float32 logits_BLV; y_BLD may be any slice of positions."""
+    return self.head(y_BLD)
 
 
 def init(model, key):
   """Boxed parameters (each knows its letters). With adapters, the others are those that the key
   gives without.
   """
-  return decoder.drawn(
+  return decoder.init_params(
     model, key, jnp.zeros(1, jnp.int32), jnp.zeros((1, model.c.length - 1, model.c.channels))
   )
 
@@ -208,21 +223,23 @@ def torch_table(c):
 
 def torch_constants(c):
   """Buffers of the official state dict, which only the config decides."""
-  level_L = masks.level(c.scales)
+  level_L = masks.scale_index(c.scales)
   bias = np.where(masks.causal_by_scale(c.scales), 0.0, -np.inf).astype(np.float32)
   return {'lvl_1L': level_L[None].astype(np.int64), 'attn_bias_for_masking': bias[None, None]} | {
     f'blocks.{i}.attn.zero_k_bias': np.zeros(c.width, np.float32) for i in range(c.depth)
   }
 
 
-def flops(c):
-  """Multiply-adds x 2 of one forward pass of one row over all L tokens.
+def flops(c, row):
+  """{'': multiply-adds x 2 of one forward pass} over one row, a types.RowShape of whole scales.
 
   Attention is counted block-causally: a token of scale i meets the keys of scales <= i alone.
   """
-  dense = 2 * c.depth * (4 + 2 * c.mlp_ratio) * c.width**2 * c.length
-  dense += 2 * c.depth * (10 + 2 * c.mlp_ratio) * c.lora_rank * c.width * c.length
-  attention = c.depth * sum(4 * c.width * (b - a) * b for a, b in bounds(c.scales))
-  ends = 2 * c.width * (c.vocab * c.length + c.channels * (c.length - 1))
+  L, skip = row.picture_tokens, row.skip
+  dense = 2 * c.depth * (4 + 2 * c.mlp_ratio) * c.width**2 * (L - skip)
+  dense += 2 * c.depth * (10 + 2 * c.mlp_ratio) * c.lora_rank * c.width * (L - skip)
+  scales = [(a, b) for a, b in bounds(c.scales) if skip <= a < L]
+  attention = c.depth * sum(4 * c.width * (b - a) * b for a, b in scales)
+  ends = 2 * c.width * (c.vocab * (L - skip) + c.channels * (L - max(skip, 1)))
   adaln = 2 * c.width**2 * (6 * (1 if c.shared_adaln else c.depth) + 2)
-  return dense + attention + ends + adaln
+  return {'': dense + attention + ends + adaln * (not skip)}

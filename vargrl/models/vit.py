@@ -19,6 +19,9 @@ from vargrl.types import TorchLayout
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """Sizes: layers, width of an embedding, heads of attention. Raises ValueError for what does not
+  fit."""
+
   depth: int
   width: int
   heads: int
@@ -35,7 +38,7 @@ class Config:
       raise ValueError(
         f'vision: width {self.width}, {self.heads} heads; expected a multiple of 4 for each head'
       )
-    stack.check_knobs(self)
+    stack.check_options(self)
 
   @property
   def head_dim(self):
@@ -63,7 +66,7 @@ class Block(nn.Module):
     c, D, N, H = self.c, self.c.width, self.c.heads, self.c.head_dim
     project = lambda name: Einsum('BLD,DNH->BNLH', (D, N, H), bias='NH', name=name)
     y_BLD = Norm(1e-6, name='norm1')(x_BLD).astype(c.dtype)
-    q_BNLH, k_BNSH = (rope.rotate(project(name)(y_BLD), turn) for name in 'qk')
+    q_BNLH, k_BNSH = (rope.apply_rope(project(name)(y_BLD), turn) for name in 'qk')
     o_BNLH = attention.attend(
       q_BNLH, [(k_BNSH, project('v')(y_BLD), mask_BLS)], scale=1 / math.sqrt(H)
     )
@@ -80,6 +83,8 @@ class Block(nn.Module):
 
 
 class Merger(nn.Module):
+  """merge x merge patches, which lie one after the other -> one embedding of width c.out."""
+
   c: Config
 
   @nn.compact
@@ -105,10 +110,10 @@ class Model(nn.Module):
     c, (B, L, _), quarter = self.c, patch_BLp.shape, self.c.head_dim // 4
     x_BLctyx = patch_BLp.astype(c.dtype).reshape(B, L, 3, c.frames, c.patch, c.patch)
     x_BLD = Einsum('BLctyx,ctyxD->BLD', (*x_BLctyx.shape[2:], c.width), name='patches')(x_BLctyx)
-    turn = rope.rotary(
-      position_aBL, np.repeat([0, 1], quarter), np.tile(rope.frequencies(quarter, 1e4), 2)
+    turn = rope.rope_angles(
+      position_aBL, np.repeat([0, 1], quarter), np.tile(rope.rope_frequencies(quarter, 1e4), 2)
     )
-    blocks = stack.scanned(Block, c, c.depth, nn.broadcast, name='blocks')
+    blocks = stack.scan_layers(Block, c, c.depth, nn.broadcast, name='blocks')
     mask_BLS = None if seen_BL is None else seen_BL[:, None]
     if seen_BL is not None and seen_BL.dtype == jnp.int32:
       mask_BLS = mask_BLS == seen_BL[:, :, None]
@@ -124,19 +129,19 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """What a Qwen2-VL has of it, in both spellings."""
+  """The part of a Qwen2-VL checkpoint that is this tower, in both spellings of its names."""
   return tuple(
     TorchLayout(
       torch_table(theirs=theirs),
       ignored=(rf'(?!{re.escape(theirs)}).*',),
-      config={'vision_config': described(c)},
+      config={'vision_config': hf_config(c)},
     )
     for theirs in ('visual.', 'model.visual.')
   )
 
 
 def torch_table(ours='', theirs='visual.'):
-  """ours, theirs: what comes before their names."""
+  """The TorchLayout's table. ours, theirs: what comes before the names."""
   mine, block = f'{ours}blocks', f'{theirs}blocks.{{X}}'
   table = {
     f'{ours}patches/w': (f'{theirs}patch_embed.proj.weight', 'D c t y x -> c t y x D'),
@@ -155,8 +160,8 @@ def torch_table(ours='', theirs='visual.'):
   return table
 
 
-def described(c):
-  """What config.json says of these weights, in its vision_config."""
+def hf_config(c):
+  """The vision_config in config.json of a Hugging Face folder with these weights."""
   return {
     'depth': c.depth,
     'embed_dim': c.width,

@@ -4,42 +4,45 @@ import jax
 import jax.numpy as jnp
 
 from vargrl.metrics import average
-from vargrl.types import Collect, Collected, Experience
+from vargrl.objectives.prepare import prepared
+from vargrl.types import Experience
 
-FEATURES = ('label', 'image')  # what a batch of data must have
+
+def passes(policy, collect):
+  """{}: what trains no policy is counted from its program, see training/flops.py."""
+  return {}
 
 
-def check(models, *, noise, updates, reference):
-  if noise < 0:
+def features(policy):
+  """What a batch of data must have."""
+  return ('label', 'image')
+
+
+def check(*, noise, updates, reference):
+  if not noise >= 0:
     raise ValueError(f'objective.collect.noise: {noise}, expected at least 0')
 
 
-def check_loss(models, *, smoothing, reference):
+def check_loss(*, smoothing, reference):
   if not 0 <= smoothing < 1:
-    raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 to 1')
+    raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 <= smoothing < 1')
 
 
-def collect(models, *, noise):
-  """images and labels -> Experience. noise: std added to the pixels, so that the classifier's
-  verdict does not hang on details that a decoder never draws."""
+def collect(*, noise):
+  """images and labels -> Experience. noise: std added to the pixels, so that the classifier's verdict
+  does not hang on details that a decoder never draws."""
 
-  def prepare(batch, rng):
+  def prepare(params, frozen, batch, rng):
     image = batch['image'] + noise * jax.random.normal(rng, batch['image'].shape)
-    return Experience(label=batch['label'], image=image)
+    return Experience(prompt=batch['label'], image=image)
 
-  def run(params, frozen, batch, rng, step, phase):
-    return Collected(prepare(batch, rng), {})
-
-  def programs(call, params, frozen, batch, rng):
-    return [('', call('', jax.jit(prepare), batch, rng))]
-
-  return Collect(run, programs)
+  return prepared(prepare)
 
 
-def loss(models, params, frozen, batch, *, smoothing):
+def loss(judges, params, frozen, batch, *, smoothing):
   """smoothing: share of the target spread over all classes."""
-  logits_BV = models.classify(params['policy'], batch.image)
+  logits_BV = judges.classify(params['policy'], batch.image)
   logp_BV = jax.nn.log_softmax(logits_BV, -1)
-  chosen_B = jnp.take_along_axis(logp_BV, batch.label[:, None], -1)[:, 0]
+  chosen_B = jnp.take_along_axis(logp_BV, batch.prompt[:, None], -1)[:, 0]
   value = average(-(1 - smoothing) * chosen_B - smoothing * logp_BV.mean(-1))
-  return value, {'loss': value, 'accuracy': average(logits_BV.argmax(-1) == batch.label)}
+  return value, {'loss': value, 'accuracy': average(logits_BV.argmax(-1) == batch.prompt)}

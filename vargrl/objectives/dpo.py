@@ -1,103 +1,178 @@
-"""DPO (https://arxiv.org/abs/2305.18290) on pairs of images: R = 2 rows of a prompt, chosen first.
+"""DPO (https://arxiv.org/abs/2305.18290) on given pairs: R = 2 rows of a prompt, chosen first.
 
-A data set has them as pictures or, where a policy drew them (vargrl/commands/pairs.py), as tokens.
+A data set has pictures or, where a policy drew them (commands/pairs.py), tokens; of a policy that
+says text too, the texts of both answers, as in VARGPT-v1.1 (https://arxiv.org/abs/2504.02949).
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from vargrl.metrics import average
-from vargrl.objectives import reduce
-from vargrl.types import Collect, Collected, Experience, offsets
+from vargrl.objectives import prepare
+from vargrl.objectives import terms as settings
+from vargrl.types import Experience, Pass, offsets
 
 KINDS = ('sigmoid', 'sigmoid_norm', 'ipo', 'hinge')
-FEATURES = (
-  'label',
-  'chosen',
-  'rejected',
-)  # what a batch of data must have, beside what a prompt is made of
-ROWS = 2  # of a prompt, never cut
+ROWS = 2  # of a prompt, which stay together in all parts of a batch
+SIDES = ('chosen', 'rejected')
 
 
-def collect(models):
-  """{'chosen', 'rejected', what a prompt is made of} -> Experience with the reference's
-  log-probabilities.
+def passes(policy, collect):
+  """Forward passes of a step, see types.Pass."""
+  return {'': {'prepare': [Pass('reference', 2)], 'update': [Pass('policy', 2, learned=True)]}}
+
+
+def features(policy):
+  """What a batch of data must have, besides what prompts are made of."""
+  images = SIDES if prepare.has_images(policy) else ()
+  texts = tuple(f'{side}_text' for side in SIDES) if policy.texts else ()
+  return ('label', *images, *texts)
+
+
+def check(policy, tokenizer, *, flip, flip_scales, same_flips, updates, reference):
+  names = tuple(span.name for span in policy.spans)
+  if names not in (('image',), ('text',), ('text', 'image')):
+    raise ValueError(
+      f'rollout.plan: segments {names}, expected text (data.max_answer), one image, or both in this '
+      'order by objectives.dpo'
+    )
+  prepare.check_flips(tokenizer, flip=flip, flip_scales=flip_scales)
+
+
+def collect(policy, tokenizer, *, flip, flip_scales, same_flips):
+  """{'chosen', 'rejected'} [P, y, x, c] or tokens [P, L, ..], and for text their tokens
+  {'chosen_text', 'rejected_text'} [P, n] -> Experience with the reference's log-probabilities.
+
+  flip, flip_scales: bitwise self-correction, see prepare.bit_flips. same_flips: a pair has the same
+  flips, and so have policy and reference: what is compared differs in nothing but pictures and
+  weights. Without it each of the four has its own, and labels of its own, as in the released code.
   """
+  lengths = {span.name: span.stop - span.start for span in policy.spans}
 
-  @jax.jit
-  def prepare(params, frozen, batch):
-    tokens = [tokens_of(models, frozen, batch[name]) for name in ('chosen', 'rejected')]
-    experience = Experience(label=models.prompt(batch), tokens=jnp.stack(tokens, 1))
-    scores = models.logprobs(models.reference(params, frozen), frozen, experience)
-    return experience.replace(reference=scores.logp)
+  def images(frozen, batch, rng, numbers):
+    """{'tokens', maybe 'input_tokens'} [P, 2, L, ..]; the flips of chosen and rejected are those of
+    these numbers."""
+    found = []
+    for side, n in zip(SIDES, numbers):
+      if batch[side].ndim == 4:
+        key = jax.random.fold_in(rng, n)
+        options = dict(flip=flip, flip_scales=flip_scales)
+        found.append(prepare.encode(policy, tokenizer, frozen, batch[side], key, **options))
+      else:
+        found.append({'tokens': given_tokens(policy, batch[side])})
+    return jax.tree.map(lambda *pair: jnp.stack(pair, 1), *found)
 
-  def run(params, frozen, batch, rng, step, phase):
-    return Collected(prepare(params, frozen, batch), {})
+  def prepared(params, frozen, batch, rng):
+    data, theirs = {}, {}
+    if 'text' in lengths:
+      tokens = jnp.stack([batch[f'{side}_text'] for side in SIDES], 1)
+      data['text'] = theirs['text'] = {'tokens': padded(tokens, lengths['text'])}
+    if 'image' in lengths:
+      data['image'] = images(frozen, batch, rng, (0, 0) if same_flips else (0, 1))
+      theirs['image'] = data['image'] if same_flips else images(frozen, batch, rng, (2, 3))
+    prompt_P = policy.prompt(batch)
+    scores = policy.score(policy.reference(params, frozen), frozen, prompt_P, theirs)
+    return Experience(prompt=prompt_P, data=data, ref_logp=scores.logp, loss_mask=policy.mask(data))
 
-  def programs(call, params, frozen, batch, rng):
-    return [('', call('prepare', prepare, params, frozen, batch))]
-
-  return Collect(run, programs)
-
-
-def tokens_of(models, frozen, x):
-  """Pictures [P, y, x, c] or tokens [P, L] or [P, L, e] -> t_PL."""
-  if x.ndim == 4:
-    return models.encode(frozen, x)
-  wanted = offsets(models.scales)[-1]
-  if x.shape[1] != wanted:
-    raise ValueError(f'data: {x.shape[1]} tokens an image found, {wanted} in the model')
-  return x
+  return prepare.prepared(jax.jit(prepared))
 
 
-def check_loss(models, *, kind, beta, smoothing, alpha, reference):
+def given_tokens(policy, tokens):
+  """Tokens of pictures that a data set has, as they are; ValueError for another length."""
+  expected = offsets(policy.config.scales)[-1]
+  if tokens.shape[1] != expected:
+    raise ValueError(f'data: {tokens.shape[1]} tokens an image found, {expected} in the model')
+  return tokens
+
+
+def padded(tokens, length):
+  """Texts [P, 2, n] filled up with 0 to the length of their segment."""
+  if tokens.shape[-1] > length:
+    raise ValueError(
+      f'data.max_answer: {tokens.shape[-1]} tokens, expected at most {length} (max_tokens of the text)'
+    )
+  return jnp.pad(tokens, ((0, 0), (0, 0), (0, length - tokens.shape[-1])))
+
+
+def check_loss(policy, *, kind, beta, smoothing, scale_weight_power, segments, reference):
   if kind not in KINDS:
     raise ValueError(f'objective.loss.kind: {kind!r}, expected one of {KINDS}')
-  if beta <= 0:
+  if not beta > 0:
     raise ValueError(f'objective.loss.beta: {beta}, expected a positive number')
   if not 0 <= smoothing < 0.5:
     raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 <= smoothing < 0.5')
   if not reference:
     raise ValueError('objective: dpo needs a reference in the config')
+  if not row_weights(policy, scale_weight_power, segments).weight_A.any():
+    raise ValueError('objective.loss.segments: every weight is 0, expected one that is not')
 
 
-def loss(models, params, frozen, batch, *, kind, beta, smoothing, alpha):
-  """kind: 'sigmoid' sums the log-ratios of all tokens; 'sigmoid_norm' and 'ipo' take their weighted
-  mean (https://arxiv.org/abs/2310.12036), for sums over hundreds of tokens saturate; 'hinge' is
-  relu(1 - beta margin). alpha weighs scales as in GRPO. Where there is a mask, its tokens alone
-  count."""
-  scores = models.logprobs(params['policy'], frozen, batch)
-  L = scores.logp.shape[-1]
-  weight_11L = reduce.weights(models, L, alpha=alpha, first=0, last=len(models.scales) - 1)[
-    None, None
-  ]
-  weight_PRL = reduce.masked(weight_11L, batch.mask)
-  mean_PR = ((scores.logp - batch.reference) * weight_PRL).sum(-1)
-  size = 1 if kind in ('sigmoid_norm', 'ipo') else L if batch.mask is None else batch.mask.sum(-1)
-  chosen_P, rejected_P = (size * mean_PR).T
-  margin_P = chosen_P - rejected_P
+def row_weights(policy, scale_weight_power, segments):
+  """The Terms of a pair's rows, of which only weights count."""
+  return settings.terms(
+    policy.spans,
+    policy.spans[-1].stop,
+    segments=segments,
+    weight=1.0,
+    scale_weight_power=scale_weight_power,
+    first_scale=0,
+    last_scale=-1,
+    clip=0.0,
+    clip_high=0.0,
+    penalty=0.0,
+    estimator='exact',
+    level='token',
+  )
+
+
+def row_sums(log_ratio, terms, mask_PRA, *, mean):
+  """[P, R]: the log-ratios of a row's actions by weight. mean: each segment's weighted mean times its
+  weight; else its sum, which is that times its number of actions."""
+  weight_PRA = settings.masked(terms, mask_PRA)
+  if mean:
+    return (log_ratio * weight_PRA).sum(-1)
+  total = 0.0
+  for span in terms.spans:
+    at = slice(span.start, span.stop)
+    size = span.stop - span.start if mask_PRA is None else mask_PRA[..., at].sum(-1)
+    total += size * (log_ratio[..., at] * weight_PRA[..., at]).sum(-1)
+  return total
+
+
+def pair_loss(margin_P, *, kind, beta, smoothing):
+  """The loss of each pair, of the margin by which the chosen row's log-ratio is higher."""
   if kind == 'ipo':
-    each_P = (margin_P - 1 / (2 * beta)) ** 2
-  elif kind == 'hinge':
-    each_P = jax.nn.relu(1 - beta * margin_P)
-  else:
-    each_P = -(1 - smoothing) * jax.nn.log_sigmoid(
-      beta * margin_P
-    ) - smoothing * jax.nn.log_sigmoid(-beta * margin_P)
-  weight_P = (
-    None if batch.weight is None else batch.weight[:, 0]
-  )  # a pair of which neither is better has none
-  told, stop = partial(average, weight=weight_P), reduce.stop
-  value = told(each_P)
-  logp_PR = (scores.logp if batch.mask is None else scores.logp * batch.mask).sum(-1)
+    return (margin_P - 1 / (2 * beta)) ** 2
+  if kind == 'hinge':
+    return jax.nn.relu(1 - beta * margin_P)
+  return -(1 - smoothing) * jax.nn.log_sigmoid(beta * margin_P) - smoothing * jax.nn.log_sigmoid(
+    -beta * margin_P
+  )
+
+
+def loss(policy, params, frozen, batch, *, kind, beta, smoothing, scale_weight_power, segments):
+  """kind: 'sigmoid' sums the log-ratios of all actions; 'sigmoid_norm' and 'ipo' take their weighted
+  mean (https://arxiv.org/abs/2310.12036), for sums over hundreds of tokens saturate; 'hinge' is
+  relu(1 - beta margin). scale_weight_power and segments weigh as in GRPO. Where there is a mask, its
+  actions alone count."""
+  scores = policy.score(params['policy'], frozen, batch.prompt, batch.data)
+  terms, mask = row_weights(policy, scale_weight_power, segments), batch.loss_mask
+  counted = settings.masked(terms, mask) > 0
+  mean = kind in ('sigmoid_norm', 'ipo')
+  chosen_P, rejected_P = row_sums(scores.logp - batch.ref_logp, terms, mask, mean=mean).T
+  margin_P = chosen_P - rejected_P
+  each_P = pair_loss(margin_P, kind=kind, beta=beta, smoothing=smoothing)
+  # A pair of which neither is better has no weight.
+  weight_P = None if batch.row_mask is None else batch.row_mask[:, 0]
+  of_pairs = lambda x: average(jax.lax.stop_gradient(x), weight_P)
+  value = average(each_P, weight_P)
+  logp_PR = (scores.logp * counted).sum(-1)
   return value, {
     'loss': value,
-    'rewards/margins': told(stop(beta * margin_P)),
-    'rewards/accuracies': told(stop(margin_P > 0)),
-    'rewards/chosen': told(stop(beta * chosen_P)),
-    'rewards/rejected': told(stop(beta * rejected_P)),
-    'logps/chosen': told(stop(logp_PR[:, 0])),
-    'logps/rejected': told(stop(logp_PR[:, 1])),
+    'rewards/margins': of_pairs(beta * margin_P),
+    'rewards/accuracies': of_pairs(margin_P > 0),
+    'rewards/chosen': of_pairs(beta * chosen_P),
+    'rewards/rejected': of_pairs(beta * rejected_P),
+    'logps/chosen': of_pairs(logp_PR[:, 0]),
+    'logps/rejected': of_pairs(logp_PR[:, 1]),
   }

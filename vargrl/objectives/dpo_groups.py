@@ -1,19 +1,31 @@
-"""DPO (https://arxiv.org/abs/2305.18290) on pairs that the policy draws itself, step by step: of
-the rows of a prompt the best and the worst, as the rewards say."""
+"""DPO (https://arxiv.org/abs/2305.18290) on pairs that the policy draws itself, step by step: of the
+rows of a prompt the best and the worst, as the rewards say."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vargrl.metrics import average
-from vargrl.objectives import dpo, group
+from vargrl.objectives import collect as groups
+from vargrl.objectives import dpo
 from vargrl.parallel import multihost
-from vargrl.types import Collect, Collected, Experience
+from vargrl.types import Collect, Collection, Experience, Pass, Samples
 
-FEATURES, ROWS, check_loss, loss = group.FEATURES, dpo.ROWS, dpo.check_loss, dpo.loss
+features, ROWS, check_loss, loss = groups.features, dpo.ROWS, dpo.check_loss, dpo.loss
 
 
-def check(models, *, rollouts, rewards, pool, updates, reference):
+def passes(policy, collect):
+  """Forward passes of a step, see types.Pass."""
+  return {
+    '': {
+      'rollout': [Pass('policy', collect.rollouts, sampled=True)],
+      'logprobs': [Pass('reference', 2)],
+      'update': [Pass('policy', 2, learned=True)],
+    }
+  }
+
+
+def check(policy, *, rollouts, rewards, pool, updates, reference):
   if rollouts < 2:
     raise ValueError(
       f'objective.collect.rollouts: {rollouts} per prompt, expected at least 2, of which one is '
@@ -21,72 +33,76 @@ def check(models, *, rollouts, rewards, pool, updates, reference):
     )
 
 
-def collect(models, *, rollouts, rewards, pool):
+def best_and_worst_rows(prompt_P, out, r_PR):
+  """(Experience of the best and the worst row of each group, their rewards r_P2). A prompt whose rows
+  are all as good has row_mask 0."""
+  valid_PR = jnp.isfinite(r_PR)
+  best_P = jnp.where(valid_PR, r_PR, -jnp.inf).argmax(1)
+  worst_P = jnp.where(valid_PR, r_PR, jnp.inf).argmin(1)
+  at_P2 = jnp.stack([best_P, worst_P], 1)
+  rows = lambda x: jnp.take_along_axis(x, at_P2.reshape(*at_P2.shape, *[1] * (x.ndim - 2)), 1)
+  r_P2 = rows(jnp.where(valid_PR, r_PR, 0.0))
+  r_P2 = jnp.where(valid_PR.any(1, keepdims=True), r_P2, 0.0)
+  mask_P1 = (r_P2[:, :1] > r_P2[:, 1:]).astype(jnp.float32)
+  return Experience(
+    prompt=prompt_P,
+    data=jax.tree.map(rows, out.data),
+    row_mask=mask_P1.repeat(2, 1),
+    loss_mask=None if out.mask is None else rows(out.mask),
+  ), r_P2
+
+
+def collect(policy, tokenizer, scorer, *, rollouts, rewards, pool):
   """prompts -> Experience of the best and the worst of so many rollouts of each, with the
-  reference's log-probabilities; a prompt whose rows are all as good has weight 0. `rewards` and
-  `pool` made models.score."""
-  decode, logprobs = jax.jit(models.decode), jax.jit(models.logprobs)
+  reference's log-probabilities. scorer: the Rewards that `rewards` and `pool` configure."""
+  decode, score = groups.decode_images(policy, tokenizer), jax.jit(policy.score)
+  pick = jax.jit(best_and_worst_rows)
 
   @jax.jit
-  def sample(policy, frozen, prompt_P, rng):
-    out = models.generate(
-      policy, frozen, prompt_P, models.keys(rng, group.count(prompt_P), rollouts)
-    )
-    return group.images(models, out), out
+  def sample(weights, frozen, prompt_P, rng):
+    key_P, keys_PR = policy.keys(rng, groups.count(prompt_P), rollouts)
+    out = policy.generate(weights, frozen, prompt_P, key_P, keys_PR)
+    return policy.images(out.data, 2), out
 
-  @jax.jit
-  def pick(prompt_P, out, r_PR):
-    known_PR = jnp.isfinite(r_PR)
-    best_P = jnp.where(known_PR, r_PR, -jnp.inf).argmax(1)
-    worst_P = jnp.where(known_PR, r_PR, jnp.inf).argmin(1)
-    at_P2 = jnp.stack([best_P, worst_P], 1)
-    rows = lambda x: jnp.take_along_axis(x, at_P2.reshape(*at_P2.shape, *[1] * (x.ndim - 2)), 1)
-    r_P2 = jnp.where(known_PR.any(1, keepdims=True), rows(jnp.where(known_PR, r_PR, 0.0)), 0.0)
-    weight_P1 = (r_P2[:, :1] > r_P2[:, 1:]).astype(jnp.float32)
-    return Experience(
-      label=prompt_P,
-      tokens=jax.tree.map(rows, out.tokens),
-      weight=weight_P1.repeat(2, 1),
-      mask=None if out.mask is None else rows(out.mask),
-    ), r_P2
-
-  def run(params, frozen, batch, rng, step, phase):
-    phase('wait_for_update', params)
-    prompt_P = models.prompt(batch)
-    t_BL, out = sample(params['policy'], frozen, prompt_P, rng)
+  def run(stage, params, frozen, batch, rng):
+    stage.phase('wait_for_update', params)
+    prompt_P = policy.prompt(batch)
+    tokens_B, out = stage.call('rollout', sample, params['policy'], frozen, prompt_P, rng)
+    image = None
+    if tokens_B is not None:
+      image = stage.call('decode', decode, frozen, tokens_B, prompt_P, rng)
+    stage.phase('rollout', image)
     P, R, _ = out.logp.shape
-    K = len(t_BL) // (P * R)
-    label_B = np.repeat(multihost.to_numpy(batch['label']), R * K)
-    image_Byxc = decode(frozen, t_BL)
-    phase('rollout', image_Byxc)
-    r_B, each, counts = models.score(frozen, image_Byxc, label_B)
-    r_B, each, share = group.judged(models, out, r_B, each)
-    phase('reward')
-    experience, r_P2 = pick(prompt_P, out, jnp.nanmean(jnp.asarray(r_B).reshape(P, R, K), -1))
-    scores = logprobs(models.reference(params, frozen), frozen, experience)
+    K = 1 if image is None else len(image) // (P * R)
+    label_P = stage.host(lambda: multihost.to_numpy(batch['label']), ((P,), np.int32))
+    label_B = stage.host(lambda: np.repeat(label_P, R * K), ((P * R * K,), np.int32))
+    if scorer.device:
+      stage.lower('rewards', scorer.device, frozen, Samples(image, {}, {'label': label_B}))
+    judge = lambda: groups.judge(policy, scorer, frozen, image, out, label_P, (P, R, K))
+    r_B, each, facts = stage.host(judge) or (None, {}, {})
+    stage.phase('reward')
+    mean = lambda: jnp.nanmean(jnp.asarray(r_B).reshape(P, R, K), -1)
+    r_PR = stage.host(mean, ((P, R), np.float32))
+    experience, r_P2 = stage.call('', pick, prompt_P, out, r_PR)
+    scores = stage.call(
+      'logprobs',
+      score,
+      policy.reference(params, frozen),
+      frozen,
+      experience.prompt,
+      experience.data,
+    )
+    experience = experience.replace(ref_logp=scores.logp)
+    if stage.abstract:
+      return Collection(experience, {})
+    mask_P = experience.row_mask[:, 0]
     metrics = {
       'reward': average(r_B, np.isfinite(r_B)),
-      'pairs': average(experience.weight[:, 0]),
-      'pairs/gap': average(r_P2[:, 0] - r_P2[:, 1], experience.weight[:, 0]),
+      'pairs': average(mask_P),
+      'pairs/gap': average(r_P2[:, 0] - r_P2[:, 1], mask_P),
     }
-    metrics |= (
-      {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()} | counts | share
-    )
-    return Collected(
-      experience.replace(reference=scores.logp),
-      metrics,
-      lambda: group.pictures(image_Byxc, label_B, r_B, models.texts),
-    )
+    metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()} | facts
+    show = lambda: groups.best_and_worst(image, label_B, r_B, scorer.captions)
+    return Collection(experience, metrics, None if image is None else show)
 
-  def programs(call, params, frozen, batch, rng):
-    prompt_P = models.prompt(batch)
-    t_BL, out = call('rollout', sample, params['policy'], frozen, prompt_P, rng)
-    P, R, _ = out.logp.shape
-    image_Byxc = call('decode', decode, frozen, t_BL)
-    if models.judge:
-      call('rewards', models.judge, frozen, image_Byxc, call.rows((len(t_BL),), np.int32))
-    experience, _ = call('', pick, prompt_P, out, call.rows((P, R), np.float32))
-    scores = call('logprobs', logprobs, models.reference(params, frozen), frozen, experience)
-    return [('', experience.replace(reference=scores.logp))]
-
-  return Collect(run, programs)
+  return Collect(run, {'': 0})

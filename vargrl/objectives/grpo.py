@@ -1,48 +1,83 @@
 """GRPO (https://arxiv.org/abs/2402.03300) and its corrections, for any policy that has
-log-probabilities.
+log-probabilities: text, pictures, or both in turn.
 
-One group = the R rollouts of a prompt. One trajectory = one image; every token shares its
-advantage."""
+A step: (1) every prompt is answered by R rollouts; (2) the rewards judge the samples; (3) a row's
+advantage is how much better than its group it is; (4) updates raise the log-probability of what
+rows with a positive advantage did, within a trust region, held by a KL penalty.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from vargrl.objectives import group
+from vargrl.objectives import collect as groups
+from vargrl.objectives import surrogate
+from vargrl.types import Pass
 
-FEATURES, check_loss, loss = group.FEATURES, group.check_loss, group.loss
-
-
-def check(models, *, mask, rewards, pool, **options):
-  group.check(**options)
+features, check_loss, loss = groups.features, surrogate.check_loss, surrogate.loss
 
 
-def collect(models, *, rollouts, old, std, eps, kl_reward, combine, mask, rewards, pool):
+def passes(policy, collect):
+  """Forward passes of a step, see types.Pass."""
+  R = collect.rollouts
+  return {'': {'rollout': [Pass('policy', R, sampled=True)]} | groups.passes(collect, R)}
+
+
+def check(policy, *, mask, rewards, pool, **options):
+  groups.check(**options)
+  if mask and len(policy.spans) > 1:
+    raise ValueError(
+      f'objective.collect.mask: {dict(mask)}, expected {{}} for a policy of the segments '
+      f'{[s.name for s in policy.spans]}'
+    )
+
+
+def collect(
+  policy,
+  tokenizer,
+  scorer,
+  *,
+  rollouts,
+  old_logp,
+  std,
+  eps,
+  kl_reward,
+  reward_mix,
+  resample,
+  mask,
+  rewards,
+  pool,
+):
   """prompts -> Experience of P x R rollouts with their group advantages.
 
-  old: whose log-probabilities the ratio is against: 'trainer' recomputes them, 'sampler' trusts the
-  rollout's, 'now' takes the present policy's (one update per batch). kl_reward: nats of logp - ref,
-  summed over the tokens, times this, are taken from the reward. combine: 'sum' adds the rewards by
-  weight, 'normalize' divides each by its group's deviation before; `std` then applies to the sum.
-  mask: the pixels that the reward is about (models.mask), {} for all. `rewards` and `pool` made
-  models.score."""
+  scorer: the Rewards that `rewards` and `pool` configure. old_logp: whose log-probabilities the ratio
+  is against: 'trainer' recomputes them, 'sampler' trusts the rollout's, 'current' takes the present
+  policy's (one update per batch). std: what centred rewards are divided by, see reduce.advantages.
+  kl_reward: nats of logp - ref_logp, summed over the actions, times this, are taken from the reward.
+  reward_mix: 'sum' adds the rewards by weight, 'normalize' divides each by its group's deviation
+  before; `std` then applies to the sum. resample: up to so many times, groups whose rewards are all
+  equal are drawn again (https://arxiv.org/abs/2503.14476). mask: the pixels that the reward is
+  about, {} for all.
+  """
 
   @jax.jit
-  def sample(policy, frozen, prompt_P, rng):
-    out = models.generate(
-      policy, frozen, prompt_P, models.keys(rng, group.count(prompt_P), rollouts)
-    )
-    return group.images(models, out), out
+  def sample(weights, frozen, prompt_P, rng):
+    key_P, keys_PR = policy.keys(rng, groups.count(prompt_P), rollouts)
+    out = policy.generate(weights, frozen, prompt_P, key_P, keys_PR)
+    return policy.images(out.data, 2), out
 
-  plan = group.Plan(sample, value=lambda r_PRK: jnp.nanmean(r_PRK, -1))
-  return group.collector(
-    models,
-    {'': (plan, {})},
+  kind = groups.StepKind(sample, value=lambda r_PRK: jnp.nanmean(r_PRK, -1))
+  return groups.make_collect(
+    policy,
+    tokenizer,
+    scorer,
+    {'': kind},
     lambda step: '',
-    old=old,
+    old_logp=old_logp,
     std=std,
     eps=eps,
     kl_reward=kl_reward,
-    combine=combine,
+    reward_mix=reward_mix,
+    resample=resample,
     mask=mask,
-    rewards=rewards,
+    rewards_config=rewards,
   )

@@ -1,5 +1,5 @@
-"""The arithmetic of the objectives, once: weights and masks of tokens, ratios, KL estimators, sums
-of rewards, values, advantages."""
+"""The arithmetic of the objectives, once: ratios, KL estimators, masks of pixels, sums of rewards,
+values, advantages."""
 
 import functools
 
@@ -7,81 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.types import bounds, leading, sides, sizes
+from vargrl.types import sides
 
-KL = ('exact', 'k1', 'k2', 'k3', 'k3_is')
-LEVELS = ('token', 'scale', 'sequence')
 STDS = ('group', 'batch', 'none')
-COMBINE = ('sum', 'normalize')
+REWARD_MIXES = ('sum', 'normalize')
 
 
-def token_weights(scales, *, alpha, first, last):
-  """weight_L, numpy float32, summing to 1 over the scales first .. last (counted from 0,
-  inclusive).
-
-  alpha: each token of a scale with n tokens weighs 1 / n^alpha (PANW,
-  https://arxiv.org/abs/2601.02256); 0 is uniform, 1 gives every scale the same share, 0.5 is
-  Infinity's (https://arxiv.org/abs/2412.04431)."""
-  if not 0 <= first <= last < len(scales):
-    raise ValueError(
-      f'scales: first={first}, last={last} with {len(scales)} scales; '
-      f'expected 0 <= first <= last <= {len(scales) - 1}'
-    )
-  if alpha < 0:
-    raise ValueError(f'objective.loss.alpha: {alpha}, expected at least 0')
-  parts = [
-    np.full(n, float(n) ** -alpha if first <= i <= last else 0.0)
-    for i, n in enumerate(sizes(scales))
-  ]
-  weight_L = np.concatenate(parts)
-  return (weight_L / weight_L.sum()).astype(np.float32)
-
-
-def spans(models, length):
-  """[(name, start, stop)] of what `length` tokens of a row are: whole scales, from the first one,
-  or all of models.plan."""
-  scales = lambda at, name='': [
-    (f'{name}scale_{i}', at + a, at + b) for i, (a, b) in enumerate(bounds(models.scales))
-  ]
-  if not models.plan:
-    return scales(0)[: len(leading(models.scales, length))]
-  out, at, seen = [], 0, {'words': 0, 'bits': 0}
-  for kind, count in models.plan:
-    number = seen[kind]
-    seen[kind] += 1
-    if kind == 'words':
-      out.append((f'words_{number}' if number else 'words', at, at + count))
-    else:
-      out += scales(at, f'picture_{number}/' if number else '')
-    at += count
+def labelled(spans):
+  """[(label, index)] of what metrics tell apart in a row: texts by name, pictures by scale. index: a
+  slice, or a numpy array where there are several pictures."""
+  out = []
+  for span in spans:
+    if not span.parts:
+      out.append((span.name, slice(span.start, span.stop)))
+    for i, part in enumerate(span.parts):
+      at = span.start + np.flatnonzero(span.part_A == i)
+      whole = at[-1] - at[0] + 1 == len(at)
+      label = part if span.name == 'image' else f'{span.name}/{part}'
+      out.append((label, slice(at[0], at[-1] + 1) if whole else at))
   return out
 
 
-def weights(models, length, *, alpha, first, last):
-  """token_weights of a row; where words and pictures take turns, a word weighs as the token of a
-  scale that has but one."""
-  if not models.plan:
-    scales = leading(models.scales, length)
-    return token_weights(scales, alpha=alpha, first=first, last=min(last, len(scales) - 1))
-  one = token_weights(models.scales, alpha=alpha, first=first, last=last)
-  one *= float(sizes(models.scales)[first]) ** -alpha / one[bounds(models.scales)[first][0]]
-  weight_L = np.concatenate(
-    [np.ones(count) if kind == 'words' else one for kind, count in models.plan]
-  )
-  return (weight_L / weight_L.sum()).astype(np.float32)
-
-
-def masked(weight_11L, mask_PRL):
-  """weight_PRL of the tokens that a mask leaves, summing to 1 over each row again, or to 0 where it
-  leaves none; without a mask (None) weight_11L itself."""
-  if mask_PRL is None:
-    return weight_11L
-  weight_PRL = weight_11L * mask_PRL
-  total_PR1 = weight_PRL.sum(-1, keepdims=True)
-  return weight_PRL / jnp.where(total_PR1 > 0, total_PR1, 1.0)
-
-
-def propagate(mask_Byx, scales):
+def pixel_mask_to_tokens(mask_Byx, scales):
   """A mask of pixels -> mask_BL of tokens, float32 0 or 1, L over all scales.
 
   A token of the finest grid is in it if any pixel of its cell is, one of a coarser grid if its area
@@ -90,14 +37,14 @@ def propagate(mask_Byx, scales):
   all tokens in it: a reward that is about no place is about the whole."""
   fine = sides(scales[-1])
   mask_Byx = mask_Byx.astype(jnp.float32)
-  cells = lambda mask, to: pool(mask, *(covers(n, m) for n, m in zip(mask.shape[1:], to)))
+  cells = lambda mask, to: pool(mask, *(pooling_matrix(n, m) for n, m in zip(mask.shape[1:], to)))
   fine_Bhw = cells(mask_Byx, fine)
   parts = [cells(fine_Bhw, sides(s)).reshape(len(mask_Byx), -1) for s in scales]
   mask_BL = jnp.concatenate(parts, -1)
   return jnp.where(mask_BL.max(-1, keepdims=True) > 0, mask_BL, 1.0)
 
 
-def covers(n, m):
+def pooling_matrix(n, m):
   """[m, n] numpy float32: which of n pixels each of m cells covers, in part or whole."""
   i, j = np.arange(m)[:, None], np.arange(n)[None]
   return ((j >= i * n // m) & (j < -(-(i + 1) * n // m))).astype(np.float32)
@@ -108,39 +55,62 @@ def pool(mask_Byx, rows, columns):
   return (jnp.einsum('Byx,hy,wx->Bhw', mask_Byx, rows, columns) > 0).astype(jnp.float32)
 
 
-def log_ratio(d_PRL, active, spans, *, level):
-  """log pi - log pi_old -> what the ratio is the exponential of, still [P, R, L].
+def log_ratio(d_PRA, active, terms):
+  """log pi - log pi_old -> what the ratio is the exponential of, still [P, R, A].
 
-  'scale' and 'sequence' are geometric means (the product over 256 tokens would be noise alone) over
-  the active tokens, `active` being 1 or 0 for each, [1, 1, L] or [P, R, L]. A scale without any has
-  the mean of all its tokens: nothing is learned from it, it is only looked at. spans: of `spans`;
-  words are a scale too."""
-  if level == 'token':
-    return d_PRL
-  if level not in LEVELS:
-    raise ValueError(f'level: {level!r}, expected one of {LEVELS}')
+  By each segment's level: 'token' as it is; 'scale' and 'sequence' are geometric means (the product
+  over 256 tokens would be noise alone) over the active actions of a scale or of the segment, active
+  being 1 or 0 for each, [1, 1, A] or [P, R, A]. A scale without any has the mean of all its actions:
+  nothing is learned from it, it is only looked at."""
+  if set(terms.level) == {'token'}:
+    return d_PRA
 
   def mean(d, active):
     active = jnp.where(active.sum(-1, keepdims=True) > 0, active, 1.0)
-    return jnp.broadcast_to(
-      (d * active).sum(-1, keepdims=True) / active.sum(-1, keepdims=True), d.shape
-    )
+    total = (d * active).sum(-1, keepdims=True) / active.sum(-1, keepdims=True)
+    return jnp.broadcast_to(total, d.shape)
 
-  if level == 'sequence':
-    return mean(d_PRL, active)
-  return jnp.concatenate([mean(d_PRL[..., a:b], active[..., a:b]) for _, a, b in spans], -1)
+  out = []
+  for span, level in zip(terms.spans, terms.level):
+    if level == 'token':
+      out.append(d_PRA[..., span.start : span.stop])
+    elif level == 'sequence' or not span.parts:
+      at = slice(span.start, span.stop)
+      out.append(mean(d_PRA[..., at], active[..., at]))
+    else:
+      out += [mean(d_PRA[..., at], active[..., at]) for at in runs(span)]
+  return jnp.concatenate(out, -1)
 
 
-def kl(scores, ratio, *, estimator):
-  """KL(policy || reference) per token, as a loss.
+def runs(span):
+  """Slices of a row: the consecutive actions of a picture that are of one scale."""
+  cuts = np.flatnonzero(np.diff(span.part_A)) + 1
+  at = [0, *cuts, len(span.part_A)]
+  return [slice(span.start + a, span.start + b) for a, b in zip(at, at[1:])]
 
-  'exact' sums over the vocabulary. With d = logp - ref: k2 = d^2 / 2 has the exact KL's gradient;
-  k3 = exp(-d) + d - 1 has that of KL(reference || policy); k3_is = ratio k3 the exact one's again;
-  k1 = d has none in expectation, so it may be measured or put into the reward, not into the loss.
-  """
+
+def penalty(scores, d_PRA, terms):
+  """The KL(policy || reference) of each action, or what its kind has in its place, by each segment's
+  estimator, as a loss. d_PRA: log pi - log pi_old.
+
+  'exact' is over the whole distribution. With d = logp - ref_logp: k2 = d^2 / 2 has the exact KL's
+  gradient; k3 = exp(-d) + d - 1 has that of KL(reference || policy); k3_is = ratio k3 the exact
+  one's again; k1 = d has none in expectation, so it may be measured or put into the reward, not into
+  the loss (http://joschu.net/blog/kl-approx.html)."""
+  if len(set(terms.estimator)) == 1:
+    return estimate(scores, jnp.exp(d_PRA), terms.estimator[0])
+  out = [
+    estimate(scores, jnp.exp(d_PRA), estimator)[..., span.start : span.stop]
+    for span, estimator in zip(terms.spans, terms.estimator)
+  ]
+  return jnp.concatenate(out, -1)
+
+
+def estimate(scores, ratio, estimator):
+  """The penalty of all actions by one estimator."""
   if estimator == 'exact':
-    return scores.kl
-  d = jnp.clip(scores.logp - scores.reference, -20, 20)
+    return scores.penalty
+  d = jnp.clip(scores.logp - scores.ref_logp, -20, 20)
   if estimator == 'k1':
     return d
   if estimator == 'k2':
@@ -150,7 +120,7 @@ def kl(scores, ratio, *, estimator):
     return k3
   if estimator == 'k3_is':
     return ratio * k3
-  raise ValueError(f'kl: {estimator!r}, expected one of {KL}')
+  raise ValueError(f'estimator: {estimator!r}, expected one of exact, k1, k2, k3, k3_is')
 
 
 def advantages(r_PR, *, std, eps):
@@ -209,13 +179,14 @@ def soft_value(r_PRK, *, eta):
   return jnp.where(count_PR > 0, top_PR + eta * jnp.log(sum_PR / jnp.maximum(count_PR, 1)), jnp.nan)
 
 
-def clipped(ratio, advantage, *, low, high):
-  """(surrogate to maximise, clipped below, clipped above) of PPO with separate bounds."""
-  if low < 0 or high < low:
+def clipped(log_ratio, advantage, *, low, high):
+  """(surrogate to maximise, clipped below, clipped above) of PPO with separate bounds, numbers or one
+  for each action; ratio times advantage minus advantage, which has the same gradient.
+
+  It works on ratio - 1, as a clip of 1e-6 is eight float32 steps beside 1."""
+  if np.min(low) < 0 or np.any(np.asarray(high) < low):
     raise ValueError(f'clip: low={low}, high={high}; expected 0 <= low <= high')
-  gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - low, 1 + high) * advantage)
-  return gain, (ratio < 1 - low) & (advantage < 0), (ratio > 1 + high) & (advantage > 0)
-
-
-def stop(x):
-  return jax.lax.stop_gradient(x)
+  ratio, hold = jnp.exp(log_ratio), jax.lax.stop_gradient
+  change = hold(jnp.expm1(log_ratio)) + (ratio - hold(ratio))  # the gradient is exp's, to the bit
+  gain = jnp.minimum(change * advantage, jnp.clip(change, -low, high) * advantage)
+  return gain, (change < -low) & (advantage < 0), (change > high) & (advantage > 0)

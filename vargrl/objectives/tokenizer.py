@@ -10,19 +10,27 @@ import numpy as np
 
 from vargrl.metrics import average
 from vargrl.parallel import multihost
-from vargrl.types import Collect, Collected, Experience
-
-FEATURES = ('image',)  # what a batch of data must have
+from vargrl.types import Collect, Collection, Experience
 
 
-def check_loss(models, *, l1, l2, quantizer, perceptual, adversarial, reference):
+def passes(policy, collect):
+  """{}: what trains no policy is counted from its program, see training/flops.py."""
+  return {}
+
+
+def features(policy):
+  """What a batch of data must have."""
+  return ('image',)
+
+
+def check_loss(judges, *, l1, l2, quantizer, perceptual, adversarial, reference):
   weights = dict(l1=l1, l2=l2, quantizer=quantizer, perceptual=perceptual, adversarial=adversarial)
   for name, weight in weights.items():
     if weight < 0:
       raise ValueError(f'objective.loss.{name}: {weight}, expected at least 0')
   for name, function, section in (
-    ('perceptual', models.perceptual, 'perceptual'),
-    ('adversarial', models.critic, 'critic'),
+    ('perceptual', judges.perceptual, 'perceptual'),
+    ('adversarial', judges.critic, 'critic'),
   ):
     if weights[name] and function is None:
       raise ValueError(
@@ -30,35 +38,36 @@ def check_loss(models, *, l1, l2, quantizer, perceptual, adversarial, reference)
       )
 
 
-def collect(models):
+def collect(tokenizer):
   """images -> Experience."""
-  reconstruct = jax.jit(lambda params, image: models.reconstruct(params['policy'], image)[0])
-  kept = jax.jit(models.kept, static_argnums=1)
+  reconstruct = jax.jit(
+    lambda params, image: tokenizer.reconstruct(params['policy'], image, None)[0]
+  )
+  scale_dropout = jax.jit(tokenizer.scale_dropout, static_argnums=1)
 
-  def run(params, frozen, batch, rng, step, phase):
-    def pictures():
+  def run(stage, params, frozen, batch, rng):
+    def images():
       image = multihost.to_numpy(batch['image'][:8])
       out = multihost.to_numpy(reconstruct(params, image))
       captions = ['image'] * len(image) + ['decoded'] * len(image)
       return {'reconstruction': (np.concatenate([image, out]), captions)}
 
-    return Collected(
-      Experience(image=batch['image'], keep=kept(rng, len(batch['image']))), {}, pictures
+    B = len(batch['image'])
+    dropout = (
+      stage.call('', jax.jit(lambda rng: tokenizer.scale_dropout(rng, B)), rng)
+      if stage.abstract
+      else scale_dropout(rng, B)
     )
+    experience = Experience(image=batch['image'], scale_dropout=dropout)
+    return Collection(experience, {}, images)
 
-  def programs(call, params, frozen, batch, rng):
-    keep = call('', jax.jit(lambda rng: models.kept(rng, len(batch['image']))), rng)
-    return [('', Experience(image=batch['image'], keep=keep))]
-
-  return Collect(run, programs)
+  return Collect(run, {'': 0})
 
 
-def loss(models, params, frozen, batch, *, l1, l2, quantizer, perceptual, adversarial):
+def loss(tokenizer, judges, params, frozen, batch, *, l1, l2, quantizer, perceptual, adversarial):
   """Weights of the terms; 0 switches a term off. adversarial: hinge loss against the critic."""
   image, stop = batch.image, jax.lax.stop_gradient
-  out, quantizer_B, _ = models.reconstruct(
-    params['policy'], image, *([] if batch.keep is None else [batch.keep])
-  )
+  out, quantizer_B, _ = tokenizer.reconstruct(params['policy'], image, batch.scale_dropout)
   mean = lambda x: x.mean(tuple(range(1, x.ndim)))
   terms = {
     'l1': l1 * mean(abs(out - image)),
@@ -66,9 +75,9 @@ def loss(models, params, frozen, batch, *, l1, l2, quantizer, perceptual, advers
     'quantizer': quantizer * quantizer_B,
   }
   if perceptual:
-    terms['perceptual'] = perceptual * models.perceptual(frozen, out, image)
+    terms['perceptual'] = perceptual * judges.perceptual(frozen, out, image)
   if adversarial:
-    critic = lambda weights, x: models.critic(weights, x)
+    critic = lambda weights, x: judges.critic(weights, x)
     terms['adversarial'] = -adversarial * mean(critic(stop(params['critic']), out))
     real, fake = critic(params['critic'], image), critic(params['critic'], stop(out))
     terms['critic'] = mean(jax.nn.relu(1 - real)) + mean(jax.nn.relu(1 + fake))

@@ -4,23 +4,52 @@ The scales of an image are split in two. A prefix step trains the first `split` 
 prompt's prefixes is continued K times, and what it is worth is the soft value of its continuations'
 rewards. A suffix step trains the others: the rows of a group go on from one prefix, and the reward
 is their own. Both have their own group advantages; the fine scales, which have most of the tokens,
-no longer speak for the coarse ones."""
+no longer speak for the coarse ones.
+"""
 
 from functools import partial
 
 import jax
 
-from vargrl.objectives import group, reduce
-from vargrl.types import offsets
+from vargrl.objectives import collect as groups
+from vargrl.objectives import reduce, surrogate
+from vargrl.types import Pass, offsets
 
-FEATURES, loss = group.FEATURES, group.loss
+features, loss = groups.features, surrogate.loss
+
+
+def passes(policy, collect):
+  """Forward passes of a step of either kind, see types.Pass."""
+  R, K = collect.rollouts, collect.continuations
+  cut = offsets(policy.config.scales)[collect.split]
+  draw = lambda heads, tails: [
+    Pass('policy', heads, cut, sampled=True),
+    Pass('policy', tails, skip=cut, sampled=True),
+  ]
+  return {
+    'prefix': {'rollout': draw(R, R * K)} | groups.passes(collect, R, cut),
+    'suffix': {'rollout': draw(1, R)} | groups.passes(collect, R),
+  }
 
 
 def check(
-  models, *, split, continuations, eta, prefix_steps, suffix_steps, mask, rewards, pool, **options
+  policy,
+  *,
+  split,
+  continuations,
+  eta,
+  prefix_steps,
+  suffix_steps,
+  mask,
+  rewards,
+  pool,
+  **options,
 ):
-  group.check(**options)
-  count = len(models.scales)
+  groups.check(**options)
+  names = [span.name for span in policy.spans]
+  if policy.branch is None:
+    raise ValueError(f'objective: vmr needs a policy of one picture by scales, found {names}')
+  count = len(policy.config.scales)
   if not 1 <= split < count:
     raise ValueError(
       f'objective.collect.split: {split} of {count} scales, expected 1 to {count - 1}'
@@ -38,17 +67,19 @@ def check(
     )
 
 
-def check_loss(models, *, first, last, **options):
-  group.check_loss(models, first=first, last=last, **options)
-  if (first, last) != (0, len(models.scales) - 1):
+def check_loss(policy, *, first_scale, last_scale, **options):
+  surrogate.check_loss(policy, first_scale=first_scale, last_scale=last_scale, **options)
+  if (first_scale, last_scale) not in ((0, -1), (0, len(policy.config.scales) - 1)):
     raise ValueError(
-      f'objective.loss: first={first}, last={last}; expected 0 and {len(models.scales) - 1}, '
-      'all scales: objective.collect.split says which are trained when'
+      f'objective.loss: first_scale={first_scale}, last_scale={last_scale}; expected 0 and -1, all '
+      'scales: objective.collect.split says which are trained when'
     )
 
 
 def collect(
-  models,
+  policy,
+  tokenizer,
+  scorer,
   *,
   rollouts,
   split,
@@ -56,55 +87,47 @@ def collect(
   eta,
   prefix_steps,
   suffix_steps,
-  old,
-  std,
-  eps,
-  kl_reward,
-  combine,
-  mask,
   rewards,
   pool,
+  **options,
 ):
   """prompts -> Experience, in turn of `prefix_steps` prefix steps and `suffix_steps` suffix steps.
 
-  Prefix step: P x `rollouts` prefixes, `continuations` images of each, V = eta log mean exp(reward
-  / eta) of those with a verdict in the place of the reward; the tokens of the prefixes alone, so
+  Prefix step: P x `rollouts` prefixes, `continuations` images of each, V = eta log mean exp(reward /
+  eta) of those with a verdict in the place of the reward; the tokens of the prefixes alone, so
   teacher forcing is shorter too. Suffix step: `rollouts` images from one prefix of each prompt, all
   tokens, the mask leaves those of the suffix. The reward of row 0 of a prefix is what GRPO would
-  have seen with the same key. Other keys: see grpo.collect; kl_reward takes the tokens of the
-  Experience."""
-  at = offsets(models.scales)[split]
+  have seen with the same key. options: grpo.collect's other keys; kl_reward takes the tokens of the
+  Experience.
+  """
+  cut = offsets(policy.config.scales)[split]
 
   @jax.jit
-  def prefixes(policy, frozen, prompt_P, rng):
-    keys_PG = models.keys(rng, group.count(prompt_P), rollouts)
-    out = models.branch(policy, frozen, prompt_P, keys_PG, split, continuations)
-    return group.images(models, out), jax.tree.map(lambda x: x[:, :, 0, :at], out)
+  def prefixes(weights, frozen, prompt_P, rng):
+    _, keys_PG = policy.keys(rng, groups.count(prompt_P), rollouts)
+    out = policy.branch(weights, frozen, prompt_P, keys_PG, split, continuations)
+    return policy.images(out.data, 3), jax.tree.map(lambda x: x[:, :, 0, :cut], out)
 
   @jax.jit
-  def suffixes(policy, frozen, prompt_P, rng):
-    keys_PG = models.keys(rng, group.count(prompt_P), 1)
-    out = models.branch(policy, frozen, prompt_P, keys_PG, split, rollouts)
-    return group.images(models, out), jax.tree.map(lambda x: x[:, 0], out)
+  def suffixes(weights, frozen, prompt_P, rng):
+    _, keys_PG = policy.keys(rng, groups.count(prompt_P), 1)
+    out = policy.branch(weights, frozen, prompt_P, keys_PG, split, rollouts)
+    return policy.images(out.data, 3), jax.tree.map(lambda x: x[:, 0], out)
 
   value = jax.jit(partial(reduce.soft_value, eta=eta))
-  plans = {
-    'prefix': (group.Plan(prefixes, value), {'vmr/prefix': 1.0}),
-    'suffix': (
-      group.Plan(suffixes, value=lambda r_PRK: r_PRK[..., 0], start=at),
-      {'vmr/prefix': 0.0},
+  kinds = {
+    'prefix': groups.StepKind(prefixes, value, facts={'vmr/prefix': 1.0}),
+    'suffix': groups.StepKind(
+      suffixes, value=lambda r_PRK: r_PRK[..., 0], start=cut, facts={'vmr/prefix': 0.0}
     ),
   }
-  when = lambda step: 'prefix' if step % (prefix_steps + suffix_steps) < prefix_steps else 'suffix'
-  return group.collector(
-    models,
-    plans,
-    when,
-    old=old,
-    std=std,
-    eps=eps,
-    kl_reward=kl_reward,
-    combine=combine,
-    mask=mask,
-    rewards=rewards,
+  kinds = {
+    name: kinds[name]
+    for name, steps in (('prefix', prefix_steps), ('suffix', suffix_steps))
+    if steps
+  }
+  cycle = prefix_steps + suffix_steps
+  when = lambda step: 'prefix' if step % cycle < prefix_steps else 'suffix'
+  return groups.make_collect(
+    policy, tokenizer, scorer, kinds, when, rewards_config=rewards, **options
   )

@@ -38,7 +38,9 @@ def judge(*, file, size, dtype, head):
   def score(own, features, samples):
     return towers.affine(own, features[key], jnp.zeros_like(samples.record['label']))
 
-  return Judge({key: tower}, partial(towers.placed, own), score, partial(towers.planned, own))
+  return Judge(
+    {key: tower}, partial(towers.replicate, own), score, partial(towers.abstract_replicated, own)
+  )
 
 
 def affine(head, source):
@@ -47,16 +49,16 @@ def affine(head, source):
   if not head:
     if source.path is None:
       return np.random.default_rng(0).standard_normal(E), 5.0
-    raise ValueError(f'head: none given, the file of a predictor expected; {download()}')
+    raise ValueError(f'head: none given, the file of a predictor expected; {download_hint()}')
   path = pathlib.Path(head).expanduser()
   if not path.is_file():
-    raise FileNotFoundError(f'head: there is no {path}; {download()}')
+    raise FileNotFoundError(f'head: there is no {path}; {download_hint()}')
   if 'relu' in path.name.lower():
     raise ValueError(
       f'head: {path.name} was trained with ReLUs between its layers, a linear one expected; '
-      f'{download()}'
+      f'{download_hint()}'
     )
-  w_E, b = collapsed(files.open_tensors(path), path)
+  w_E, b = compose_layers(files.open_tensors(path), path)
   if len(w_E) != E:
     raise ValueError(
       f'head: {path} is for embeddings of width {len(w_E)}, {E} in CLIP {source.size!r}'
@@ -64,7 +66,7 @@ def affine(head, source):
   return w_E, b
 
 
-def collapsed(state, path):
+def compose_layers(state, path):
   """(w_E, b) of {key: array}: linear layers in a row are one."""
   names = [''] if 'weight' in state else [f'layers.{i}.' for i in LAYERS]
   expected = [name + part for name in names for part in ('weight', 'bias')]
@@ -89,5 +91,5 @@ def collapsed(state, path):
   return w[0], b[0]
 
 
-def download():
+def download_hint():
   return f'`curl -LO {SITES["v2"]}` brings v2, `curl -LO {SITES["v1"]}` v1'

@@ -52,18 +52,18 @@ def judge(*, file, size, dtype, vocab, template, names):
     )
   texts = prompts(template, names)
   where = pathlib.Path(vocab).expanduser() if vocab else path and path.parent
-  t_VL = tokenized(where, texts, c.vocab) if where else letters(texts, c.vocab)
+  t_VL = encode_texts(where, texts, c.vocab) if where else encode_letters(texts, c.vocab)
   key = f'{path or "random"} {size} {dtype} blip'
   tower = Tower(
-    lambda mesh: weights(path, c, 'image', mesh),
-    partial(look, c),
+    lambda mesh: load_params(path, c, 'image', mesh),
+    partial(image_features, c),
     lambda mesh: place.abstract_params(init(c), mesh)['image'],
   )
   return Judge(
     {key: tower},
-    partial(load, path, c, t_VL),
+    partial(load_own, path, c, t_VL),
     lambda own, features, samples: score(c, own, features[key], samples.record['label']),
-    partial(planned, c, t_VL),
+    partial(abstract_own, c, t_VL),
   )
 
 
@@ -71,7 +71,7 @@ def init(c):
   return partial(blip.init, blip.Model(c))
 
 
-def weights(path, c, part, mesh):
+def load_params(path, c, part, mesh):
   """One part of the network, 'image', 'text' or 'head', on the mesh."""
   shapes = place.abstract_params(init(c), mesh)
   if path:
@@ -81,26 +81,26 @@ def weights(path, c, part, mesh):
   return place.init_sharded(lambda key: init(c)(key)[part], jax.random.key(0), shapes[part])
 
 
-def look(c, params, image_Byxc):
+def image_features(c, params, image_Byxc):
   """image_Byxc in [-1, 1] -> the ViT's tokens x_BSD."""
   x_Byxc = preprocess.clip_input(image_Byxc, c.image_size, how='pil')
   return blip.Image(c).apply({'params': params}, x_Byxc)
 
 
-def load(path, c, t_VL, mesh):
+def load_own(path, c, t_VL, mesh):
   """The Judge's own weights: the text encoder, the prompts' tokens, and the head as one affine
   map.
   """
-  w_D, b = affine(jax.device_get(weights(path, c, 'head', mesh)))
+  w_D, b = affine(jax.device_get(load_params(path, c, 'head', mesh)))
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   small = {'tokens': t_VL, 'w': ((w_D / STD).astype(np.float32)), 'b': np.float32((b - MEAN) / STD)}
-  return {'text': weights(path, c, 'text', mesh)} | jax.tree.map(
+  return {'text': load_params(path, c, 'text', mesh)} | jax.tree.map(
     lambda x: jax.device_put(x, whole), small
   )
 
 
-def planned(c, t_VL, mesh):
-  """What `load` would return, abstract."""
+def abstract_own(c, t_VL, mesh):
+  """What `load_own` would return, as shapes."""
   whole, shapes = (
     jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
     place.abstract_params(init(c), mesh),
@@ -144,7 +144,7 @@ def prompts(template, names):
   return [template.replace('{class}', name) for name in class_names.load(names)]
 
 
-def tokenized(path, texts, vocab):
+def encode_texts(path, texts, vocab):
   """t_VL int32, -1 after the end: [CLS], word pieces, [SEP]; as transformers' BertTokenizer,
   uncased.
   """
@@ -170,17 +170,17 @@ def tokenized(path, texts, vocab):
     raise ValueError(
       f'vocab: {found[0]} gives {rows[0]}, tokens below {vocab} from [CLS] to [SEP] expected'
     )
-  return filled(rows)
+  return pad_rows(rows)
 
 
-def letters(texts, vocab):
+def encode_letters(texts, vocab):
   """Tokens of random weights: letters will do."""
-  return filled(
+  return pad_rows(
     [[1, *(2 + ord(letter) % (vocab - 2) for letter in text)][:LENGTH] for text in texts]
   )
 
 
-def filled(rows):
+def pad_rows(rows):
   """[V, the longest row], -1 at the ends: a padding that is masked, and no class pays for more of
   it.
   """

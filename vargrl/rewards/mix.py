@@ -47,7 +47,7 @@ def make(
     raise ValueError(f'rewards: found {found}, expected a share in [0, 1) and at least one')
   names, weights, device, judges, host = {}, {}, {}, {}, {}
   try:
-    for nickname, options in plain(rewards).items():
+    for nickname, options in to_dict(rewards).items():
       if not isinstance(options, dict) or not {'name', 'weight'} <= options.keys():
         raise ValueError(f"reward {nickname}: found {options}, expected 'name' and 'weight' in it")
       name, weights[nickname] = options.pop('name'), float(options.pop('weight'))
@@ -59,9 +59,9 @@ def make(
         host[nickname] = pools.Pool(name, options, **knobs)
       elif hasattr(module, 'judge'):
         options |= without_files(module, options) if lean else {}
-        judges[nickname] = judge(nickname, name, module.judge, options)
+        judges[nickname] = make_judge(nickname, name, module.judge, options)
       else:
-        device[nickname] = bound(name, module.reward, options, bind)
+        device[nickname] = bind_options(name, module.reward, options, bind)
   except BaseException:
     for pool in host.values():
       pool.close()
@@ -101,9 +101,9 @@ def without_files(module, options):
   return changes
 
 
-def plain(x):
+def to_dict(x):
   """Dictionaries for what is like one (a ConfigDict), or each worker would import its library."""
-  return {k: plain(v) for k, v in x.items()} if hasattr(x, 'items') else x
+  return {k: to_dict(v) for k, v in x.items()} if hasattr(x, 'items') else x
 
 
 def device_module(name):
@@ -112,7 +112,7 @@ def device_module(name):
     files = pathlib.Path(__file__).parent.glob('*.py')
     ours = [f'rewards.{f.stem}' for f in files if '\nHOST = ' in f.read_text()]
     if name not in ours:
-      raise ValueError(f'reward {name}: found no such file' + worker.nearest(name, ours))
+      raise ValueError(f'reward {name}: found no such file' + worker.suggestion(name, ours))
   path, _ = worker.locate(name)
   if path.removeprefix('vargrl.') != name:
     return None  # a function, not a module that says HOST: called as host rewards are
@@ -131,7 +131,7 @@ def device_module(name):
   return None if module.HOST else module
 
 
-def bound(name, function, options, bind):
+def bind_options(name, function, options, bind):
   """function(frozen, samples), its other parameters filled from `bind` and options."""
   parameters = inspect.signature(function).parameters
   given = {k: v for k, v in bind.items() if k in parameters}
@@ -141,7 +141,7 @@ def bound(name, function, options, bind):
   return functools.partial(function, **options, **given)
 
 
-def judge(nickname, name, function, options):
+def make_judge(nickname, name, function, options):
   """The Judge that a module's function makes of its options.
 
   Raises ValueError or FileNotFoundError, naming the reward, for what is wrong with those."""
@@ -194,18 +194,20 @@ class Mix:
         f'samples: {B} rows found, a multiple of the group size {group_size} expected'
       )
     pictures = self.host and samples.image_Byxc is not None
-    pixels_Byxc = pixels(samples.image_Byxc) if pictures else None  # first: it waits for no reward
+    pixels_Byxc = (
+      to_uint8(samples.image_Byxc) if pictures else None
+    )  # first: it waits for no reward
     if self.device:
       each |= self.device(frozen, device_samples(samples))
     if self.host:  # while the device works
       image_nyxc, at = own_rows(pixels_Byxc, B, group_size if self.groups else 1)
       allowed = min(1.0, self.max_failed * B / max(len(at), 1))  # the share is of all hosts' rows
 
-      def judge():
+      def judge_rows():
         mine = host_samples(samples, image_nyxc, at, group_size, self.records, self.decode_text)
         return pools.run(self.host.values(), mine, group_size=group_size, max_failed=allowed)
 
-      r = multihost.allgather_rows(multihost.on_all_hosts(judge), at, B)
+      r = multihost.allgather_rows(multihost.on_all_hosts(judge_rows), at, B)
       each |= dict(zip(self.host, r, strict=True))
     each = {k: worker.finite(multihost.to_numpy(each[k])) for k in self.names}
     r_B = worker.finite(sum(self.weights[k] * each[k] for k in each))  # 0 * NaN is NaN: masked too
@@ -221,7 +223,7 @@ class Mix:
     lost = {k: int(np.isnan(x_B).sum()) for k, x_B in each.items()}
     worst, masked = max(lost, key=lost.get), int(np.isnan(r_B).sum())
     last_error = self.host[worst].last_error if worst in self.host else 'it returned NaN or Inf'
-    pools.refuse(self.names[worst], masked, len(r_B), self.max_failed, last_error)
+    pools.check_failures(self.names[worst], masked, len(r_B), self.max_failed, last_error)
     kinds = (*pools.KINDS, 'retry')
     counts = multihost.sum_over_hosts(
       {kind: sum(p.counts[kind] for p in self.host.values()) for kind in kinds}
@@ -235,9 +237,9 @@ class Mix:
 
 
 @jax.jit
-def pixels(image_Byxc):
+def to_uint8(image_Byxc):
   """[-1, 1] -> uint8, rounded; on the device, so that a quarter of the bytes travels."""
-  return preprocess.grey(rows.shard_rows(image_Byxc)).astype(jnp.uint8)
+  return preprocess.to_grey_levels(rows.shard_rows(image_Byxc)).astype(jnp.uint8)
 
 
 def device_scores(names, functions, judges, towers, frozen, samples):

@@ -21,7 +21,7 @@ def judge(*, file, size, dtype, tokenizer, template, names):
   )
 
   def scale(mesh):
-    return np.exp(np.float64(towers.weights(source, 'logit_scale', mesh))) / 26
+    return np.exp(np.float64(towers.load_params(source, 'logit_scale', mesh))) / 26
 
   return towers.text_judge(
     source, tokenizer=tokenizer, template=template, names=names, how='pil', scale=scale

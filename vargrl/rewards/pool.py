@@ -103,7 +103,7 @@ class Pool:
       else:
         self.settle(chunk, kind, value)
     failed = sum(self.counts[k] for k in KINDS)
-    refuse(self.name, failed, len(self.r_B), max_failed, self.last_error)
+    check_failures(self.name, failed, len(self.r_B), max_failed, self.last_error)
 
   def started(self, kind, value):
     """An error of the import is final; a death (a crowded memory) may be tried again."""
@@ -188,7 +188,7 @@ def wait(pools):
   connection.wait([x for w in at_work for x in (w.conn, w.process.sentinel)], max(0.0, seconds))
 
 
-def refuse(name, failed, n, max_failed, last_error):
+def check_failures(name, failed, n, max_failed, last_error):
   """A few lost rows are weather; a share above max_failed is a broken reward."""
   if failed > max_failed * n:
     raise RuntimeError(

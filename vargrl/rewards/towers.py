@@ -52,23 +52,23 @@ def source(*, file, size, dtype, download):
       return Source(None, size, c)
     raise ValueError(
       f'file: none given, the weights of size {size!r} expected; '
-      f'{command(download[size], pathlib.Path("DIR"))}'
+      f'{download_hint(download[size], pathlib.Path("DIR"))}'
     )
   path = pathlib.Path(file).expanduser()
   if not path.exists():
-    raise FileNotFoundError(f'file: there is no {path}; {command(download.get(size), path)}')
+    raise FileNotFoundError(f'file: there is no {path}; {download_hint(download.get(size), path)}')
   try:
     torch_format.check(
       path, clip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0)))
     )
   except FileNotFoundError as e:  # an empty folder
-    raise FileNotFoundError(f'file: {e}; {command(download.get(size), path)}') from e
+    raise FileNotFoundError(f'file: {e}; {download_hint(download.get(size), path)}') from e
   except ValueError as e:
     raise ValueError(f'file: {e}') from e
   return Source(path.resolve(), size, c)
 
 
-def command(what, path):
+def download_hint(what, path):
   """How to bring `what` of the hub to `path`; of nothing that is published, nothing."""
   if not what:
     return 'a checkpoint expected'
@@ -79,7 +79,7 @@ def init(c):
   return partial(clip.init, clip.Model(c))
 
 
-def abstract(source, mesh):
+def abstract_params(source, mesh):
   """The whole CLIP's weights; large ones in the dtype that they are used in."""
 
   def held(path, x):
@@ -90,9 +90,9 @@ def abstract(source, mesh):
   return jax.tree_util.tree_map_with_path(held, place.abstract_params(init(source.c), mesh))
 
 
-def weights(source, part, mesh):
+def load_params(source, part, mesh):
   """The weights of one part, 'image', 'text' or 'logit_scale', on the mesh."""
-  shapes = abstract(source, mesh)
+  shapes = abstract_params(source, mesh)
   if source.path:
     return torch_format.load(source.path, clip.torch_layouts(source.c), shapes, subtree=part)
   print(f'reward tower {source.size} {part}: no file, random weights')
@@ -112,7 +112,9 @@ def image_tower(source, how):
 
   key = f'{source.path or "random"} {source.size} {c.dtype} {how}'
   return key, Tower(
-    lambda mesh: weights(source, 'image', mesh), apply, lambda mesh: abstract(source, mesh)['image']
+    lambda mesh: load_params(source, 'image', mesh),
+    apply,
+    lambda mesh: abstract_params(source, mesh)['image'],
   )
 
 
@@ -129,7 +131,7 @@ def prompts(template, names):
   return [[t.replace('{class}', name) for t in templates] for name in class_names.load(names)]
 
 
-def tokenized(source, tokenizer, texts):
+def encode_texts(source, tokenizer, texts):
   """t_BL of texts, cut after the longest. tokenizer: file or folder; '' is where the weights
   are.
   """
@@ -147,7 +149,7 @@ def tokenized(source, tokenizer, texts):
       t_BL = clip_bpe.encode(where, texts, length=c.context)
     except FileNotFoundError as e:
       raise FileNotFoundError(
-        f'tokenizer: {e}; {command(HUB["l14"] + " tokenizer.json", where)}'
+        f'tokenizer: {e}; {download_hint(HUB["l14"] + " tokenizer.json", where)}'
       ) from e
     if (t_BL == c.end).any(1).sum() < len(texts) or t_BL.max() > c.end:
       raise ValueError(
@@ -161,18 +163,18 @@ def text_judge(source, *, tokenizer, template, names, how, scale):
   number.
   """
   texts = prompts(template, names)
-  t_BL = tokenized(source, tokenizer, [text for row in texts for text in row])
+  t_BL = encode_texts(source, tokenizer, [text for row in texts for text in row])
   key, tower = image_tower(source, how)
 
   def load(mesh):
-    e_VTE = embedded(source, t_BL, mesh).reshape(len(texts), len(texts[0]), -1)
-    direction_VE = unit(
-      unit(e_VTE).mean(1)
+    e_VTE = embed_texts(source, t_BL, mesh).reshape(len(texts), len(texts[0]), -1)
+    direction_VE = normalize(
+      normalize(e_VTE).mean(1)
     )  # as https://arxiv.org/abs/2103.00020 ensembles templates
-    return placed({'direction': direction_VE, 'scale': scale(mesh), 'bias': 0.0}, mesh)
+    return replicate({'direction': direction_VE, 'scale': scale(mesh), 'bias': 0.0}, mesh)
 
   def shapes(mesh):
-    return planned(
+    return abstract_replicated(
       {'direction': np.zeros((len(texts), source.c.embed)), 'scale': 0.0, 'bias': 0.0}, mesh
     )
 
@@ -184,9 +186,9 @@ def text_judge(source, *, tokenizer, template, names, how, scale):
   )
 
 
-def embedded(source, t_BL, mesh):
+def embed_texts(source, t_BL, mesh):
   """Embeddings of texts, float32 numpy [B, E]; the text tower is loaded for this alone."""
-  params, model = weights(source, 'text', mesh), clip.Text(source.c)
+  params, model = load_params(source, 'text', mesh), clip.Text(source.c)
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     run = jax.jit(lambda params, t_BL: model.apply({'params': params}, rows.shard_rows(t_BL)))
     calls = rows.batches(len(t_BL), CHUNK)
@@ -195,20 +197,20 @@ def embedded(source, t_BL, mesh):
     )
 
 
-def unit(x):
+def normalize(x):
   """numpy, float64 inside."""
   x = np.asarray(x, np.float64)
   return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def placed(tree, mesh):
+def replicate(tree, mesh):
   """numpy -> float32 arrays, whole on every device."""
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.tree.map(lambda x: jax.device_put(np.asarray(x, np.float32), whole), tree)
 
 
-def planned(tree, mesh):
-  """What `placed` would return, abstract."""
+def abstract_replicated(tree, mesh):
+  """What `replicate` would return, as shapes."""
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32, sharding=whole), tree)
 

@@ -27,7 +27,7 @@ SPAWN = multiprocessing.get_context('spawn')  # a fork would copy jax's locks wi
 HIDING = threading.Lock()
 
 
-def nearest(name, names):
+def suggestion(name, names):
   """The end of an error message: what `name` was probably meant to be, or all there is."""
   close = difflib.get_close_matches(name, names, n=1)
   return f'; did you mean {close[0]!r}?' if close else f'; there are: {", ".join(sorted(names))}'
@@ -63,7 +63,9 @@ def load(name, options, arrays=('samples',)):
     if not hasattr(found, attribute):
       names = [n for n in vars(found) if not n.startswith('_')]
       names += [m.name for m in pkgutil.iter_modules(getattr(found, '__path__', []))]
-      raise ValueError(f'reward {name}: {module} has no {attribute!r}' + nearest(attribute, names))
+      raise ValueError(
+        f'reward {name}: {module} has no {attribute!r}' + suggestion(attribute, names)
+      )
     found = getattr(found, attribute)
   if not callable(found):
     raise ValueError(f'reward {name}: found a {type(found).__name__}, expected a function')
@@ -89,14 +91,14 @@ def check_options(name, function, options, arrays):
   if not any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values()):
     for option in options:
       if option not in known:
-        raise ValueError(f'reward {name}: unknown option {option!r}' + nearest(option, known))
+        raise ValueError(f'reward {name}: unknown option {option!r}' + suggestion(option, known))
   try:
     signature.bind(*arrays, **options)
   except TypeError as e:
     raise ValueError(f'reward {name}: {e}; found {sorted(options)}, expected {known}') from e
 
 
-def verdicts(scores, n):
+def as_scores(scores, n):
   """r_B float32, NaN for no verdict; ValueError for anything but n real numbers."""
   listed = isinstance(scores, (list, tuple)) or getattr(scores, 'dtype', None) == object
   try:
@@ -118,7 +120,7 @@ def finite(r_B):
   return np.where(np.abs(r_B) <= np.finfo(np.float32).max, r_B, np.nan).astype(np.float32)
 
 
-def work(conn, name, options):
+def run_worker(conn, name, options):
   """Runs in the process: imports, then answers each file whose path comes, till the parent ends."""
   os.setsid()  # its own group: Ctrl-C passes by, and a kill takes along the programs it started
   signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -138,10 +140,10 @@ def work(conn, name, options):
       paths[:] = [conn.recv()]
       with open(paths[0], 'rb') as file:
         samples = pickle.load(file)
-      conn.send(answer(function, samples, options))
+      conn.send(call_function(function, samples, options))
 
 
-def answer(function, samples, options):
+def call_function(function, samples, options):
   """('scores', r_B) of a call of the function, or ('error', what went wrong)."""
   try:
     scores = function(samples, **options)
@@ -149,7 +151,7 @@ def answer(function, samples, options):
     rows = 'rows without pictures: ' if samples.image_Byxc is None else ''
     return 'error', rows + traceback.format_exc()[-2000:]
   try:
-    return 'scores', verdicts(scores, len(samples.record))
+    return 'scores', as_scores(scores, len(samples.record))
   except ValueError as e:
     return 'error', str(e)
 
@@ -167,13 +169,15 @@ class Worker:
 
   def __init__(self, name, options):
     self.conn, theirs = SPAWN.Pipe()
-    self.process = SPAWN.Process(target=work, args=(theirs, name, options), daemon=True)
+    self.process = SPAWN.Process(target=run_worker, args=(theirs, name, options), daemon=True)
     resource_tracker.ensure_running()  # else start() starts it, which unblocks SIGINT
     main = vars(sys.modules['__main__'])
     # A spawned process runs __main__ again (jax, scripts without a guard) if that has a file.
     with HIDING:
       hidden = {k: main[k] for k in ('__spec__', '__file__') if k in main}
-      mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, until `work`
+      mask = signal.pthread_sigmask(
+        signal.SIG_BLOCK, [signal.SIGINT]
+      )  # inherited, until `run_worker`
       try:
         main.update(dict.fromkeys(hidden))
         self.process.start()

@@ -25,28 +25,28 @@ def truncate(logits_LV, *, top_k, top_p):
   if not 0 < top_k < V and not 0 < top_p < 1:
     return logits_LV
   if 0 < top_k < V:
-    logits_LV = above(logits_LV, least(logits_LV, jnp.float32(1), top_k))
+    logits_LV = mask_below(logits_LV, threshold(logits_LV, jnp.float32(1), top_k))
   if 0 < top_p < 1:
-    logits_LV = above(logits_LV, least(logits_LV, jax.nn.softmax(logits_LV, -1), top_p))
+    logits_LV = mask_below(logits_LV, threshold(logits_LV, jax.nn.softmax(logits_LV, -1), top_p))
   return logits_LV
 
 
-def above(logits_LV, least_L1):
-  return jnp.where(logits_LV < least_L1, -jnp.inf, logits_LV)
+def mask_below(logits_LV, threshold_L1):
+  return jnp.where(logits_LV < threshold_L1, -jnp.inf, logits_LV)
 
 
-def least(x_LV, weight_LV, need):
+def threshold(x_LV, weight_LV, need):
   """The largest t_L1 with sum(weight[x >= t]) >= need, -inf if there is none; float32.
 
   Exact, and no sort: the order of floats is that of their bits as integers, so t is found bit by
   bit. A sort takes five times as long on a CPU, and lax.top_k gathers rows that are spread over a
   mesh. Where V is spread, each bit costs a sum of [L, 1] over its devices."""
 
-  def turn(i):  # its own inverse
+  def flip_order(i):  # its own inverse
     return i ^ ((i >> 31) & 0x7FFFFFFF)
 
   weight_LV = weight_LV.astype(jnp.float32)  # counts beyond 256 have no bfloat16
-  rank_LV = turn(jax.lax.bitcast_convert_type(x_LV.astype(jnp.float32), jnp.int32))
+  rank_LV = flip_order(jax.lax.bitcast_convert_type(x_LV.astype(jnp.float32), jnp.int32))
 
   def bit(i, t_L1):
     # The first bit is the sign: int32 wraps from its lowest to 0.
@@ -54,9 +54,9 @@ def least(x_LV, weight_LV, need):
     enough_L1 = jnp.where(rank_LV >= higher_L1, weight_LV, 0.0).sum(-1, keepdims=True) >= need
     return jnp.where(enough_L1, higher_L1, t_L1)
 
-  lowest = turn(np.float32(-np.inf).view(np.int32))
+  lowest = flip_order(np.float32(-np.inf).view(np.int32))
   t_L1 = jax.lax.fori_loop(0, 32, bit, jnp.full_like(rank_LV[..., :1], np.iinfo(np.int32).min))
-  return jax.lax.bitcast_convert_type(turn(jnp.maximum(t_L1, lowest)), jnp.float32)
+  return jax.lax.bitcast_convert_type(flip_order(jnp.maximum(t_L1, lowest)), jnp.float32)
 
 
 def draw(key, logits_LV, *, top_k, top_p):
@@ -99,8 +99,10 @@ def divergence(logits_LV, reference_LV):
 
 def scores(logits_LV, t_L, reference_LV=None):
   """Scores of tokens under the policy's logits, and the reference's if there are any."""
-  hit_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
-  out = Scores(select(logits_LV, t_L), entropy(logits_LV), hit_L)
+  accuracy_L = (jnp.argmax(logits_LV, -1) == t_L).astype(jnp.float32)
+  out = Scores(select(logits_LV, t_L), entropy(logits_LV), accuracy_L)
   if reference_LV is None:
     return out
-  return out.replace(kl=divergence(logits_LV, reference_LV), reference=select(reference_LV, t_L))
+  return out.replace(
+    penalty=divergence(logits_LV, reference_LV), ref_logp=select(reference_LV, t_L)
+  )

@@ -13,18 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models import schedules
-from vargrl.models.layers.norms import unit
+from vargrl.models.layers.norms import l2_normalize
 from vargrl.models.layers.stack import DTYPES
 from vargrl.models.var import WRAPPERS
-from vargrl.tokenizers import autoencoder
+from vargrl.tokenizers import autoencoder, multiscale
 from vargrl.tokenizers.resize import area, bilinear, resize
-from vargrl.types import TorchLayout, bounds, leading, offsets, sides
+from vargrl.types import TorchLayout, bounds, offsets, sides
 
+CONDITIONAL = False  # decode needs nothing but tokens
 HUB = 'FoundationVision/infinity'  # where the published files are, on huggingface.co
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """Sizes of the networks and of the codes. channels: C, bits of a latent. width, mults, blocks: of
+  the convolutional encoder and decoder, channels at the finest level, their multiples at each, and
+  residual blocks of each. dtype: of their products. Raises ValueError for what does not fit."""
+
   channels: int = 32
   width: int = 128
   mults: tuple[int, ...] = (1, 2, 4, 4, 4)
@@ -35,7 +40,7 @@ class Config:
   patch: int = 1  # a token is so many places of the latent grid, squared
   commitment: float = 0.25  # weights of the two terms of the loss
   entropy: float = 0.1
-  drop: float = 0.0  # share of the scales that an image goes without while training, never the last
+  scale_dropout: float = 0.0  # share of the scales that training leaves out, never the last
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -44,8 +49,10 @@ class Config:
       raise ValueError(f'tokenizer.width: {self.width}, expected a multiple of 32')
     if self.dtype not in DTYPES:
       raise ValueError(f'tokenizer.dtype: {self.dtype!r}, expected one of {DTYPES}')
-    if not 0 <= self.drop < 1:
-      raise ValueError(f'tokenizer.drop: {self.drop}, expected 0 <= drop < 1')
+    if not 0 <= self.scale_dropout < 1:
+      raise ValueError(
+        f'tokenizer.scale_dropout: {self.scale_dropout}, expected at least 0, below 1'
+      )
 
   @property
   def bits(self):
@@ -88,7 +95,7 @@ SIZES = {
 }
 
 
-def patched(x_BhwC, p):
+def to_patches(x_BhwC, p):
   """[B, p h, p w, C] -> [B, h w, C p p], the channel slowest, then rows."""
   B, h, w, C = x_BhwC.shape
   return (
@@ -96,7 +103,7 @@ def patched(x_BhwC, p):
   )
 
 
-def unpatched(x_BLe, side, p):
+def from_patches(x_BLe, side, p):
   """The inverse; side: (h, w)."""
   B, _, e = x_BLe.shape
   h, w = side
@@ -106,17 +113,16 @@ def unpatched(x_BLe, side, p):
 
 
 def entropies(u_BhwC):
-  """(mean entropy of the bits of a place, summed over them [B]; how often each is 1, [B, C]), soft,
-  in nats.
+  """(entropy of a place's bits in nats, summed over them, mean over places [B]; how often each bit
+  is 1, mean over places [B, C]), both of soft bits.
 
-  BitVAE's: the logit of a bit is 400 u / sqrt(C), its entropy that the logarithms being of 1e-8 at
-  least."""
+  As in BitVAE: the logit of a bit is 400 u / sqrt(C), and logarithms are of 1e-8 at least."""
   p_BhwC = jax.nn.sigmoid(400 / math.sqrt(u_BhwC.shape[-1]) * u_BhwC)
   return entropy(p_BhwC).sum(-1).mean((1, 2)), p_BhwC.mean((1, 2))
 
 
 def entropy(p):
-  """Of a bit that is 1 so often, in nats."""
+  """Entropy in nats of a bit that is 1 with probability p."""
   # Not 1 - p + 1e-8, which a compiler takes for 1 + 1e-8 - p, and that is 0 at p = 1.
   return -sum(q * jnp.log(jnp.maximum(q, 1e-8)) for q in (p, 1 - p))
 
@@ -137,67 +143,63 @@ class Model(nn.Module):
     """The quantizer's input f_BhwC, float32."""
     return self.encoder(image_Byxc.astype(self.c.dtype)).astype(jnp.float32)
 
-  def resized(self, z_BhwC, before, after, how):
-    """From one grid (h, w) to another; nothing is done where they are the same."""
+  def resample(self, z_BhwC, before, after, how):
+    """z_BhwC of one grid (h, w) on another. how: a function of tokenizers/resize.py."""
     if before == after:
       return z_BhwC
     return resize(z_BhwC, *(how(n, m) for n, m in zip(before, after)))
 
-  def residual(self, rest_BhwC, i):
-    """What scale i has to tell, [B, h, w, C]."""
-    return self.resized(rest_BhwC, self.c.grid, self.c.latent(i), area)
+  def downsample(self, residual_BhwC, i):
+    """The residual on the grid of scale i, whose signs are its bits."""
+    return self.resample(residual_BhwC, self.c.grid, self.c.latent(i), area)
 
-  def grown(self, h_BhwC, i):
-    """What codes of scale i add to the latent, z_BhwC."""
-    return self.resized(h_BhwC, self.c.latent(i), self.c.grid, bilinear)
+  def upsample(self, h_BhwC, i):
+    """Codes of scale i on the latent grid, z_BhwC."""
+    return self.resample(h_BhwC, self.c.latent(i), self.c.grid, bilinear)
 
-  def contribution(self, t_BLe, i):
-    """The same of its tokens."""
+  def scale_latent(self, t_BLe, i):
+    """What the tokens of scale i add to the latent, z_BhwC."""
     codes_BLe = (2 * t_BLe.astype(jnp.float32) - 1) / math.sqrt(self.c.channels)
-    return self.grown(unpatched(codes_BLe, sides(self.c.scales[i]), self.c.patch), i)
+    return self.upsample(from_patches(codes_BLe, sides(self.c.scales[i]), self.c.patch), i)
 
   def quantize(self, f_BhwC, flips_BLe=None):
-    """f -> (t_BLe, z_BhwC). flips: 1 where a bit is turned before it is added, so that finer scales
-    learn to correct it; the tokens are those before. That is bitwise self-correction."""
+    """f -> (t_BLe, z_BhwC). flips: 1 where a bit is flipped before its code is added to the latent;
+    t_BLe has the bits before that. Finer scales then learn to correct it: bitwise self-correction.
+    """
     z, tokens = jnp.zeros_like(f_BhwC), []
     for i, (a, b) in enumerate(bounds(self.c.scales)):
-      t_BLe = patched((self.residual(f_BhwC - z, i) > 0).astype(jnp.int32), self.c.patch)
+      t_BLe = to_patches((self.downsample(f_BhwC - z, i) > 0).astype(jnp.int32), self.c.patch)
       tokens.append(t_BLe)
-      z = z + self.contribution(t_BLe if flips_BLe is None else t_BLe ^ flips_BLe[:, a:b], i)
+      z = z + self.scale_latent(t_BLe if flips_BLe is None else t_BLe ^ flips_BLe[:, a:b], i)
     return jnp.concatenate(tokens, 1), z
 
   def encode(self, image_Byxc):
     """image_Byxc in [-1, 1] -> t_BLe."""
     return self.quantize(self.features(image_Byxc))[0]
 
-  def correct(self, image_Byxc, flips_BLe):
-    """(t_BLe to be predicted, the tokens that a model is shown in their place)."""
+  def encode_with_flips(self, image_Byxc, flips_BLe):
+    """(t_BLe that a model learns to predict, the flipped t_BLe that it reads)."""
     t_BLe = self.quantize(self.features(image_Byxc), flips_BLe)[0]
     return t_BLe, t_BLe ^ flips_BLe
 
   def embed(self, t_BLe):
     """Teacher-forcing inputs of tokens 1 .. L-1, [B, L-1, e]: what `step` returns, for all scales.
     t_BLe may be the tokens of the first few scales alone."""
-    z, out = self.zeros(len(t_BLe)), [jnp.zeros((len(t_BLe), 0, self.c.bits))]
-    for i, (a, b) in enumerate(bounds(leading(self.c.scales, t_BLe.shape[1]))[:-1]):
-      z, next_BLe = self.step(z, t_BLe[:, a:b], i)
-      out.append(next_BLe)
-    return jnp.concatenate(out, 1)
+    z_BhwC = self.zeros(len(t_BLe))
+    return multiscale.teacher_inputs(self.step, z_BhwC, t_BLe, self.c.scales, self.c.bits)
 
   def zeros(self, batch):
     return jnp.zeros((batch, *self.c.grid, self.c.channels))
 
   def step(self, z_BhwC, t_BLe, i):
-    """Adds the tokens of scale i; also the decoder's inputs of scale i + 1 (None after the
-    last).
-    """
-    z_BhwC = z_BhwC + self.contribution(t_BLe, i)
+    """(z_BhwC with the tokens of scale i, the inputs of scale i + 1, None after the last)."""
+    z_BhwC = z_BhwC + self.scale_latent(t_BLe, i)
     if i + 1 == len(self.c.scales):
       return z_BhwC, None
     # Bilinear where the residual's is area, and without antialias: what the released models were
     # trained with.
-    return z_BhwC, patched(
-      self.resized(z_BhwC, self.c.grid, self.c.latent(i + 1), bilinear), self.c.patch
+    return z_BhwC, to_patches(
+      self.resample(z_BhwC, self.c.grid, self.c.latent(i + 1), bilinear), self.c.patch
     )
 
   def decode_latent(self, z_BhwC):
@@ -206,26 +208,26 @@ class Model(nn.Module):
 
   def decode(self, t_BLe):
     """t_BLe -> image_Byxc in [-1, 1]."""
-    z = sum(self.contribution(t_BLe[:, a:b], i) for i, (a, b) in enumerate(bounds(self.c.scales)))
-    return jnp.clip(self.decode_latent(z), -1, 1)
+    z_BhwC = multiscale.latent(self.scale_latent, t_BLe, self.c.scales)
+    return jnp.clip(self.decode_latent(z_BhwC), -1, 1)
 
   def reconstruct(self, image_Byxc, keep_Bs=None):
     """(image_Byxc not clamped, loss_B of the quantizer, t_BLe), straight-through, each residual
     with its gradient.
 
     keep_Bs: 1 for the scales that an image has, 0 for others; None: all. The loss is the mean over
-    an image's scales of commitment |u - sg(code)|^2, u the unit residual, plus entropy / 100 times
-    what a place's bits have, minus what those of all images have: bits should be sure, and each be
-    1 as often as 0."""
-    c, rest, stop = self.c, self.features(image_Byxc), jax.lax.stop_gradient
-    keep_Bs = jnp.ones((len(rest), len(c.scales))) if keep_Bs is None else keep_Bs
-    z, tokens, losses = jnp.zeros_like(rest), [], []
+    an image's scales of commitment |u - sg(code)|^2, u the normalized residual, plus entropy / 100
+    times (the entropy of a place's bits, minus that of the batch's mean bits): each bit should be
+    sure, and be 1 as often as 0."""
+    c, residual, stop = self.c, self.features(image_Byxc), jax.lax.stop_gradient
+    keep_Bs = jnp.ones((len(residual), len(c.scales))) if keep_Bs is None else keep_Bs
+    z, tokens, losses = jnp.zeros_like(residual), [], []
     for i in range(len(c.scales)):
-      u = unit(small := self.residual(rest, i))
+      u = l2_normalize(small := self.downsample(residual, i))
       code, keep_B = jnp.where(small > 0, 1.0, -1.0) / math.sqrt(c.channels), keep_Bs[:, i]
-      h = self.grown(u + stop(code - u), i) * keep_B[:, None, None, None]
-      z, rest = z + h, rest - h
-      tokens.append(patched((small > 0).astype(jnp.int32), c.patch))
+      h = self.upsample(u + stop(code - u), i) * keep_B[:, None, None, None]
+      z, residual = z + h, residual - h
+      tokens.append(to_patches((small > 0).astype(jnp.int32), c.patch))
       place_B, p_BC = entropies(u)
       p_C = (p_BC * keep_B[:, None]).sum(0) / jnp.maximum(keep_B.sum(), 1)
       commitment_B = ((u - stop(code)) ** 2).mean((1, 2, 3))
@@ -235,11 +237,11 @@ class Model(nn.Module):
     return self.decode_latent(z), sum(losses) / keep_Bs.sum(1), jnp.concatenate(tokens, 1)
 
 
-def kept(c, rng, batch):
-  """keep_Bs of `reconstruct`, or None where c.drop leaves out nothing."""
-  if not c.drop:
+def sample_scale_dropout(c, rng, batch):
+  """keep_Bs of `reconstruct`, or None where c.scale_dropout is 0."""
+  if not c.scale_dropout:
     return None
-  keep_Bs = jax.random.uniform(rng, (batch, len(c.scales))) >= c.drop
+  keep_Bs = jax.random.uniform(rng, (batch, len(c.scales))) >= c.scale_dropout
   return keep_Bs.at[:, -1].set(True).astype(jnp.float32)
 
 

@@ -1,5 +1,5 @@
-"""A run's config -> its functions, its abstract weights and where they come from. Nothing compiles
-here.
+"""A run's config -> its records of functions, its abstract weights and where they come from.
+Nothing compiles here.
 """
 
 import dataclasses
@@ -7,19 +7,18 @@ import difflib
 from functools import partial
 
 from flax import traverse_util
-import jax
 
 from vargrl import contracts
 from vargrl.models.judges import critics
 from vargrl.models.layers import lora
 from vargrl.rewards import mix, worker
-from vargrl.rollout import packed
-from vargrl.types import Models, Samples, lookup
+from vargrl.training import policy as policies
+from vargrl.types import Judges, Policy, Rewards, Tokenizer
 
 
 def module(section, what):
   """dict(name, size, **changes) -> (python module, linen model of that size)."""
-  python = lookup(section.name, 'SIZES', 'Config', 'Model', 'init')
+  python = contracts.module(section.name, 'model')
   if section.size not in python.SIZES:
     raise ValueError(f'{what}.size: {section.size!r}, expected one of {sorted(python.SIZES)}')
   changes = {k: v for k, v in section.items() if k not in ('name', 'size')}
@@ -34,84 +33,144 @@ def module(section, what):
   return python, python.Model(dataclasses.replace(python.SIZES[section.size], **changes))
 
 
-FROZEN = (
-  'tokenizer',
-  'classifier',
-  'perceptual',
-)  # sections whose weights a run uses and never trains
+# Sections whose weights a run uses and never trains.
+FROZEN = ('tokenizer', 'classifier', 'perceptual')
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-  """models: the functions. trained, frozen: {name: key -> boxed params} of all weights. parts:
-  {section: linen model}."""
+  """What build makes of a config.
 
-  models: Models
+  policy: of rollouts. packed: the Policy of packed rows of data, or None. plan: of rollouts, ()
+  without. tokenizer, judges: records. bound: {parameter of a reward: the function it gets}. trained,
+  frozen: {name: key -> boxed params} of all weights. parts: {section: linen model}.
+  """
+
+  policy: Policy
+  packed: Policy | None
+  plan: tuple
+  tokenizer: Tokenizer | None
+  judges: Judges
+  bound: dict
   trained: dict
   frozen: dict
   parts: dict
 
+  @property
+  def learner(self):
+    """The Policy that objectives score: of packed rows if the data has them."""
+    return self.packed or self.policy
+
+  def records(self, scorer=None):
+    """{name of a parameter of an objective's functions: its record}."""
+    return {
+      'policy': self.learner,
+      'tokenizer': self.tokenizer,
+      'judges': self.judges,
+      'scorer': scorer,
+    }
+
 
 def build(config):
   """The functions of a run, but for its rewards; ValueError where the config's parts do not fit."""
-  policy, model = module(config.policy, 'policy')
-  trained, frozen = {'policy': partial(policy.init, model)}, {}
-  parts = {'policy': model}
-  for name in FROZEN:
+  python, model = module(config.policy, 'policy')
+  trained, frozen = {'policy': partial(python.init, model)}, {}
+  parts, modules = {'policy': model}, {'policy': python}
+  for name in (*FROZEN, 'critic'):
     if name in config:
-      python, parts[name] = module(config[name], name)
-      frozen[name] = partial(python.init, parts[name])
-  if 'critic' in config:
-    python, parts['critic'] = module(config.critic, 'critic')
-    trained['critic'] = partial(python.init, parts['critic'])
-  functions = dict(init=trained['policy'], config=model.c)
+      modules[name], parts[name] = module(config[name], name)
+      group = trained if name == 'critic' else frozen
+      group[name] = partial(modules[name].init, parts[name])
+  reference = lambda params, frozen: frozen.get('reference')
   if adapter_off(config, model.c):
-    functions['reference'] = lambda params, frozen: lora.base_params(params['policy'])
+    reference = lambda params, frozen: lora.base_params(params['policy'])
   elif config.reference:
     frozen['reference'] = trained['policy']
+  check_parts(config, trained, frozen, parts)
+  init, packed, plan = trained['policy'], None, ()
   if 'rollout' in config:
-    functions |= sampling(config, model, parts)
-  if config.policy.name.startswith('tokenizers.'):
-    functions['reconstruct'] = lambda params, x, keep=None: model.apply(
-      {'params': params}, x, *([] if keep is None else [keep]), method='reconstruct'
+    contracts.module(config.policy.name, 'policy')
+    policy, packed, plan = policies.make(
+      config, python, model, parts.get('tokenizer'), init=init, reference=reference
     )
-    if hasattr(policy, 'kept'):
-      functions['kept'] = partial(policy.kept, model.c)
-  if hasattr(model.c, 'stages'):
-    functions['classify'] = lambda params, x: model.apply({'params': params}, x)
-  if 'critic' in parts:
-    functions['critic'] = lambda params, x: parts['critic'].apply({'params': params}, x)
-  if 'classifier' in parts:
-    functions['bind'] = {
-      'classifier': lambda params, x: parts['classifier'].apply({'params': params}, x)
-    }
-  if 'perceptual' in parts:
-    features = lambda frozen, x: parts['perceptual'].apply(
-      {'params': frozen['perceptual']}, x, method='features'
-    )
-    functions['perceptual'] = lambda frozen, a, b: critics.perceptual(
-      features(frozen, a), features(frozen, b)
-    )
+  else:
+    policy = without_rollout(model.c, init, reference)
+  tokenizer = None
+  for name in ('tokenizer', 'policy'):
+    if name in parts and config[name].name.startswith('tokenizers.'):
+      found = contracts.module(config[name].name, 'tokenizer')
+      tokenizer = policies.tokenizer_functions(found, parts[name])
+      break
+  classifier = contracts.offers(parts.get('classifier'), 'apply')
+  bound = {'classifier': classify(parts['classifier'])} if classifier else {}
+  return Built(policy, packed, plan, tokenizer, judges(parts), bound, trained, frozen, parts)
+
+
+def check_parts(config, trained, frozen, parts):
+  """ValueError for weights in `init` that the run does not have, or a classifier of other classes."""
   known = [*trained, *frozen] + ['reference'] * config.reference
   for key in config.init:
     if key not in known:
       near = difflib.get_close_matches(key, known, 1, 0)
       raise ValueError(f'init.{key}: no weights of this name in the run; did you mean {near[0]!r}?')
-  if 'classifier' in parts and parts['classifier'].c.classes != getattr(model.c, 'classes', 0):
-    raise ValueError(
-      f'classifier: {parts["classifier"].c.classes} classes, {model.c.classes} in the policy'
+  if 'classifier' not in parts:
+    return
+  ours, theirs = parts['classifier'].c.classes, contracts.offers(parts['policy'].c, 'classes') or 0
+  if ours != theirs:
+    raise ValueError(f'classifier: {ours} classes, {theirs} in the policy')
+
+
+def without_rollout(c, init, reference):
+  """The Policy of a tokenizer or classifier that is trained."""
+  nothing = dict.fromkeys(
+    (
+      'prompt',
+      'unconditional',
+      'keys',
+      'generate',
+      'branch',
+      'with_plan',
+      'score',
+      'images',
+      'mask',
+      'check_prompt',
     )
-  return Built(Models(**functions), trained, frozen, parts)
+  )
+  return Policy(
+    config=c, init=init, spans=(), features={}, presets={}, texts=(), reference=reference, **nothing
+  )
+
+
+def classify(model):
+  """(classifier's weights, image_Byxc) -> logits_BV."""
+  return lambda params, x: model.apply({'params': params}, x)
+
+
+def judges(parts):
+  """The Judges of a run's parts."""
+  perceptual = None
+  if 'perceptual' in parts:
+    features = lambda frozen, x: parts['perceptual'].apply(
+      {'params': frozen['perceptual']}, x, method='features'
+    )
+    perceptual = lambda frozen, a, b: critics.perceptual(features(frozen, a), features(frozen, b))
+  policy = parts['policy']
+  return Judges(
+    classify=classify(policy) if contracts.offers(policy.c, 'stages') else None,
+    critic=classify(parts['critic']) if 'critic' in parts else None,
+    perceptual=perceptual,
+  )
 
 
 def adapter_off(config, c):
   """True if the reference is the policy without its adapters, which takes no memory."""
-  return bool(config.reference and getattr(c, 'lora_rank', 0) and not config.init.get('reference'))
+  rank = contracts.offers(c, 'lora_rank')
+  return bool(config.reference and rank and not config.init.get('reference'))
 
 
 def check_reference(config, built, trained):
   """The pass without adapters is a reference only as long as the base stays what it was."""
-  if not adapter_off(config, built.models.config):
+  if not adapter_off(config, built.policy.config):
     return
   base = traverse_util.flatten_dict(lora.base_params(trained['policy']), sep='/')
   if moving := [name for name, t in base.items() if t]:
@@ -122,154 +181,48 @@ def check_reference(config, built, trained):
     )
 
 
-def sampling(config, model, parts):
-  """The functions of a policy that draws; rollout knobs are checked by its Config."""
-  if 'tokenizer' not in parts:
-    raise ValueError('tokenizer: missing in a config that has a rollout')
-  rollout, tokenizer = (
-    lookup(config.rollout.name, 'Config', 'generate', 'logprobs', 'SAME'),
-    parts['tokenizer'],
-  )
-  for key in rollout.SAME:
-    for what, part in (('policy', model), ('tokenizer', tokenizer)):
-      if not hasattr(part.c, key):
-        raise ValueError(
-          f'rollout.name: {config.rollout.name!r} needs {what}.{key}, {config[what].name} has none'
-        )
-    ours, theirs = getattr(model.c, key), getattr(tokenizer.c, key)
-    if ours != theirs:
-      raise ValueError(
-        f'policy.{key}: {ours} in policy {config.policy.size!r}, {theirs} in tokenizer '
-        f'{config.tokenizer.size!r}'
-      )
-  c, presets = sampler(config), getattr(rollout, 'PRESETS', {})
-  if hasattr(rollout, 'check_model'):
-    rollout.check_model(c, model.c)
-  (
-    c.strengths(len(model.c.scales)),
-    c.temperatures(len(model.c.scales)),
-  )  # one for each scale, or one for all
+def rewards(config, built, data=None, lean=False):
+  """The Rewards of `objective.collect`, started (host rewards have worker processes), or None.
 
-  def generator(c):
-    return lambda params, frozen, prompt_P, keys_PR: rollout.generate(
-      model, tokenizer, c, params, frozen['tokenizer'], prompt_P, keys_PR
-    )
-
-  def logprobs(params, frozen, batch, reference=None):
-    return rollout.logprobs(
-      model,
-      tokenizer,
-      c,
-      params,
-      frozen['tokenizer'],
-      batch.label,
-      batch.tokens,
-      batch.keep,
-      reference,
-      batch.shown,
-    )
-
-  found, policy = {}, lookup(config.policy.name)
-  if hasattr(rollout, 'PROMPT'):
-    length = model.c.decoder.length
-    found |= dict(
-      asks=rollout.PROMPT,
-      prompt=lambda batch: {name: batch[name] for name in rollout.PROMPT},
-      plan=tuple(rollout.plan(c, length)),
-      drawn=lambda tokens, lead: tokens['bits'].reshape(-1, length, model.c.bits),
-      packed=lambda params, frozen, batch: packed.logprobs(
-        model,
-        tokenizer,
-        params,
-        frozen['tokenizer'],
-        batch.label,
-        batch.tokens[:, 0],
-        batch.shown[:, 0],
-        batch.label['dropped'],
-        None if batch.keep is None else batch.keep[:, 0],
-      ),
-    )
-  if hasattr(rollout, 'branch'):
-    found['branch'] = lambda params, frozen, prompt_P, keys_PG, split, K: rollout.branch(
-      model, tokenizer, c, params, frozen['tokenizer'], prompt_P, keys_PG, split, K
-    )
-  if hasattr(policy, 'given'):
-    given = policy.given(model.c)
-    found |= dict(given=given, prompt=lambda batch: {name: batch[name] for name in given})
-  if hasattr(tokenizer, 'correct'):
-    found['correct'] = lambda frozen, x, flips: tokenizer.apply(
-      {'params': frozen['tokenizer']}, x, flips, method='correct'
-    )
-  return found | dict(
-    scales=model.c.scales,
-    classes=getattr(model.c, 'classes', 0),
-    keys=rollout.keys,
-    logprobs=logprobs,
-    generate=generator(c),
-    otherwise=lambda **changes: generator(dataclasses.replace(c, **changes)),
-    unconditional=getattr(model, 'unconditional', None),
-    presets={
-      name: generator(dataclasses.replace(preset, weights=c.weights))
-      for name, preset in presets.items()
-    },
-    encode=lambda frozen, x: tokenizer.apply({'params': frozen['tokenizer']}, x, method='encode'),
-    decode=lambda frozen, t_BL: rollout.decode(tokenizer, frozen['tokenizer'], t_BL),
-  )
-
-
-def sampler(config):
-  """The settings of the run's rollouts."""
-  knobs = {
-    k: tuple(v) if isinstance(v, list) else v for k, v in config.rollout.items() if k != 'name'
-  }
-  Config = lookup(config.rollout.name, 'Config').Config
-  fields = {f.name for f in dataclasses.fields(Config)}
-  contracts.check_keys('rollout', knobs, fields)
-  return Config(**knobs)
-
-
-def scored(config, built, lean=False, texts=None, records=None):
-  """built.models with the rewards of `objective.collect`, started (host rewards have worker
-  processes); lean: those on the device alone, whose weights are abstract. texts: see Models.
-  records: how many records the data's labels number, None where that is unknown."""
-  collect, models = config.objective.collect, dataclasses.replace(built.models, texts=texts)
+  data: the run's stream, which knows the records of its labels. lean: those on the device alone,
+  whose weights are abstract.
+  """
+  collect = config.objective.collect
   if 'rewards' not in collect:
-    return models
-  if 'mask' in collect:
-    if collect.mask and models.plan:
-      raise ValueError(
-        f'objective.collect.mask: {collect.mask.to_dict()} found, {{}} expected of '
-        f'{config.policy.name}'
-      )
-    models = dataclasses.replace(models, mask=mask(collect.mask))
-  if 'classifier' not in models.bind and any(
+    return None
+  if 'classifier' not in built.bound and any(
     r.name == 'rewards.classifier' for r in collect.rewards.values()
   ):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
+  classes = contracts.offers(built.policy.config, 'classes') or 0
   if not lean:
-    mix.check_names(collect.rewards, classes=models.classes, records=records)
-  told = texts and (
-    lambda labels: [
-      {'prompt': text, 'label': int(label)} for text, label in zip(texts(labels), labels)
-    ]
+    count = contracts.offers(data, 'record_count')
+    mix.check_names(collect.rewards, classes=classes, records=count)
+  found = mix.make(
+    collect.rewards,
+    bind=built.bound,
+    lean=lean,
+    records=contracts.offers(data, 'prompt_records'),
+    decode_text=contracts.offers(data, 'decode_text'),
+    **collect.pool,
   )
-  rewards = mix.make(collect.rewards, bind=models.bind, lean=lean, records=told, **collect.pool)
-  load, sees = (
-    rewards.shapes if lean else rewards.load,
-    lambda x, label: Samples(x, {}, {'label': label}),
+  load = found.shapes if lean else found.load
+  return Rewards(
+    score=found.score,
+    device=found.device or None,
+    weights=load if found.judges else None,
+    mask=mask(collect.mask) if 'mask' in collect else None,
+    captions=captions(data),
+    close=found.close,
   )
-  rows = collect.get('rollouts', 1)
-  return dataclasses.replace(
-    models,
-    score=lambda frozen, x, label: rewards.score(
-      frozen, sees(x, label), rows if len(label) % rows == 0 else 1
-    ),
-    judge=rewards.device
-    and jax.jit(lambda frozen, x, label: rewards.device(frozen, sees(x, label)))
-    or None,
-    close=rewards.close,
-    reward_weights=load if rewards.judges else None,
-  )
+
+
+def captions(data):
+  """labels of rows -> what their prompts say."""
+  records = contracts.offers(data, 'prompt_records')
+  if records is None:
+    return lambda labels: [f'class {label}' for label in labels]
+  return lambda labels: [record['prompt'] for record in records(labels)]
 
 
 def mask(section):

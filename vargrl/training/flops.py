@@ -1,98 +1,151 @@
 """How much arithmetic the programs of a run have to do and how many bytes have to travel, whatever
-a compiler makes of them."""
+a compiler makes of them; and how many tokens and pictures a step learns from."""
 
 import math
 
+import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
+import numpy as np
 
+from vargrl import contracts
 from vargrl.models.layers import lora
 from vargrl.parallel import hlo
-from vargrl.training import assemble, optim
-from vargrl.types import lookup
-
-COUNTED = (
-  'objectives.grpo',
-  'objectives.sft',
-  'objectives.sft_bits',
-  'objectives.sft_unified',
-  'objectives.dpo',
-  'objectives.dpo_unified',
-)
+from vargrl.training import optim
+from vargrl.training.stage import Stage
+from vargrl.types import RowShape, sides
 
 
-def passes(config, one):
-  """(forward passes of a rollout, of an update), per image. one: those that a forward pass and its
-  backward pass are, see `learning`."""
-  sampler = assemble.sampler(config)
-  pair = 2 if sampler.paired else 1
-  record = 2 if sampler.records_pair else 1
-  policy = one + {'guided': one, 'guided_stopgrad': 1}[sampler.record] if record == 2 else one
-  return pair, policy + record * (config.reference and config.objective.name == 'objectives.grpo')
+def step_passes(run):
+  """{kind of step: {program: [types.Pass]}} of a run's objective."""
+  return run.objective.passes(run.built.learner, run.config.objective.collect)
 
 
-def learning(trained, first=False):
-  """Passes that a forward pass and its backward pass are: the gradient of what comes in is one,
-  that of the weights another. first: nothing comes in that has a gradient."""
+def program_flops(run, name, kind=''):
+  """Of one program of a run, all devices together: block-causal attention counted, recomputation
+  not; 0 for a program that makes no pass of a policy, such as decoding. Raises ValueError where a
+  policy's objective does not say its passes."""
+  found = step_passes(run)
+  if not found:
+    return unlisted_update(run) if name == 'update' else 0
+  passes = found[kind].get(name, [])
+  total = sum(pass_flops(run, p) for p in passes)
+  return total / run.config.minibatches if name == 'update' else total
+
+
+def pass_flops(run, p):
+  """Of one types.Pass over all prompts of a batch."""
+  config = run.config
+  if p.weights == 'reference' and not config.reference:
+    return 0
+  plan = run.built.plan
+  guided = any(contracts.offers(s.c, 'guided') for s in plan)
+  logp_guided = any(contracts.offers(s.c, 'logp_guided') for s in plan) and not run.built.packed
+  parts = contracts.module(config.policy.name, 'policy').flops(run.policy.config, row_shape(run, p))
+  rows = p.rows * (config.data.prompts if 'prompts' in config.data else config.data.batch)
+  if p.sampled:
+    return rows * sum(parts.values()) * (2 if guided else 1)
+  if not p.learned:
+    return rows * sum(parts.values()) * (2 if logp_guided else 1)
+  trained, total = run.optimizer.trained['policy'], 0
+  for part, count in parts.items():
+    one = passes_of_learning(trained[part] if part else trained, part == 'vision')
+    second = {'cond': 0, 'guided': one, 'guided_stopgrad': 1}
+    logp_of = plan[0].c.logp_of if logp_guided else 'cond'
+    total += count * (one + second[logp_of])
+  return rows * total
+
+
+def passes_of_learning(trained, first=False):
+  """Cost of forward + backward in units of one forward pass: 3, or 2 with frozen weights, or 1 where
+  nothing is trained and nothing with a gradient comes in (first)."""
   if any(jax.tree.leaves(lora.base_params(trained))):
     return 3
   return 1 if first and not any(jax.tree.leaves(trained)) else 2
 
 
-def flops(run, name):
-  """Of one program of a run, all devices together: block-causal attention counted, recomputation
-  not; 0 if it is not counted here."""
-  config = run.config
-  if config.objective.name not in COUNTED or 'rollout' not in config:
-    return 0
-  parts, trained = row(run), run.optimizer.trained['policy']
-  rows = config.data.prompts if 'prompts' in config.data else config.data.batch
-  rows *= getattr(run.objective, 'ROWS', 0) or config.objective.collect.get('rollouts', 1)
-  if name == 'update':
-    # What reads pictures is the first of a unified policy's parts.
-    one = {part: learning(trained[part] if part else trained, part == 'vision') for part in parts}
-    return (
-      rows
-      * sum(passes(config, one[part])[1] * count for part, count in parts.items())
-      / config.minibatches
+def row_shape(run, p):
+  """The RowShape of a Pass of a run."""
+  data, spans = run.config.data, run.built.learner.spans
+  if run.built.packed:
+    pictures = data.max_images if 'max_images' in data else 0
+    L = run.policy.config.decoder.length if pictures else 0
+    return RowShape(
+      data.length, data.length - pictures * L, pictures, L, 0, data.max_context, data.max_patches
     )
-  record = 2 if assemble.sampler(config).records_pair else 1
-  count = {'rollout': passes(config, 3)[0], 'logprobs': record}.get(name, 0)
-  return rows * count * sum(parts.values())
+  text = sum(s.stop - s.start for s in spans if not s.parts)
+  images = [s.stop - s.start for s in spans if s.parts]
+  L = (p.actions or spans[-1].stop) if images and not text else (images or [0])[0]
+  prompt = data.length if 'length' in data else 0
+  return RowShape(text + sum(images), text, len(images), L, p.skip, prompt + text, 0)
 
 
-def row(run):
-  """{part: of one forward pass over one row}: a picture, or words and pictures. A policy that is
-  one has the part ''.
-  """
-  config, count, plan = run.config, lookup(run.config.policy.name, 'flops').flops, run.models.plan
-  if run.models.packed is None:
-    return {'': count(run.models.config)}
-  if 'batch' in config.data:
-    return count(
-      run.models.config,
-      config.data.length,
-      config.data.max_patches,
-      config.data.max_images,
-      config.data.max_context,
-    )
-  total, pictures = sum(length for _, length in plan), sum(kind == 'bits' for kind, _ in plan)
-  return count(
-    run.models.config,
-    total,
-    0,
-    pictures,
-    config.data.length + sum(n for kind, n in plan if kind == 'words'),
-  )
+def unlisted_update(run):
+  """Of the update of a tokenizer or classifier: the products of its program, by its jaxpr, that of
+  the backward pass and of what is made again included."""
+  rows = run.config.data.batch // run.config.minibatches
+  image = jax.ShapeDtypeStruct((rows, *sides(run.config.data.size), 3), np.float32)
+  batch = {'image': image, 'label': jax.ShapeDtypeStruct((rows,), np.int32)}
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  frozen = {k: nn.unbox(jax.eval_shape(init, key)) for k, init in run.built.frozen.items()}
+  collect, update = run.collect_and_update()
+
+  def program(state, frozen, batch, key):
+    experience = collect.run(Stage(0), state.params, frozen, batch, key).experience
+    return update(state, frozen, experience)
+
+  return jaxpr_flops(jax.make_jaxpr(program)(run.shapes, frozen, batch, key).jaxpr)
 
 
-def step(run):
-  """Of all programs of a step that are counted; 0 if none is."""
-  collect = run.config.objective.collect
-  names = ['rollout'] if 'rollouts' in collect else []
-  if 'old' in collect and (collect.old == 'trainer' or collect.kl_reward):
-    names += ['logprobs'] * (2 if collect.kl_reward else 1)  # that of the reference too
-  return sum(flops(run, name) for name in names) + run.updates_per_step * flops(run, 'update')
+def jaxpr_flops(jaxpr):
+  """Multiply-adds x 2 of all products of a jaxpr, loops of known length included."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    name, params = eqn.primitive.name, eqn.params
+    if name == 'dot_general':
+      (contract, _), _ = params['dimension_numbers']
+      depth = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+      total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+    elif name == 'conv_general_dilated':
+      kernel = eqn.invars[1].aval.shape
+      out_features = params['dimension_numbers'].rhs_spec[0]
+      depth = math.prod(kernel) // kernel[out_features]
+      total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+    times = params['length'] if name == 'scan' else 1
+    total += times * sum(jaxpr_flops(inner) for inner in jax.extend.core.jaxprs_in_params(params))
+  return total
+
+
+def step_flops(run, kind=''):
+  """Of all programs of a step."""
+  found = step_passes(run)
+  names = [name for name in found[kind] if name != 'update'] if found else []
+  total = sum(program_flops(run, name, kind) for name in names)
+  return total + run.updates_per_step * program_flops(run, 'update', kind)
+
+
+def learned(experience, spans):
+  """(tokens, pictures), float32 scalars: what a step learns from, of rows with a verdict: actions
+  that are in the loss, and pictures of which some action is; pictures alone where a tokenizer or
+  classifier is trained."""
+  if experience.data is None:
+    return jnp.float32(0), jnp.float32(len(experience.image))
+  lead = jax.tree.leaves(experience.data)[0]
+  row_mask = jnp.ones(lead.shape[:2]) if experience.row_mask is None else experience.row_mask
+  mask = experience.loss_mask
+  A = spans[-1].stop if experience.old_logp is None else experience.old_logp.shape[-1]
+  if mask is None:
+    mask = jnp.ones((1, 1, A))
+  counted = (jnp.broadcast_to(mask, (*row_mask.shape, mask.shape[-1])) > 0) * row_mask[..., None]
+  pictures = 0.0
+  for span in spans:
+    if span.parts:
+      starts = span.start + np.flatnonzero(np.diff(span.part_A, prepend=1) < 0)
+      ends = [*starts[1:], span.stop]
+      for a, b in zip(starts, ends):
+        pictures += (counted[..., a : min(b, counted.shape[-1])].max(-1) > 0).sum()
+  return counted.sum(), jnp.float32(pictures)
 
 
 # bfloat16 FLOP/s of a device, from the makers' pages. A v4 or v5p chip is one device, a tpu7x chip
@@ -127,9 +180,9 @@ def traffic(run, name):
   and once in a backward pass, the gradients scattered once. 0 if that is not counted here; where
   weights are on the axis `tensor`, much else travels."""
   config, mesh = run.config, run.mesh
-  if 'rollout' not in config or mesh.shape['tensor'] > 1:
+  if not step_passes(run) or mesh.shape['tensor'] > 1:
     return 0
-  policy, itemsize = run.shapes.params['policy'], jnp.dtype(run.models.config.dtype).itemsize
+  policy, itemsize = run.shapes.params['policy'], jnp.dtype(run.policy.config.dtype).itemsize
   parts = lambda x: math.prod(x.shape) // math.prod(x.sharding.shard_shape(x.shape))
   gathered = sum(
     hlo.ring_bytes('all-gather', math.prod(x.shape) * itemsize, parts(x))
@@ -148,5 +201,6 @@ def traffic(run, name):
     + hlo.ring_bytes('all-reduce', held(x), mesh.size // parts(x))
     for x in learned
   )
-  reference = config.reference and config.objective.name in ('objectives.grpo', 'objectives.vmr')
+  passes = next(iter(step_passes(run).values()))['update']
+  reference = config.reference and any(p.weights == 'reference' for p in passes)
   return config.accum * ((3 if reference else 2) * gathered + scattered)

@@ -19,8 +19,8 @@ A step of a run, in order, as `run_steps` takes it:
    up, and state and data are saved as they were before it: the run that continues takes this step
    again, with the same random keys. After this point a step is always finished.
 6. Update (training/update.py). `epochs` passes over the Experience in `minibatches` parts; each
-   part is one gradient of `loss`, in `accum` pieces, one update of the optimizer (training/optim.py) and
-   one of the moving average. It takes the buffers of the old state.
+   part is one gradient of `loss`, in `accum` pieces, one update of the optimizer
+   (training/optim.py) and one of the moving average. It takes the buffers of the old state.
 7. Write (reporting/writer.py, training/timing.py). Metrics, times and speed are written one step
    late, so that the host never waits for the update that it has just dispatched.
 """
@@ -42,6 +42,7 @@ from vargrl.reporting import images
 from vargrl.reporting.writer import Writer
 from vargrl.training import optim, timing, update
 from vargrl.training.run import Run
+from vargrl.training.stage import Stage
 
 FINAL_EVAL_FILE = 'evaluated'  # the evaluators have run on the last state, saved before they did
 MAX_SKIPPED_STEPS = 10  # in a row; a run without one good update would not recover
@@ -180,7 +181,7 @@ def run_steps(run, state, frozen, first, writer, save, evaluate, bar, timer):
   each and after the last; returns the last State. What evaluators look at is saved before: they
   may take longer than the machine is there. The numbers are those of the head of this file."""
   config, rng, n_skipped = run.config, jax.random.key(run.config.seed), 0
-  collect, step_update = run.pieces()
+  collect, step_update = run.collect_and_update()
   split = jax.jit(partial(update.split, n=config.minibatches))
   for step in range(first, config.steps + 1):
     data = run.data.get_state()
@@ -198,9 +199,8 @@ def run_steps(run, state, frozen, first, writer, save, evaluate, bar, timer):
         multihost.on_all_hosts(partial(next_batch, run.data, timer.phase)), run.mesh, run.rows
       )
       timer.phase('data')
-      batch, metrics, show = collect(  # 4
-        state.params, frozen, batch, jax.random.fold_in(rng, step), step, timer.phase
-      )
+      stage, key = Stage(step, timer.phase), jax.random.fold_in(rng, step)
+      batch, metrics, show = collect.run(stage, state.params, frozen, batch, key)  # 4
       timer.phase('prepare')  # 5: the last point where a step is given up
     except preemption.Stop:  # the run that continues takes this step again
       save(step, state, data, stopped=True)
@@ -215,7 +215,7 @@ def run_steps(run, state, frozen, first, writer, save, evaluate, bar, timer):
         writer.add(step, update_metrics)
     # 7
     writer.add(step, metrics | {f'data/{k}': v for k, v in run.data.counts.items()})
-    speed = timer.rates(batch)
+    speed = timer.rates(batch, collect.kind(step))
     rate = run.optimizer.rate(step * run.updates_per_step)
     writer.add(step, {'lr': rate} | save_metrics | speed)
     timer.trace(step + 1, state)

@@ -17,7 +17,7 @@ from vargrl.parallel import multihost, place, rows, rules
 from vargrl.rewards import mix
 from vargrl.training import assemble as building
 from vargrl.training import optim, timing, update, weights
-from vargrl.types import State, lookup, sides
+from vargrl.types import State, sides
 
 
 class Run:
@@ -29,12 +29,13 @@ class Run:
 
   def __init__(self, config, root, *, upstream=(), lean=False, devices=None):
     self.config, self.root, self.mesh = config, root, meshes.make(config.mesh, devices)
-    self.objective = lookup(config.objective.name, 'collect', 'loss')
-    self.data_module = lookup(config.data.name, 'make')
+    self.objective = contracts.module(config.objective.name, 'objective')
+    self.data_module = contracts.module(config.data.name, 'data')
     self.updates_per_step = config.minibatches * config.epochs
     self.check_config()
     self.built = building.build(config)
-    self.models = self.built.models
+    self.policy, self.tokenizer = self.built.policy, self.built.tokenizer
+    self.rewards = None
     self.check_objective()
     self.shapes = self.shape()
     weights.check_sources(config, self.built, self.mesh, root, dict(upstream))
@@ -47,14 +48,9 @@ class Run:
       seed=config.seed, rows=multihost.local_rows(self.mesh, self.rows), **options
     )
     self.check_data()
-    self.evals = evaluators.make(config.evals, self.models)  # last: these two may start processes
+    self.evals = evaluators.make(config.evals, self.built)  # last: these two may start processes
     try:
-      self.models = building.scored(
-        config,
-        self.built,
-        texts=getattr(self.data, 'texts', None),
-        records=getattr(self.data, 'record_count', None),
-      )
+      self.rewards = building.rewards(config, self.built, self.data)
     except BaseException:
       evaluators.close(self.evals)
       raise
@@ -63,7 +59,8 @@ class Run:
     if self.data:
       self.data.close()
     evaluators.close(self.evals)
-    self.models.close()
+    if self.rewards:
+      self.rewards.close()
 
   def check_config(self):
     config, collect = self.config, self.config.objective.collect
@@ -85,15 +82,17 @@ class Run:
 
   def check_objective(self):
     objective, config = self.objective, self.config
+    records = self.built.records()
     if hasattr(objective, 'check'):
-      objective.check(
-        self.models,
+      bound = bind_records(objective.check, records, config.objective.name)
+      bound(
         **config.objective.collect,
         updates=self.updates_per_step,
         reference=config.reference,
       )
     if hasattr(objective, 'check_loss'):
-      objective.check_loss(self.models, **config.objective.loss, reference=config.reference)
+      bound = bind_records(objective.check_loss, records, config.objective.name)
+      bound(**config.objective.loss, reference=config.reference)
 
   def shape(self):
     """The abstract State, what belongs to a weight on the shardings of that weight."""
@@ -134,52 +133,55 @@ class Run:
       raise ValueError(
         f'data: features {sorted(data.features)} in the data set, {name} needs {missing[0]!r}'
       )
-    if 'text' in self.models.given and 'tokens' in config.data:
-      (tokens, width), found = self.models.given['text'][0], (config.data.tokens, config.data.width)
+    if (self.policy.features.get('text') or None) and 'tokens' in config.data:
+      (tokens, width), _ = self.policy.features['text']
+      found = config.data.tokens, config.data.width
       if found[0] > tokens or found[1] != width:
         raise ValueError(
           f'data: {found[0]} text features of {found[1]}, at most {tokens} of {width} expected by '
           'the '
           'policy'
         )
-    wanted = self.models.classes or getattr(self.models.config, 'classes', 0)
-    if wanted and data.classes and data.classes > wanted:
-      raise ValueError(f'data: {data.classes} classes in the data set, {wanted} in the model')
+    expected = contracts.offers(self.policy.config, 'classes')
+    if expected and data.classes and data.classes > expected:
+      raise ValueError(f'data: {data.classes} classes in the data set, {expected} in the model')
     if hasattr(self.data_module, 'image_token_ids'):
       self.check_dialogues()
     size = config.data.size if 'size' in config.data else None
     part = (
       building.module(config.tokenizer, 'tokenizer')[1].c
       if 'tokenizer' in config
-      else self.models.config
+      else self.policy.config
     )
     if size and sides(getattr(part, 'image_size', size)) != sides(size):
       raise ValueError(f'data.size: {size} pixels, {part.image_size} expected by the model')
 
   def check_dialogues(self):
     """Tokens, patches and places of dialogues must be the policy's."""
-    data, c = self.config.data, self.models.config
-    if self.models.packed is None:
+    data, c = self.config.data, self.policy.config
+    if not self.built.learner.texts and not self.policy.features:
       raise ValueError(f'data: dialogues found, {self.config.policy.name} reads none')
-    check_words(data, c)
-    if 'rollouts' in self.config.objective.collect:
-      lookup(self.config.rollout.name).check_room(building.sampler(self.config), c, data.length)
-    for name in ('patch', 'merge', 'frames'):
-      if data.vision[name] != getattr(c.image, name):
+    check_token_ids(data, c)
+    if self.policy.generate and 'rollouts' in self.config.objective.collect:
+      self.policy.check_prompt(data.length)
+    vision = contracts.offers(c, 'image')
+    for name in ('patch', 'merge', 'frames') if vision else ():
+      if data.vision[name] != getattr(vision, name):
         raise ValueError(
-          f'data.vision.{name}: {data.vision[name]} found, {getattr(c.image, name)} expected by the '
+          f'data.vision.{name}: {data.vision[name]} found, {getattr(vision, name)} expected by the '
           'policy'
         )
-    if 'image_tokens' in data and data.image_tokens != c.places:
+    places = contracts.offers(c, 'image_places')
+    if places and 'image_tokens' in data and data.image_tokens != places:
       raise ValueError(
-        f'data.image_tokens: {data.image_tokens} found, {c.places} expected, the places of a picture in the '
-        'policy'
+        f'data.image_tokens: {data.image_tokens} found, {places} expected, the places of a picture '
+        'in the policy'
       )
 
   def features(self):
     """What a batch of data must have."""
-    own, models = self.objective.FEATURES, self.models
-    return (*own, *models.given, *(() if 'tokens' in own else models.asks))
+    learner = self.built.learner
+    return (*self.objective.features(learner), *learner.features)
 
   def frozen(self, say=print, only=None):
     """{name: weights} that are used and never trained, `rewards` of the networks that judge; `only`
@@ -189,8 +191,8 @@ class Run:
       for name, init in self.built.frozen.items()
       if not only or name in only
     }
-    if self.models.reward_weights and (not only or 'rewards' in only):
-      found['rewards'] = self.models.reward_weights(self.mesh)
+    if self.rewards and self.rewards.weights and (not only or 'rewards' in only):
+      found['rewards'] = self.rewards.weights(self.mesh)
     return found
 
   def fingerprints(self, frozen):
@@ -228,10 +230,12 @@ class Run:
     start = partial(optim.ema_start, trained=self.optimizer.trained)
     return jax.jit(start, out_shardings=shardings)(params)
 
-  def pieces(self):
+  def collect_and_update(self):
     """(collect, update), update jitted with the state donated."""
-    loss = partial(self.objective.loss, self.models, **self.config.objective.loss)
-    collect = self.objective.collect(self.models, **self.config.objective.collect)
+    records, name = self.built.records(self.rewards), self.config.objective.name
+    loss = bind_records(self.objective.loss, records, name)
+    loss = partial(loss, **self.config.objective.loss)
+    collect = bind_records(self.objective.collect, records, name)(**self.config.objective.collect)
     step = update.make_update(loss, self.optimizer, self.config.accum)
     # Said aloud: with shardings of the compiler's choice, the second call would compile again.
     shardings = jax.tree.map(lambda x: x.sharding, self.shapes)
@@ -245,19 +249,31 @@ def signature(function, section, what, given=()):
   contracts.check_keys(what, set(section) - {'name'}, expected)
 
 
-def check_words(data, c):
-  """ValueError where the tokenizer of a config's section is of another model than that of Config
-  `c`.
-  """
+def bind_records(function, records, name):
+  """The function with those of a run's records that its first parameters name; ValueError for one
+  that the run does not have."""
+  found = []
+  for p in inspect.signature(function).parameters.values():
+    if p.kind == p.KEYWORD_ONLY or p.name not in records:
+      break
+    if records[p.name] is None and p.name == 'policy':
+      raise ValueError(f'objective: {name} needs a {p.name}, which the config does not have')
+    found.append(records[p.name])
+  return partial(function, *found)
+
+
+def check_token_ids(data, c):
+  """ValueError where the tokenizer of a config's data section is of another model than that of Config
+  `c`."""
   special, vocab = encode.image_token_ids(data)
-  if special != tuple(c.special):
+  ours = contracts.offers(c, 'image_tokens')
+  if ours is not None and special != tuple(ours):
     raise ValueError(
-      f'policy.special: {tuple(c.special)} found, {special} expected, the tokens of '
-      f'{data.tokenizer} '
-      'for drawing'
+      f'policy.image_tokens: {tuple(ours)} found, {special} expected, the tokens of {data.tokenizer} '
+      'for pictures that are drawn'
     )
-  if vocab > c.text.vocab:
+  expected = c.vocab if ours is None else c.text.vocab
+  if vocab > expected:
     raise ValueError(
-      f'data.tokenizer: {vocab} tokens in {data.tokenizer}, at most {c.text.vocab} expected by the '
-      'policy'
+      f'data.tokenizer: {vocab} tokens in {data.tokenizer}, at most {expected} expected by the policy'
     )

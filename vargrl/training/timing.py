@@ -1,6 +1,7 @@
 """Where a step's time goes, how much is done in it, and a profile of chosen steps."""
 
 import contextlib
+from functools import partial
 import time
 from typing import Callable, NamedTuple
 
@@ -13,9 +14,9 @@ class Timer(NamedTuple):
   """The clock of a run; what objectives and evaluators get of it is `phase`.
 
   phase(name, x=None): ends a part of the step. It waits for the arrays x, adds the time since the
-  last phase to the name, and raises preemption.Stop where the run shall end. rates(batch) ->
-  {metric: number}: ends the step. trace(step, x=None): begins or ends the profile; x is what the
-  step before has made."""
+  last phase to the name, and raises preemption.Stop where the run shall end. rates(experience,
+  kind) -> {metric: number}: ends the step, which was of this kind of the Collect. trace(step,
+  x=None): begins or ends the profile; x is what the step before has made."""
 
   phase: Callable
   rates: Callable
@@ -28,7 +29,10 @@ def timer(run, workdir, check, began):
 
   check: called after every phase. On leaving it a profile under way is ended."""
   clock, seconds_of = {'last': time.perf_counter(), 'useful': 0.0, 'steps': 0}, {}
-  flops_per_step, peak = flops.step(run), flops.peak(jax.devices()[0].device_kind)
+  kinds = flops.step_passes(run) or {'': {}}
+  flops_of = {kind: flops.step_flops(run, kind) for kind in kinds}
+  peak = flops.peak(jax.devices()[0].device_kind)
+  learned = jax.jit(partial(flops.learned, spans=run.built.learner.spans))
   profile, state = run.config.profile, {'on': False}
 
   def add_time(name):
@@ -41,7 +45,7 @@ def timer(run, workdir, check, began):
     add_time(name)
     check()
 
-  def rates(batch):
+  def rates(experience, kind):
     add_time('dispatch')
     total = sum(seconds_of.values())
     metrics = {f'time/{name}': seconds for name, seconds in seconds_of.items()}
@@ -51,17 +55,14 @@ def timer(run, workdir, check, began):
     if clock['steps']:
       clock['useful'] += seconds  # the first step compiles
     clock['steps'] += 1
-    tokens = jax.tree.leaves(batch.tokens)
-    rows = (tokens or [batch.image[:, None]])[0]
-    images = rows.shape[0] * rows.shape[1]
-    metrics['speed/images'] = images / seconds
+    tokens, pictures = learned(experience)
+    metrics['speed/images'] = pictures / seconds
     metrics['speed/goodput'] = clock['useful'] / (clock['last'] - began)
-    if tokens:
-      metrics['speed/tokens'] = images * sum(x.shape[2] for x in tokens) / seconds
-    if flops_per_step:
-      metrics['speed/tflops_per_device'] = flops_per_step / seconds / run.mesh.size / 1e12
-      if peak:
-        metrics['speed/mfu'] = flops_per_step / seconds / run.mesh.size / peak
+    metrics['speed/tflops_per_device'] = flops_of[kind] / seconds / run.mesh.size / 1e12
+    if experience.data is not None:
+      metrics['speed/tokens'] = tokens / seconds
+    if peak:
+      metrics['speed/mfu'] = flops_of[kind] / seconds / run.mesh.size / peak
     return metrics
 
   def trace(step, x=None):

@@ -8,7 +8,7 @@ import optax
 from vargrl.training import optim
 from vargrl.types import Experience, State
 
-ONE_ROW = ('label', 'image')  # fields of Experience that lead with P alone
+ONE_ROW = ('prompt', 'image', 'scale_dropout')  # fields of Experience that lead with P alone
 
 
 def split(batch, n):
@@ -17,7 +17,7 @@ def split(batch, n):
   Parts are strided over the prompts, so that each stays on the devices that its rows are on. Where
   there are fewer prompts than parts, the groups are cut too: no loss looks across rows.
   """
-  lead = jax.tree.leaves(batch.tokens)[0] if batch.tokens is not None else batch.image[:, None]
+  lead = jax.tree.leaves(batch.data)[0] if batch.data is not None else batch.image[:, None]
   P, R = lead.shape[:2]
   if P % n == 0:
     return jax.tree.map(lambda x: x.reshape(P // n, n, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -62,7 +62,7 @@ def test_features_and_logits_are_those_of_the_reference():
 
 def test_an_average_leaves_out_what_is_not_there():
   x = jnp.ones((1, 4, 4, 1))
-  np.testing.assert_allclose(inception.averaged(x), x, atol=1e-6)
+  np.testing.assert_allclose(inception.mean_pool(x), x, atol=1e-6)
 
 
 @pytest.mark.parametrize('n', [299, 75])

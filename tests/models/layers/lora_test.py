@@ -60,9 +60,9 @@ def test_a_new_model_with_adapters_is_the_base_model_bit_for_bit(smoke, adapted,
 
 
 def test_off_shares_the_base_and_is_the_base_model(smoke, adapted, logits):
-  base = lora.off(adapted.params)
+  base = lora.base_params(adapted.params)
   assert base['blocks']['q']['w'] is adapted.params['blocks']['q']['w']
-  assert lora.off(base) == base and lora.split(base)[1] == {}
+  assert lora.base_params(base) == base and lora.split(base)[1] == {}
   equal(logits(adapted, base), logits(smoke, base))
   equal(lora.join(*lora.split(adapted.params)), adapted.params)
   assert abs(logits(adapted, adapted.params) - logits(smoke, base)).max() > 0.1
@@ -77,7 +77,7 @@ def test_merged_weights_are_a_base_of_the_same_function(smoke, adapted, logits):
     np.testing.assert_allclose(
       merged['blocks'][name]['w'], w + ALPHA / RANK * np.einsum(eqn, a, b), atol=1e-5
     )
-  changed = jax.tree.map(lambda x, y: x is not y, merged, lora.off(adapted.params))
+  changed = jax.tree.map(lambda x, y: x is not y, merged, lora.base_params(adapted.params))
   names = [
     '/'.join(k.key for k in path) for path, c in jax.tree_util.tree_leaves_with_path(changed) if c
   ]

@@ -88,7 +88,7 @@ def test_splash_of_packed_rows_is_dense_attention(tensor):
   """Sequences of 130 and 50 and padding, causal; forward and backward."""
   L = 200
   x = [a[0, :, :, :L] for a in drawn(1, 4, 2, 'float32')]
-  mask = masks.Packed(
+  mask = masks.SegmentMask(
     np.tri(L, dtype=bool), jnp.repeat(jnp.array([[7, 3, 0]]), np.array([130, 50, 20]), axis=1)
   )
 

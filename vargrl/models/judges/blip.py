@@ -11,22 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from vargrl.models.layers import attention, stack
-from vargrl.models.layers.einsum import Einsum, letters, normal, torch_dense, torch_mlp
+from vargrl.models.layers.einsum import Einsum, normal, torch_dense, torch_mlp, with_axes
 from vargrl.models.layers.norms import Norm, torch_norm
 from vargrl.parallel.rules import shard
 from vargrl.types import TorchLayout
 
-HEAD = {
-  0: 1024,
-  2: 128,
-  4: 64,
-  6: 16,
-  7: 1,
-}  # layers of the head and their widths, nothing else between
+# Layers of the head and their widths; between them was dropout, no activation.
+HEAD = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """Sizes: width, layers and heads of the image's and the text's tower. patch, image_size: pixels a
+  side. positions: the most tokens of a text. Raises ValueError for what does not fit."""
+
   image_width: int
   image_layers: int
   image_heads: int
@@ -63,7 +61,8 @@ SIZES = {
 
 
 class Attention(nn.Module):
-  """Of x_BLD to y_BSd, which may be another tower's; products in `dtype`, the result float32."""
+  """Attention of x_BLD over y_BSd, which may be another tower's; products in `dtype`, the result
+  float32."""
 
   width: int
   heads: int
@@ -81,6 +80,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+  """Two layers with a gelu between, four times as wide; the result float32."""
+
   width: int
   dtype: str
 
@@ -93,6 +94,8 @@ class MLP(nn.Module):
 
 
 class ImageBlock(nn.Module):
+  """x + attention, x + mlp, of normalised x."""
+
   c: Config
 
   @nn.compact
@@ -118,7 +121,8 @@ class TextBlock(nn.Module):
     return Norm(1e-12, name='norm3')(x_BLD + MLP(c.text_width, c.dtype, name='mlp')(x_BLD)), None
 
 
-def scanned_blocks(block, c, count):
+def scan_blocks(block, c, count):
+  """`count` blocks whose weights are stacked along X."""
   return nn.scan(
     block,
     variable_axes={'params': 0},
@@ -136,9 +140,9 @@ class Image(nn.Module):
     c, D = self.c, self.c.image_width
     init = normal(0.02)
     self.patches = Einsum('Bhywxc,yxcD->BhwD', (c.patch, c.patch, 3, D), bias='D')
-    self.start = self.param('start', letters(init, 'D'), (D,))
-    self.positions = self.param('positions', letters(init, 'LD'), (c.grid**2 + 1, D))
-    self.blocks, self.norm = scanned_blocks(ImageBlock, c, c.image_layers), Norm(1e-6)
+    self.start = self.param('start', with_axes(init, 'D'), (D,))
+    self.positions = self.param('positions', with_axes(init, 'LD'), (c.grid**2 + 1, D))
+    self.blocks, self.norm = scan_blocks(ImageBlock, c, c.image_layers), Norm(1e-6)
 
   def __call__(self, image_Byxc):
     """image_Byxc: c.image_size pixels a side, normalised as in rewards/preprocess.py. -> x_BSD
@@ -156,9 +160,9 @@ class Text(nn.Module):
 
   def setup(self):
     c, D = self.c, self.c.text_width
-    self.tokens = self.param('tokens', letters(normal(0.02), 'VD'), (c.vocab, D))
-    self.positions = self.param('positions', letters(normal(0.02), 'LD'), (c.positions, D))
-    self.norm, self.blocks = Norm(1e-12), scanned_blocks(TextBlock, c, c.text_layers)
+    self.tokens = self.param('tokens', with_axes(normal(0.02), 'VD'), (c.vocab, D))
+    self.positions = self.param('positions', with_axes(normal(0.02), 'LD'), (c.positions, D))
+    self.norm, self.blocks = Norm(1e-12), scan_blocks(TextBlock, c, c.text_layers)
 
   def __call__(self, t_BL, mask_BL, image_BSD):
     """t_BL: tokens; mask_BL: False at padding; image_BSD: of Image. -> x_BD float32, position 0."""

@@ -1,6 +1,4 @@
-"""A plain convolutional classifier: a frozen reward on small images, and VGG16's features
-(LPIPS).
-"""
+"""A plain convolutional classifier: a frozen reward on small images, and VGG16 (for LPIPS)."""
 
 import dataclasses
 
@@ -13,6 +11,8 @@ from vargrl.models.layers.einsum import Conv, Einsum
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """Sizes. image_size: pixels a side. shift, scale: of colours in [-1, 1], (x - shift) / scale."""
+
   stages: tuple[tuple[int, int], ...]  # (channels, convolutions), a 2x2 max pool between stages
   classes: int
   image_size: int
@@ -36,6 +36,8 @@ SIZES = {
 
 
 class Model(nn.Module):
+  """image_Byxc in [-1, 1] -> logits_BV."""
+
   c: Config
 
   @nn.compact

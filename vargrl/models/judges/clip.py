@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.models.layers import attention, stack
-from vargrl.models.layers.einsum import Einsum, letters, normal, torch_mlp
+from vargrl.models.layers.einsum import Einsum, normal, torch_mlp, with_axes
 from vargrl.models.layers.norms import Norm, torch_norm
 from vargrl.parallel.rules import shard
 from vargrl.types import TorchLayout
@@ -24,6 +24,10 @@ EPS = 1e-5  # of the norms
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """Sizes of both towers: width, layers and heads of each. embed: E, width of the common space.
+  act: of the MLPs. patch, image_size: pixels a side. context: the most tokens of a text. Raises
+  ValueError for what does not fit."""
+
   image_width: int
   image_layers: int
   image_heads: int
@@ -102,7 +106,8 @@ class Block(nn.Module):
     return x_BLD, None
 
 
-def scanned_blocks(c, width, heads, count):
+def scan_blocks(c, width, heads, count):
+  """`count` Blocks whose weights are stacked along X."""
   return nn.scan(
     Block,
     variable_axes={'params': 0},
@@ -114,16 +119,18 @@ def scanned_blocks(c, width, heads, count):
 
 
 class Image(nn.Module):
+  """The tower of images, a pre-norm ViT: pixels -> e_BE."""
+
   c: Config
 
   def setup(self):
     c, D = self.c, self.c.image_width
     init = normal(1 / math.sqrt(D))
     self.patches = Einsum('Bhywxc,yxcD->BhwD', (c.patch, c.patch, 3, D))
-    self.start = self.param('start', letters(init, 'D'), (D,))
-    self.positions = self.param('positions', letters(init, 'LD'), (c.grid**2 + 1, D))
+    self.start = self.param('start', with_axes(init, 'D'), (D,))
+    self.positions = self.param('positions', with_axes(init, 'LD'), (c.grid**2 + 1, D))
     self.pre, self.post = Norm(EPS), Norm(EPS)
-    self.blocks = scanned_blocks(c, D, c.image_heads, c.image_layers)
+    self.blocks = scan_blocks(c, D, c.image_heads, c.image_layers)
     self.project = Einsum('BD,DE->BE', (D, c.embed))
 
   def __call__(self, image_Byxc):
@@ -140,13 +147,15 @@ class Image(nn.Module):
 
 
 class Text(nn.Module):
+  """The tower of texts, causal: tokens -> e_BE, read at the first end token."""
+
   c: Config
 
   def setup(self):
     c, D = self.c, self.c.text_width
-    self.tokens = self.param('tokens', letters(normal(0.02), 'VD'), (c.vocab, D))
-    self.positions = self.param('positions', letters(normal(0.01), 'LD'), (c.context, D))
-    self.blocks = scanned_blocks(c, D, c.text_heads, c.text_layers)
+    self.tokens = self.param('tokens', with_axes(normal(0.02), 'VD'), (c.vocab, D))
+    self.positions = self.param('positions', with_axes(normal(0.01), 'LD'), (c.context, D))
+    self.blocks = scan_blocks(c, D, c.text_heads, c.text_layers)
     self.norm = Norm(EPS)
     self.project = Einsum('BD,DE->BE', (D, c.embed))
 

@@ -12,6 +12,9 @@ from vargrl.models.layers.norms import GroupNorm
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """Sizes of a PatchGAN. width: channels of the first layer, doubled at each level up to 8 times.
+  levels: after the first layer; all but the last halve the image. image_size: pixels a side."""
+
   width: int
   levels: int
   image_size: int
@@ -49,7 +52,7 @@ def init(model, key):
 
 
 def perceptual(features_a, features_b):
-  """Distance_B of two lists of activations: LPIPS (https://arxiv.org/abs/1801.03924) with equal
+  """distance_B of two lists of activations: LPIPS (https://arxiv.org/abs/1801.03924) with equal
   weights.
   """
 

@@ -47,10 +47,10 @@ class ConvNorm(nn.Module):
   @nn.compact
   def __call__(self, x_Byxc):
     he = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal', (0, 1, 2), 3)
-    w = self.param('w', letters(he, 'yxcD'), (*self.kernel, x_Byxc.shape[-1], self.features))
+    w = self.param('w', with_axes(he, 'yxcD'), (*self.kernel, x_Byxc.shape[-1], self.features))
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
     scale, bias, mean, var = (
-      self.param(name, letters(init, 'D'), (self.features,))
+      self.param(name, with_axes(init, 'D'), (self.features,))
       for name, init in (('scale', ones), ('bias', zeros), ('mean', zeros), ('var', ones))
     )
     y, x = self.pad
@@ -78,23 +78,23 @@ class Model(nn.Module):
     x = conv(x, 'Conv2d_1a_3x3', 32, 3, stride=2, pad=0)
     x = conv(x, 'Conv2d_2a_3x3', 32, 3, pad=0)
     x = conv(x, 'Conv2d_2b_3x3', 64, 3)
-    x = conv(halved(x), 'Conv2d_3b_1x1', 80, 1)
+    x = conv(max_pool_half(x), 'Conv2d_3b_1x1', 80, 1)
     x = conv(x, 'Conv2d_4a_3x3', 192, 3, pad=0)
-    x = halved(x)
+    x = max_pool_half(x)
     for name, pooled in (('5b', 32), ('5c', 64), ('5d', 64)):
       x = self.fine(x, f'Mixed_{name}', pooled)
     x = self.fine_to_middle(x, 'Mixed_6a')
     for name, inner in (('6b', 128), ('6c', 160), ('6d', 160), ('6e', 192)):
       x = self.middle(x, f'Mixed_{name}', inner)
     x = self.middle_to_coarse(x, 'Mixed_7a')
-    x = self.coarse(x, 'Mixed_7b', averaged)
+    x = self.coarse(x, 'Mixed_7b', mean_pool)
     x = self.coarse(
       x, 'Mixed_7c', partial(nn.max_pool, window_shape=(3, 3), padding=((1, 1), (1, 1)))
     )
     pool_BD = x.mean((1, 2))
     head = nn.initializers.normal(c.features**-0.5)
-    w_DV = self.param('fc.w', letters(head, 'DV'), (c.features, c.classes))
-    b_V = self.param('fc.b', letters(nn.initializers.zeros, 'V'), (c.classes,))
+    w_DV = self.param('fc.w', with_axes(head, 'DV'), (c.features, c.classes))
+    b_V = self.param('fc.b', with_axes(nn.initializers.zeros, 'V'), (c.classes,))
     return pool_BD, jnp.einsum('BD,DV->BV', pool_BD, w_DV, precision=FULL) + b_V[None]
 
   def conv(self, x, name, features, kernel, *, stride=1, pad=None):
@@ -111,24 +111,26 @@ class Model(nn.Module):
 
   def fine(self, x, block, pooled):
     chain = lambda x, *convs: self.chain(x, block, *convs)
-    return joined(
+    return concat(
       chain(x, ('branch1x1', 64, 1)),
       chain(x, ('branch5x5_1', 48, 1), ('branch5x5_2', 64, 5)),
       chain(x, ('branch3x3dbl_1', 64, 1), ('branch3x3dbl_2', 96, 3), ('branch3x3dbl_3', 96, 3)),
-      chain(averaged(x), ('branch_pool', pooled, 1)),
+      chain(mean_pool(x), ('branch_pool', pooled, 1)),
     )
 
   def fine_to_middle(self, x, block):
     conv = partial(self.conv, stride=2, pad=0)
     y = self.chain(x, block, ('branch3x3dbl_1', 64, 1), ('branch3x3dbl_2', 96, 3))
-    return joined(
-      conv(x, f'{block}.branch3x3', 384, 3), conv(y, f'{block}.branch3x3dbl_3', 96, 3), halved(x)
+    return concat(
+      conv(x, f'{block}.branch3x3', 384, 3),
+      conv(y, f'{block}.branch3x3dbl_3', 96, 3),
+      max_pool_half(x),
     )
 
   def middle(self, x, block, inner):
     chain = lambda x, *convs: self.chain(x, block, *convs)
     wide, tall = (1, 7), (7, 1)
-    return joined(
+    return concat(
       chain(x, ('branch1x1', 192, 1)),
       chain(x, ('branch7x7_1', inner, 1), ('branch7x7_2', inner, wide), ('branch7x7_3', 192, tall)),
       chain(
@@ -139,7 +141,7 @@ class Model(nn.Module):
         ('branch7x7dbl_4', inner, tall),
         ('branch7x7dbl_5', 192, wide),
       ),
-      chain(averaged(x), ('branch_pool', 192, 1)),
+      chain(mean_pool(x), ('branch_pool', 192, 1)),
     )
 
   def middle_to_coarse(self, x, block):
@@ -152,14 +154,16 @@ class Model(nn.Module):
       ('branch7x7x3_2', 192, (1, 7)),
       ('branch7x7x3_3', 192, (7, 1)),
     )
-    return joined(
-      conv(a, f'{block}.branch3x3_2', 320, 3), conv(b, f'{block}.branch7x7x3_4', 192, 3), halved(x)
+    return concat(
+      conv(a, f'{block}.branch3x3_2', 320, 3),
+      conv(b, f'{block}.branch7x7x3_4', 192, 3),
+      max_pool_half(x),
     )
 
   def coarse(self, x, block, pool):
     chain = lambda x, *convs: self.chain(x, block, *convs)
-    split = lambda x, a, b: joined(chain(x, (a, 384, (1, 3))), chain(x, (b, 384, (3, 1))))
-    return joined(
+    split = lambda x, a, b: concat(chain(x, (a, 384, (1, 3))), chain(x, (b, 384, (3, 1))))
+    return concat(
       chain(x, ('branch1x1', 320, 1)),
       split(chain(x, ('branch3x3_1', 384, 1)), 'branch3x3_2a', 'branch3x3_2b'),
       split(
@@ -171,15 +175,17 @@ class Model(nn.Module):
     )
 
 
-def joined(*branches):
+def concat(*branches):
+  """Branches beside each other in the channels."""
   return jnp.concatenate(branches, -1)
 
 
-def halved(x):
+def max_pool_half(x):
+  """The maximum of 3 x 3 pixels at every second place."""
   return nn.max_pool(x, (3, 3), (2, 2))
 
 
-def averaged(x):
+def mean_pool(x):
   """Means over 3 x 3 of the pixels that are there."""
   return nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)), count_include_pad=False)
 
@@ -192,9 +198,8 @@ def corner_bilinear(x_Byxc, size):
   """
 
   def matrix(n):
-    at = np.arange(size, dtype=np.float32) * np.float32(
-      n / size
-    )  # float32, as there: floor depends on it
+    # float32, as there: floor depends on it.
+    at = np.arange(size, dtype=np.float32) * np.float32(n / size)
     low = at.astype(int)
     out = np.zeros((size, n), np.float32)
     np.add.at(out, (np.arange(size), low), 1 - (at - low))

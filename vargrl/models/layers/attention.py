@@ -12,18 +12,19 @@ from vargrl.models.layers import masks
 
 def attend(q_BNLH, segments, *, scale, kernel='dense'):
   """One softmax over all segments (k_BKSH, v_BKSH, mask_LS or None), which are never concatenated.
-  A mask may also be a row's own, mask_BLS, and 1 where it is the same all along an axis; or masks.Packed.
+  A mask may also be a row's own, mask_BLS, and 1 where it is the same all along an axis; or
+  masks.SegmentMask.
 
   A prefix shared by many rows stays one copy under vmap; a concatenation would repeat it per row.
   Query heads are grouped over the K heads of the keys. Softmax in float32. Returns o_BNLH.
 
-  kernel: one of KERNELS. 'splash' is for one segment with a mask_LS of numpy or masks.Packed, as teacher
-  forcing has. Decoding is dense with either: it has few queries, and the kernel would want its
-  segments concatenated."""
+  kernel: one of KERNELS. 'splash' is for one segment with a mask_LS of numpy or masks.SegmentMask,
+  as teacher forcing has. Decoding is dense with either: it has few queries, and the kernel would
+  want its segments concatenated."""
   if (
     kernel == 'splash'
     and len(segments) == 1
-    and isinstance(segments[0][2], (np.ndarray, masks.Packed))
+    and isinstance(segments[0][2], (np.ndarray, masks.SegmentMask))
   ):
     from vargrl.models.layers import splash
 
@@ -35,7 +36,7 @@ def attend(q_BNLH, segments, *, scale, kernel='dense'):
   for k_BKSH, _, mask_LS in segments:
     x_BKGLS = jnp.einsum('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH, preferred_element_type=jnp.float32)
     if mask_LS is not None:
-      if isinstance(mask_LS, masks.Packed):
+      if isinstance(mask_LS, masks.SegmentMask):
         mask_LS = mask_LS.mask_BLS
       mask_BLS = mask_LS[None] if mask_LS.ndim == 2 else mask_LS
       x_BKGLS = jnp.where(mask_BLS[:, None, None], x_BKGLS, -2e38)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from vargrl.parallel.rules import gather, shard
 
 
-def letters(init, axes):
-  """An initializer whose parameter knows its letters, hence its sharding."""
+def with_axes(init, axes):
+  """An initializer whose parameter knows its with_axes, hence its sharding."""
   return nn.with_logical_partitioning(init, tuple(axes))
 
 
@@ -33,14 +33,14 @@ class Einsum(nn.Module):
     ins = tuple(i for i, a in enumerate(w_axes) if a not in y_axes)
     outs = tuple(i for i, a in enumerate(w_axes) if a in y_axes)
     init = self.init or nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', ins, outs)
-    w = self.param('w', letters(init, w_axes), self.shape)
+    w = self.param('w', with_axes(init, w_axes), self.shape)
     # Cast, then gather D, keep N on tensor. Without it, XLA may rematerialise.
     w = gather(w.astype(x.dtype), w_axes, w_axes)
     y = jnp.einsum(self.eqn, x, w, preferred_element_type=self.out)
     if self.bias:
       size = dict(zip(w_axes, self.shape))
-      b = self.param('b', letters(nn.initializers.zeros, self.bias), [size[a] for a in self.bias])
-      y += broadcast(b.astype(y.dtype), self.bias, y_axes)
+      b = self.param('b', with_axes(nn.initializers.zeros, self.bias), [size[a] for a in self.bias])
+      y += broadcast_to_axes(b.astype(y.dtype), self.bias, y_axes)
     if self.rank and (self.is_initializing() or self.has_variable('params', 'lora_a')):
       y += self.adapter(x, x_axes, w_axes, y_axes)
     return shard(y, y_axes)
@@ -61,7 +61,7 @@ class Einsum(nn.Module):
       # On the mesh the rank stands in for D where there is none, or every device would hold all of
       # it.
       places = axes if 'D' in axes else axes.replace('r', 'D')
-      w = self.param(name, letters(init, places), tuple(size[i] for i in axes))
+      w = self.param(name, with_axes(init, places), tuple(size[i] for i in axes))
       return gather(w.astype(x.dtype), axes, places)
 
     a, b = weight('lora_a', uniform, f'{ins}r'), weight('lora_b', nn.initializers.zeros, f'r{outs}')
@@ -70,12 +70,12 @@ class Einsum(nn.Module):
     return jnp.einsum(f'{low_axes},r{outs}->{y_axes}', low, b, preferred_element_type=self.out)
 
 
-USED = ('w', 'lora_a', 'lora_b')
+WEIGHT_NAMES = ('w', 'lora_a', 'lora_b')
 
 
-def used(params, dtype, names=USED):
+def cast_weights(params, dtype, names=WEIGHT_NAMES):
   """The weights of Einsum and Conv, or those of `names`, in the dtype that they are cast to where
-  they are used, the others as they are."""
+  they are cast_weights, the others as they are."""
 
   def one(path, x):
     return x.astype(dtype) if path[-1].key in names else x
@@ -83,8 +83,8 @@ def used(params, dtype, names=USED):
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def broadcast(b, axes, y_axes):
-  """A bias with letters `axes`, shaped to be added to an array with letters `y_axes`."""
+def broadcast_to_axes(b, axes, y_axes):
+  """A bias with with_axes `axes`, shaped to be added to an array with with_axes `y_axes`."""
   return b.reshape([b.shape[axes.index(a)] if a in axes else 1 for a in y_axes])
 
 
@@ -100,18 +100,18 @@ class Conv(nn.Module):
   def __call__(self, x_Byxc):
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', (0, 1, 2), 3)
     shape = (self.size, self.size, x_Byxc.shape[-1], self.features)
-    w = self.param('w', letters(init, 'yxcD'), shape)
-    b = self.param('b', letters(nn.initializers.zeros, 'D'), (self.features,))
+    w = self.param('w', with_axes(init, 'yxcD'), shape)
+    b = self.param('b', with_axes(nn.initializers.zeros, 'D'), (self.features,))
     w = gather(w.astype(x_Byxc.dtype), 'yxcd', 'yxcD')
     y = jax.lax.conv_general_dilated(
       x_Byxc, w, (self.stride,) * 2, [self.pad] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
     # Gathered too: a channel axis in parts would spread to the activations, and these travel
     # between all devices.
-    return y + broadcast(gather(b.astype(x_Byxc.dtype), 'd', 'D'), 'D', 'ByxD')
+    return y + broadcast_to_axes(gather(b.astype(x_Byxc.dtype), 'd', 'D'), 'D', 'ByxD')
 
 
-def whole(w, axes, dtype):
+def gathered_once(w, axes, dtype):
   """A weight that several calls use, each of which would gather it: once here, in the dtype that
   they use. float32 again, as the calls' gradients are summed in it."""
   return gather(w.astype(dtype), axes, axes).astype(jnp.float32)

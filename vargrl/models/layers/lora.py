@@ -1,7 +1,7 @@
 """LoRA (https://arxiv.org/abs/2106.09685) as functions of trees of weights.
 
 A tree is a base and, beside some weights `w` of it, their adapters `lora_a` and `lora_b`, which
-Einsum makes and applies. A model applies a base alone too: that is its adapter-off pass."""
+Einsum makes and applies. A model applies a base alone too: that is its adapter-base_params pass."""
 
 import dataclasses
 
@@ -27,14 +27,14 @@ def join(base, adapters):
   return traverse_util.unflatten_dict(flat(base) | flat(adapters))
 
 
-def off(params):
+def base_params(params):
   """The base alone, which shares its arrays with params."""
   return split(params)[0]
 
 
-def like(params, names):
+def match_structure(params, names):
   """params, or its base alone if `names`, those of other weights ('a/b/w'), have no adapters."""
-  return params if any(name.split('/')[-1] in ADAPTERS for name in names) else off(params)
+  return params if any(name.split('/')[-1] in ADAPTERS for name in names) else base_params(params)
 
 
 def merge(params, *, alpha):
@@ -53,7 +53,7 @@ def merge(params, *, alpha):
   return traverse_util.unflatten_dict(base)
 
 
-def drawn(init, c, key):
+def init_params(init, c, key):
   """init(config, key): boxed parameters. With adapters, the others are those that the key gives
   without.
   """

@@ -9,7 +9,7 @@ import numpy as np
 from vargrl.types import sizes
 
 
-class Packed(NamedTuple):
+class SegmentMask(NamedTuple):
   """The mask of rows that hold several sequences: mask_LS within each of them, nothing between
   two.
   """
@@ -26,10 +26,10 @@ class Packed(NamedTuple):
 
 def causal_by_scale(scales):
   """mask_LS [L, L] bool: a token sees its own scale and all coarser ones."""
-  level_L = level(scales)
+  level_L = scale_index(scales)
   return level_L[:, None] >= level_L[None, :]
 
 
-def level(scales):
+def scale_index(scales):
   """The number of the scale that each of the L tokens belongs to, int32 numpy [L]."""
   return np.repeat(np.arange(len(scales), dtype=np.int32), sizes(scales))

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vargrl.models.layers.einsum import letters
+from vargrl.models.layers.einsum import with_axes
 from vargrl.parallel.rules import gather
 
 
@@ -27,8 +27,8 @@ class GroupNorm(nn.Module):
 
     x = x_Byxc.astype(jnp.float32).reshape(B, -1, c)
     x -= mean(x)
-    scale = self.param('scale', letters(nn.initializers.ones, 'D'), (c,))
-    bias = self.param('bias', letters(nn.initializers.zeros, 'D'), (c,))
+    scale = self.param('scale', with_axes(nn.initializers.ones, 'D'), (c,))
+    bias = self.param('bias', with_axes(nn.initializers.zeros, 'D'), (c,))
     scale, bias = (gather(w, 'd', 'D') for w in (scale, bias))
     x = x * (jax.lax.rsqrt(mean(x**2) + 1e-6) * scale[None, None]) + bias[None, None]
     return x.reshape(x_Byxc.shape).astype(x_Byxc.dtype)
@@ -41,8 +41,8 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param('scale', letters(nn.initializers.ones, 'D'), x.shape[-1:])
-    bias = self.param('bias', letters(nn.initializers.zeros, 'D'), x.shape[-1:])
+    scale = self.param('scale', with_axes(nn.initializers.ones, 'D'), x.shape[-1:])
+    bias = self.param('bias', with_axes(nn.initializers.zeros, 'D'), x.shape[-1:])
     ones = (1,) * (x.ndim - 1)
     return layer_norm(x, self.eps) * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)
 
@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD):
-    scale = self.param('scale', letters(nn.initializers.ones, 'D'), x_BLD.shape[-1:])
+    scale = self.param('scale', with_axes(nn.initializers.ones, 'D'), x_BLD.shape[-1:])
     y_BLD = x_BLD.astype(jnp.float32)
     y_BLD *= jax.lax.rsqrt(jnp.mean(y_BLD**2, -1, keepdims=True) + self.eps)
     return (y_BLD * scale[None, None]).astype(x_BLD.dtype)
@@ -69,7 +69,7 @@ def layer_norm(x, eps=1e-6):
   return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + eps)
 
 
-def unit(x):
+def l2_normalize(x):
   """x / |x| over the last axis, float32; torch's F.normalize with its eps."""
   x = x.astype(jnp.float32)
   return x / jnp.maximum(jnp.sqrt(jnp.sum(x**2, -1, keepdims=True)), 1e-12)

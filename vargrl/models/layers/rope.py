@@ -4,23 +4,23 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def frequencies(pairs, theta):
+def rope_frequencies(pairs, theta):
   """Of RoPE (https://arxiv.org/abs/2104.09864), by pair of channels: theta ** (-i / pairs), float32
   numpy [h].
   """
   return 1 / np.float32(theta) ** (np.arange(pairs, dtype=np.float32) / np.float32(pairs))
 
 
-def rotary(position_aBL, axis_h, frequency_h):
-  """(cos, sin), each float32 [B, 1, L, h], of the angles by which `rotate` turns h pairs of
+def rope_angles(position_aBL, axis_h, frequency_h):
+  """(cos, sin), each float32 [B, 1, L, h], of the angles by which `apply_rope` turns h pairs of
   channels: pair number i by position_aBL[axis_h[i]] * frequency_h[i]."""
   angle_hBL = position_aBL.astype(jnp.float32)[np.asarray(axis_h)] * frequency_h[:, None, None]
   angle_B1Lh = jnp.moveaxis(angle_hBL, 0, -1)[:, None]
   return jnp.cos(angle_B1Lh), jnp.sin(angle_B1Lh)
 
 
-def rotate(x_BNLH, turn):
-  """x_BNLH with channels i and i + h of each head turned by what `rotary` gave; in float32."""
+def apply_rope(x_BNLH, turn):
+  """x_BNLH with channels i and i + h of each head turned by what `rope_angles` gave; in float32."""
   cos, sin = turn
   a, b = jnp.split(x_BNLH.astype(jnp.float32), 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BNLH.dtype)

@@ -17,7 +17,7 @@ LANES = 128  # of a TPU's vector registers: sequences are cut in multiples of it
 
 
 def attend(q_BNLH, k_BKSH, v_BKSH, mask, *, scale):
-  """softmax(scale q k) v under a mask_LS, numpy bool, known while compiling, or masks.Packed.
+  """softmax(scale q k) v under a mask_LS, numpy bool, known while compiling, or masks.SegmentMask.
   Returns o_BNLH.
 
   On a CPU the kernel is interpreted: slow, and right. ValueError on any other platform, and for
@@ -35,7 +35,7 @@ def attend(q_BNLH, k_BKSH, v_BKSH, mask, *, scale):
       "'default' expected"
     )
   mask_LS, packed = (
-    (mask.mask_LS, [mask.segment_BL]) if isinstance(mask, masks.Packed) else (mask, [])
+    (mask.mask_LS, [mask.segment_BL]) if isinstance(mask, masks.SegmentMask) else (mask, [])
   )
   block = block_size(max(mask_LS.shape))
   L, S = mask_LS.shape

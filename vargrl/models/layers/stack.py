@@ -8,7 +8,7 @@ import jax
 from vargrl.models.layers.attention import KERNELS
 
 
-def check_knobs(c):
+def check_options(c):
   """ValueError unless the knobs that many models share, and this one has, mean something."""
   for name, known in (('dtype', DTYPES), ('attention', KERNELS), ('remat', tuple(sorted(REMAT)))):
     if hasattr(c, name) and getattr(c, name) not in known:
@@ -23,7 +23,7 @@ def check_knobs(c):
     )
 
 
-def scanned(block, c, length, in_axes, static=(), name=None):
+def scan_layers(block, c, length, in_axes, static=(), name=None):
   """A scan of block(c) over `length` layers, letter X of its weights. in_axes: of the arguments
   after the carry. static: numbers of arguments, from 1, that are Python values."""
   if c.remat != 'none':

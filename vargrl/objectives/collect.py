@@ -1,0 +1,386 @@
+"""How objectives that learn from groups make a batch: rollouts, rewards, advantages.
+
+One group = the R rows of a prompt. Every action of a row that is in the mask shares the row's
+advantage. The steps, in order: prompts -> rollout -> pictures decoded -> rewards of the samples ->
+a value per row -> maybe groups without variance drawn again -> advantages -> Experience.
+"""
+
+from functools import partial
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vargrl.metrics import average
+from vargrl.objectives import reduce
+from vargrl.parallel import multihost
+from vargrl.types import Collect, Collection, Experience, Pass, Samples
+
+OLD_LOGP = ('trainer', 'sampler', 'current')
+
+
+def features(policy):
+  """What a batch of data must have, besides what prompts are made of."""
+  return ('label',)
+
+
+def passes(collect, rows, actions=None):
+  """Forward passes besides the rollout's, of rows of the first `actions`."""
+  again = []
+  if collect.old_logp == 'trainer' or collect.kl_reward:
+    again.append(Pass('policy', rows, actions))
+  if collect.kl_reward:
+    again.append(Pass('reference', rows, actions))
+  update = [Pass('policy', rows, actions, learned=True), Pass('reference', rows, actions)]
+  return {'logprobs': again, 'update': update}
+
+
+class StepKind(NamedTuple):
+  """How the rows of one kind of step are made and what of them is trained.
+
+  sample: (policy, frozen, prompt_P, rng) -> (tokens of all pictures, the K of a row adjacent, or
+  None; Rollout [P, R, A] to learn from, of all actions or the first few scales; K). start: the first
+  action that is trained. value: r_PRK -> value_PR, NaN where there is none. facts: metrics of the
+  kind.
+  """
+
+  sample: Callable
+  value: Callable
+  start: int = 0
+  facts: dict = {}
+
+
+def check(*, rollouts, old_logp, std, eps, kl_reward, reward_mix, resample, updates, reference):
+  """Refuses a setting that cannot learn, before anything is compiled. updates: per collected batch."""
+  if rollouts < 2:
+    raise ValueError(
+      f'objective.collect.rollouts: {rollouts} per group, expected at least 2: the '
+      'advantage of a group of one is always 0'
+    )
+  for name, value, known in (
+    ('old_logp', old_logp, OLD_LOGP),
+    ('std', std, reduce.STDS),
+    ('reward_mix', reward_mix, reduce.REWARD_MIXES),
+  ):
+    if value not in known:
+      raise ValueError(f'objective.collect.{name}: {value!r}, expected one of {known}')
+  if old_logp == 'current' and updates > 1:
+    raise ValueError(
+      f"objective.collect.old_logp: 'current' with {updates} updates per batch; expected 1, or "
+      "'trainer'"
+    )
+  for name, value in (('eps', eps), ('kl_reward', kl_reward), ('resample', resample)):
+    if not value >= 0:
+      raise ValueError(f'objective.collect.{name}: {value}, expected at least 0')
+  if kl_reward and not reference:
+    raise ValueError('objective.collect.kl_reward: there is no reference in the config')
+
+
+class Judged(NamedTuple):
+  """What the rewards say of a step's samples: r_B, each reward's by name, and metrics, on the host;
+  value_PR on the device."""
+
+  r_B: np.ndarray
+  each: dict
+  metrics: dict
+  value_PR: jax.Array
+
+
+def count(prompt_P):
+  """How many prompts."""
+  return len(jax.tree.leaves(prompt_P)[0])
+
+
+def decode_images(policy, tokenizer):
+  """(frozen, tokens_B, prompt_P, rng) -> image_Byxc, jitted; the K R rows of a prompt adjacent."""
+
+  def decode(frozen, tokens_B, prompt_P, rng):
+    B = len(tokens_B)
+    each = B // count(prompt_P)
+    prompts = jax.tree.map(lambda x: jnp.repeat(x, each, 0), prompt_P)
+    return tokenizer.decode(frozen, tokens_B, prompts, jax.random.split(rng, B))
+
+  return jax.jit(decode)
+
+
+def texts_of(policy, rollout):
+  """{segment: token ids int32 [B, L], -1 after their end} of the texts of rows, B = P R."""
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  out = {}
+  for span in policy.spans:
+    if span.name in policy.texts:
+      tokens = flat(rollout.data[span.name]['tokens'])
+      mask = flat(rollout.mask)[:, span.start : span.stop]
+      out[span.name] = jnp.where(mask > 0, tokens, -1)
+  return out
+
+
+def without_images(policy, rollout, K):
+  """bool [B]: pictures that were not drawn, as their row ended before; the K of a row adjacent."""
+  starts = [span.start for span in policy.spans if span.parts]
+  if rollout.mask is None or not starts:
+    return None
+  missing = multihost.to_numpy(rollout.mask[..., np.array(starts)]) == 0
+  return missing.reshape(-1) if K == len(starts) else missing.all(-1).reshape(-1)
+
+
+def judge(policy, scorer, frozen, image_Byxc, rollout, label_P, shape):
+  """(r_B with NaN for rows without a verdict, {name: r_B}, {metric}) of a Rollout whose P R rows have
+  K pictures each, shape (P, R, K); of rows without pictures K is 1."""
+  P, R, K = shape
+  label_B = np.repeat(label_P, R * K)
+  texts = {} if K > 1 else {k: multihost.to_numpy(v) for k, v in texts_of(policy, rollout).items()}
+  samples = Samples(image_Byxc, texts, {'label': label_B})
+  r_B, each, counts = scorer.score(frozen, samples, group_size=R * K)
+  missing_B = without_images(policy, rollout, K)
+  if missing_B is None or image_Byxc is None:
+    return r_B, each, counts
+  hide = lambda x_B: np.where(missing_B, np.nan, x_B)
+  each = {name: hide(x_B) for name, x_B in each.items()}
+  return hide(r_B), each, counts | {'images': average((~missing_B).astype(np.float32))}
+
+
+def mix_rewards(r_B, each, shape, reward_mix, rewards, eps):
+  """r_PRK: the weighted sum of the rewards as they are, or of each made comparable within its
+  prompt."""
+  P, R, K = shape
+  if reward_mix == 'sum':
+    return jnp.asarray(r_B).reshape(shape)
+  groups = {name: jnp.asarray(x_B).reshape(P, R * K) for name, x_B in each.items()}
+  weights = {name: rewards[name]['weight'] for name in each}
+  return reduce.normalized_sum(groups, weights, eps=eps).reshape(shape)
+
+
+def loss_mask(policy, scorer, image_Byxc, label_B, *, shape, A, start, spatial):
+  """mask_PRA of the actions that share the advantage; None if all do. Pixels of any of a row's K
+  images count."""
+  P, R, K = shape
+  if not spatial and not start:
+    return None
+  mask_PRA = jnp.ones((P, R, A))
+  if spatial:
+    mask_Byx = scorer.mask(image_Byxc, label_B)
+    mask_Byx = mask_Byx.reshape(P * R, K, *mask_Byx.shape[1:]).any(1)
+    scales = policy.config.scales
+    mask_PRA = reduce.pixel_mask_to_tokens(mask_Byx, scales)[:, :A].reshape(P, R, A)
+  return mask_PRA * from_start(A, start)
+
+
+def from_start(A, start):
+  """1 for the actions from `start` on, [1, 1, A]."""
+  return (np.arange(A) >= start).astype(np.float32)[None, None]
+
+
+def make_experience(policy, scorer, prompt_P, out, image_Byxc, label_B, *, shape, start, spatial):
+  """Experience without advantages (rewards are not known yet)."""
+  A = out.logp.shape[-1]
+  mask_PRA = loss_mask(
+    policy, scorer, image_Byxc, label_B, shape=shape, A=A, start=start, spatial=spatial
+  )
+  kl_mask = jnp.broadcast_to(from_start(A, start), out.logp.shape) if start else None
+  if out.mask is not None:  # what is after the end of a row is nothing
+    mask_PRA, kl_mask = (out.mask if x is None else x * out.mask for x in (mask_PRA, kl_mask))
+  return Experience(
+    prompt=prompt_P, data=out.data, old_logp=out.logp, loss_mask=mask_PRA, kl_mask=kl_mask
+  )
+
+
+def best_and_worst(image_Byxc, label_B, r_B, captions):
+  """{'best', 'worst': (images, captions)}: rows of a step, with prompt and reward."""
+  order = np.argsort(np.where(np.isfinite(r_B), r_B, -np.inf))[::-1]
+  order = order[np.isfinite(r_B[order])]
+  caption = lambda i: f'{captions(label_B[i : i + 1])[0]}\n{r_B[i]:.3g}'
+  n = min(8, len(order))
+  return {
+    name: (multihost.to_numpy(image_Byxc[rows]), [caption(i) for i in rows])
+    for name, rows in {'best': order[:n], 'worst': order[len(order) - n :]}.items()
+    if n
+  }
+
+
+def make_collect(policy, tokenizer, scorer, kinds, when, **options):
+  """The Collect that turns prompts to rows with their group advantages.
+
+  kinds: {name: StepKind}; when: step -> name. options: keys of objective.collect, see grpo.collect.
+  """
+  collector = Collector(policy, tokenizer, scorer, kinds, when, **options)
+  return Collect(collector.run, {name: step for name, step in variants(kinds, when)}, when)
+
+
+def variants(kinds, when):
+  """[(name of a kind, a step of it)]."""
+  steps = {}
+  for step in range(10_000):
+    steps.setdefault(when(step), step)
+    if len(steps) == len(kinds):
+      break
+  return list(steps.items())
+
+
+class Collector:
+  """The programs and settings behind make_collect."""
+
+  def __init__(
+    self,
+    policy,
+    tokenizer,
+    scorer,
+    kinds,
+    when,
+    *,
+    old_logp,
+    std,
+    eps,
+    kl_reward,
+    reward_mix,
+    resample,
+    mask,
+    rewards_config,
+  ):
+    self.policy, self.scorer, self.kinds, self.when = policy, scorer, kinds, when
+    self.old_logp, self.kl_reward, self.resample = old_logp, kl_reward, resample
+    self.reward_mix, self.eps, self.spatial = reward_mix, eps, bool(mask)
+    self.rewards_config = rewards_config
+    self.score = jax.jit(policy.score)
+    self.decode = decode_images(policy, tokenizer)
+    self.advantages = jax.jit(partial(reduce.advantages, std=std, eps=eps))
+    self.experience = {}  # {(shape, start): the jitted make_experience of it}
+    self.merge = jax.jit(merge_groups)
+
+  def run(self, stage, params, frozen, batch, rng):
+    """One step: see the head of this file."""
+    stage.phase('wait_for_update', params)  # costs nothing: the rewards are waited for in any case
+    kind = self.kinds[self.when(stage.number)]
+    prompt_P = self.policy.prompt(batch)
+    label_P = stage.host(lambda: multihost.to_numpy(batch['label']), ((count(prompt_P),), np.int32))
+    image, out, judged = self.draw(stage, kind, params, frozen, prompt_P, label_P, rng)
+    again = 0
+    for i in range(self.resample):
+      flat_P = stage.host(lambda: np.asarray(self.advantages(judged.value_PR)[2]['flat_P']) > 0)
+      if flat_P is None or not flat_P.any():
+        break
+      again += flat_P.sum()
+      fresh = self.draw(
+        stage, kind, params, frozen, prompt_P, label_P, jax.random.fold_in(rng, 2**30 + i)
+      )
+      image, out, judged = self.merge_draws(flat_P, (image, out, judged), fresh)
+    shape, label_B = self.shape(out, image), self.labels(stage, out, image, label_P)
+    experience = stage.call(
+      '', self.to_experience(shape, kind.start), prompt_P, out, image, label_B
+    )
+    experience, facts = self.with_advantages(stage, kind, params, frozen, experience, out, judged)
+    if stage.abstract:
+      return Collection(experience, {})
+    facts |= {'resampled': again / len(label_P)} if self.resample else {}
+    captions = self.scorer.captions
+    show = image is not None and (
+      lambda: best_and_worst(image, np.asarray(label_B), judged.r_B, captions)
+    )
+    return Collection(experience, facts, show or None)
+
+  def to_experience(self, shape, start):
+    """(prompt_P, Rollout, image_Byxc, label_B) -> Experience, jitted once for each kind of step."""
+    key = shape, start
+    if key not in self.experience:
+      options = dict(shape=shape, start=start, spatial=self.spatial)
+      make = partial(make_experience, self.policy, self.scorer, **options)
+      self.experience[key] = jax.jit(make)
+    return self.experience[key]
+
+  def shape(self, out, image):
+    """(P, R, K)."""
+    P, R, _ = out.logp.shape
+    return P, R, 1 if image is None else len(image) // (P * R)
+
+  def labels(self, stage, out, image, label_P):
+    """label_B, of each picture or, without pictures, of each row."""
+    P, R, K = self.shape(out, image)
+    return stage.host(lambda: np.repeat(label_P, R * K), ((P * R * K,), np.int32))
+
+  def draw(self, stage, kind, params, frozen, prompt_P, label_P, rng):
+    """(image_Byxc or None, Rollout, Judged) of one draw of all groups."""
+    tokens_B, out = stage.call('rollout', kind.sample, params['policy'], frozen, prompt_P, rng)
+    image = None
+    if tokens_B is not None:
+      image = stage.call('decode', self.decode, frozen, tokens_B, prompt_P, rng)
+    stage.phase('rollout', image)
+    shape = self.shape(out, image)
+    label_B = self.labels(stage, out, image, label_P)
+    if self.scorer.device:
+      texts = {} if shape[2] > 1 else stage.call('', jax.jit(partial(texts_of, self.policy)), out)
+      stage.lower('rewards', self.scorer.device, frozen, Samples(image, texts, {'label': label_B}))
+
+    def score():
+      r_B, each, facts = judge(self.policy, self.scorer, frozen, image, out, label_P, shape)
+      mixed = mix_rewards(r_B, each, shape, self.reward_mix, self.rewards_config, self.eps)
+      return Judged(r_B, each, facts, kind.value(mixed))
+
+    abstract = lambda: Judged(None, {}, {}, stage.abstract_rows(shape[:2], np.float32))
+    judged = abstract() if stage.abstract else score()
+    stage.phase('reward')
+    return image, out, judged
+
+  def merge_draws(self, flat_P, old, new):
+    """The same of the old draw, the groups flat_P taken from the new one."""
+    (image, out, judged), (image_2, out_2, judged_2) = old, new
+    P, R, K = self.shape(out, image)
+    flat_B = np.repeat(flat_P, R * K)
+    out, value_PR = self.merge(flat_P, (out, judged.value_PR), (out_2, judged_2.value_PR))
+    if image is not None:
+      image = self.merge(flat_B, image, image_2)
+    pick = lambda a, b: np.where(flat_B, b, a)
+    each = {name: pick(x, judged_2.each[name]) for name, x in judged.each.items()}
+    r_B = pick(judged.r_B, judged_2.r_B)
+    return image, out, Judged(r_B, each, judged.metrics, value_PR)
+
+  def with_advantages(self, stage, kind, params, frozen, experience, out, judged):
+    """(the Experience, {metric})."""
+    value_PR, scores = judged.value_PR, None
+    if self.old_logp == 'trainer' or self.kl_reward:
+      reference = self.policy.reference(params, frozen) if self.kl_reward else None
+      scores = stage.call(
+        'logprobs',
+        self.score,
+        params['policy'],
+        frozen,
+        experience.prompt,
+        experience.data,
+        reference,
+      )
+    if self.old_logp == 'trainer':
+      experience = experience.replace(old_logp=scores.logp)
+    if self.kl_reward and not stage.abstract:
+      gap = scores.logp - scores.ref_logp
+      value_PR -= self.kl_reward * (gap if out.mask is None else gap * out.mask).sum(-1)
+    advantage_PR, row_mask, group = stage.call('', self.advantages, value_PR)
+    facts = {}
+    if not stage.abstract:
+      facts = self.metrics(kind, out, experience, judged, value_PR, advantage_PR, row_mask, group)
+    old_logp = None if self.old_logp == 'current' else experience.old_logp
+    return experience.replace(advantage=advantage_PR, row_mask=row_mask, old_logp=old_logp), facts
+
+  def metrics(self, kind, out, experience, judged, value_PR, advantage_PR, row_mask, group):
+    mask_PRA, r_B = experience.loss_mask, judged.r_B
+    facts = kind.facts | {
+      'reward': average(r_B, np.isfinite(r_B)),
+      'reward_std': average(group['std_P']),
+      'frac_reward_zero_std': average(group['flat_P']),
+      'advantage/abs_mean': average(abs(advantage_PR), row_mask),
+      'sampler/logp_gap': average(abs(out.logp - out.sampler_logp), mask_PRA),
+    }
+    if self.old_logp == 'trainer':
+      gap = abs(out.logp - experience.old_logp)
+      facts['sampler/trainer_gap'] = average(gap, mask_PRA)
+    if len(r_B) > value_PR.size:
+      facts['value'] = average(value_PR, row_mask)
+    if self.spatial:
+      facts['mask_share'] = average(mask_PRA[..., kind.start :])
+    facts |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in judged.each.items()}
+    return facts | judged.metrics
+
+
+def merge_groups(flat, old, new):
+  """Trees that lead with P (or B): the new where `flat` is true."""
+  one = lambda a, b: jnp.where(flat.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+  return jax.tree.map(one, old, new)
