@@ -9,8 +9,8 @@ import fnmatch
 import importlib
 import pathlib
 
-# {kind of module: {name that it must have: what that is}}. What a module may have besides is said in
-# the text behind it.
+# {kind of module: {name that it must have: what that is}}. What a module may have besides is said
+# in the text behind it.
 CONTRACTS = {
   # May have: torch_layouts(c) and HUB, to read and write published checkpoints; flops; parts(c), of
   # models whose parts have checkpoints of their own; bundled.
@@ -20,8 +20,8 @@ CONTRACTS = {
     'Model': 'a linen module with a field c: Config',
     'init': '(model, key) -> boxed parameters',
   },
-  # A model with a rollout. May have prompt_features(c) -> {feature of a batch: (shape, dtype)}, else
-  # its net's PROMPT is the prompt, or else the label.
+  # A model with a rollout. May have prompt_features(c) -> {feature of a batch: (shape, dtype)},
+  # else its net's PROMPT is the prompt, or else the label.
   'policy': {
     'NET': 'name of the module of its net',
     'flops': '(c, types.RowShape) -> {part: FLOPs of a forward pass over one row}',
@@ -55,14 +55,15 @@ CONTRACTS = {
   # Model has: encode, decode, embed, zeros and step of pictures by scales; reconstruct. May have
   # encode_with_flips; the module sample_scale_dropout(c, rng, batch).
   'tokenizer': {'CONDITIONAL': 'whether decode(tokens, prompts, keys_B) needs prompt and noise'},
-  # Named by what it needs of a run: policy, tokenizer, scorer, judges (records of types.py). May have
-  # check and check_loss, ValueError for settings that cannot work; ROWS, rows of a prompt that stay
-  # together.
+  # Named by what it needs of a run: policy, tokenizer, scorer, judges (records of types.py). May
+  # have check and check_loss, ValueError for settings that cannot work; ROWS, rows of a prompt that
+  # stay together.
   'objective': {
     'collect': '(records, **objective.collect) -> types.Collect',
     'loss': '(records, params, frozen, batch, **objective.loss) -> (Average, {name: Average})',
     'features': '(policy) -> what a batch of data must have, besides its prompts',
-    'passes': '(policy, objective.collect) -> {kind of step: {program: [types.Pass]}}, {} if uncounted',
+    'passes': '(policy, objective.collect) -> {kind of step: {program: [types.Pass]}}, {} if '
+    'uncounted',
   },
   'evaluator': {'make': '(records, **section) -> evaluate(params, frozen, poll)'},
   # May have image_token_ids(section), of dialogues.
@@ -81,9 +82,9 @@ def names():
 
 
 def module(name: str, *contracts: str):
-  """'objectives.grpo' -> the module vargrl/objectives/grpo.py. Raises ValueError, which says what is
-  missing or what was meant, unless it is there and offers what the contracts, keys of CONTRACTS, say.
-  """
+  """'objectives.grpo' -> the module vargrl/objectives/grpo.py. Raises ValueError, which says what
+  is missing or what was meant, unless it is there and offers what the contracts, keys of CONTRACTS,
+  say."""
   known = names()
   if name not in known:
     near = [k for k in known if k.split('.')[0] == name.split('.')[0]] or known
@@ -96,7 +97,8 @@ def module(name: str, *contracts: str):
     for need, what in CONTRACTS[contract].items():
       if not hasattr(found, need):
         raise ValueError(
-          f'name: {name!r} found, which has no {need} ({what}), as expected of a module of the kind '
+          f'name: {name!r} found, which has no {need} ({what}), as expected of a module of the '
+          'kind '
           f'{contract!r}'
         )
   return found

@@ -54,9 +54,9 @@ class Samples:
 
   image_Byxc: float32 in [-1, 1], or None where rows are text alone. texts: {name of a segment, such
   as 'text' or 'text_1': what each row said in it}, as token ids int32 t_BL, -1 after the end, which
-  host rewards see as strings, or as B strings, which device rewards do not see. record: the record of each row's
-  prompt, as {'label': int32 label_B}, or as B dicts {'prompt': str, 'label': int, ...} with all
-  its metadata. Device rewards get the labels alone; host rewards get the dicts, in a
+  host rewards see as strings, or as B strings, which device rewards do not see. record: the record
+  of each row's prompt, as {'label': int32 label_B}, or as B dicts {'prompt': str, 'label': int,
+  ...} with all its metadata. Device rewards get the labels alone; host rewards get the dicts, in a
   rewards.host_samples.HostSamples, where the pictures are uint8."""
 
   image_Byxc: Any
@@ -102,13 +102,13 @@ class Experience:
   """What an update learns from; every array leads with P, R or both, so that it can be cut in
   parts.
 
-  prompt: a pytree that leads with P: class labels int32 [P], or a dictionary. data: {segment: pytree
-  [P, R, ..]}, as in Rollout; of pictures also 'input_tokens', what the model is shown in their
-  place, and 'drop_path' factors [P, R, X, 2]. old_logp [P, R, A]: log-probabilities of the policy
-  that sampled; None means "the present one". ref_logp: those of the reference. advantage, row_mask
-  [P, R]: a row without a verdict has mask 0. loss_mask [P, R, A]: 1 for the actions that the
-  advantage is given to, else 0, or weights of supervised ones; kl_mask: the same of the KL; None
-  means all. image [P, y, x, c] and scale_dropout [P, scales]: of tokenizers and classifiers.
+  prompt: a pytree that leads with P: class labels int32 [P], or a dictionary. data: {segment:
+  pytree [P, R, ..]}, as in Rollout; of pictures also 'input_tokens', what the model is shown in
+  their place, and 'drop_path' factors [P, R, X, 2]. old_logp [P, R, A]: log-probabilities of the
+  policy that sampled; None means "the present one". ref_logp: those of the reference. advantage,
+  row_mask [P, R]: a row without a verdict has mask 0. loss_mask [P, R, A]: 1 for the actions that
+  the advantage is given to, else 0, or weights of supervised ones; kl_mask: the same of the KL;
+  None means all. image [P, y, x, c] and scale_dropout [P, scales]: of tokenizers and classifiers.
 
   Data may be of the first few scales alone; A of all fields is then their number.
   """
@@ -177,8 +177,8 @@ class Rewards:
 
   score: (frozen, Samples, group_size) -> (r_B with NaN, {name: r_B}, counts). device: those on the
   device, jitted: (frozen, Samples) -> {name: r_B}, or None. weights: mesh -> frozen['rewards'], or
-  None if no reward has any. mask: (image_Byxc, label_B) -> mask_Byx bool, the pixels that the reward
-  is about, or None. captions: labels of rows -> what their prompts say. close: ends worker
+  None if no reward has any. mask: (image_Byxc, label_B) -> mask_Byx bool, the pixels that the
+  reward is about, or None. captions: labels of rows -> what their prompts say. close: ends worker
   processes."""
 
   score: Callable
@@ -227,7 +227,9 @@ class Pass(NamedTuple):
 
 
 class Collection(NamedTuple):
-  """What a step has collected. images: None, or a call -> {name: (images [n, y, x, 3], captions)}."""
+  """What a step has collected. images: None, or a call -> {name: (images [n, y, x, 3],
+  captions)}.
+  """
 
   experience: Experience
   metrics: dict
@@ -237,12 +239,12 @@ class Collection(NamedTuple):
 class Collect(NamedTuple):
   """An objective's half of a step: run(stage, params, frozen, batch, rng) -> Collection.
 
-  It does its work through `stage` (training/stage.py), which really runs it, or, without any device,
-  lowers each program: stage.number is the step; stage.call(name, jitted, *args) gives the jitted
-  function's result, arrays or what is known of them; stage.host(function, *like) gives what the
-  host computes, or the abstract `like`; stage.phase(name, x) blocks on x, records the phase's time,
-  and checks for preemption. variants: {name: a step number of that kind} and kind, step number -> name,
-  for objectives whose steps differ."""
+  It does its work through `stage` (training/stage.py), which really runs it, or, without any
+  device, lowers each program: stage.number is the step; stage.call(name, jitted, *args) gives the
+  jitted function's result, arrays or what is known of them; stage.host(function, *like) gives what
+  the host computes, or the abstract `like`; stage.phase(name, x) blocks on x, records the phase's
+  time, and checks for preemption. variants: {name: a step number of that kind} and kind, step
+  number -> name, for objectives whose steps differ."""
 
   run: Callable
   variants: dict

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import var
 from vargrl.parallel import rows as rows_of
 from vargrl.rollout import sampling
 from vargrl.training import chain, optim, update
 from vargrl.training import flops as work
-from vargrl.training.run import Run
-from vargrl.types import Experience, bounds
+from vargrl.training.run import Run, bind_records
+from vargrl.types import Experience, Pass, bounds
 
 OBJECTIVES = ('objectives.grpo', 'objectives.sft')
 
@@ -71,7 +70,7 @@ def main(flags):
   with config.unlocked():
     config.init = {}
   run = Run(config, '.', lean=True)
-  c, tokens = run.models.config, run.models.config.length
+  c, tokens = run.policy.config, run.policy.config.length
   P = config.data.prompts if 'prompts' in config.data else config.data.batch
   R = config.objective.collect.get('rollouts', 1)
   with jax.set_mesh(run.mesh):
@@ -84,10 +83,9 @@ def main(flags):
       log=partial(print_line, best=best), images=P * R, repeats=flags.repeats, ways=run.mesh.size
     )
     (state, _), frozen = run.initial(lambda _: None), run.frozen(lambda _: None)
-    label_P = jnp.arange(P, dtype=jnp.int32) % run.models.classes
-    pair, training = work.passes(config, work.learning(run.optimizer.trained['policy']))
-    out = time_rollout(run, state.params['policy'], frozen, label_P, R, pair, how)
-    time_update(run, state, frozen, label_P, out, training, how)
+    label_P = jnp.arange(P, dtype=jnp.int32) % c.classes
+    out = time_rollout(run, state.params['policy'], frozen, label_P, R, how)
+    time_update(run, state, frozen, label_P, out, how)
 
 
 def print_line(name, timing, flops, *, images, best, memory=0, tokens=0):
@@ -122,15 +120,18 @@ def measure_jitted(name, function, *args, **how):
   return measure(name, program, lambda: program(*args), **how)
 
 
-def time_rollout(run, policy, frozen, label_P, R, pair, how):
+def time_rollout(run, policy, frozen, label_P, R, how):
   """The Rollout; times it, decoding, and its parts, each alone on numbers of the same shapes. The
   transformer alone computes the first scale for every row; the rollout once for each prompt."""
-  models, c, rows = run.models, run.models.config, len(label_P) * R
+  functions, c, rows = run.policy, run.policy.config, len(label_P) * R
+  (segment,) = run.built.plan
+  pair = 2 if segment.c.guided else 1
   model, tokenizer = run.built.parts['policy'], run.built.parts['tokenizer']
   one = partial(measure_jitted, **how)
-  keys_PR, flops = models.keys(jax.random.key(0), len(label_P), R), rows * pair * var.flops(c)
-  out = one('rollout', models.generate, policy, frozen, label_P, keys_PR, flops=flops)
-  t_BL = out.tokens.reshape(rows, -1)
+  key_P, keys_PR = functions.keys(jax.random.key(0), len(label_P), R)
+  flops = work.pass_flops(run, Pass('policy', R, sampled=True))
+  out = one('rollout', functions.generate, policy, frozen, label_P, key_P, keys_PR, flops=flops)
+  t_BL = functions.images(out.data, 2)
 
   def transformer(policy, label_B, inputs_BLC):
     label_B, inputs_BLC = rows_of.shard_rows((label_B, inputs_BLC))
@@ -144,9 +145,7 @@ def time_rollout(run, policy, frozen, label_P, R, pair, how):
     return seen
 
   def sampler(keys_B, logits_V):
-    draw = jax.vmap(
-      partial(sampling.draw, top_k=run.config.rollout.top_k, top_p=run.config.rollout.top_p)
-    )
+    draw = jax.vmap(partial(sampling.draw, top_k=segment.c.top_k, top_p=segment.c.top_p))
     some = lambda n: rows_of.shard_rows(jnp.broadcast_to(logits_V, (rows, n, c.vocab)))
     return [draw(keys_B, some(s * s)) for s in c.scales]
 
@@ -169,31 +168,35 @@ def time_rollout(run, policy, frozen, label_P, R, pair, how):
     jax.random.normal(jax.random.key(2), (c.vocab,)),
     flops=0,
   )
-  one('decode', models.decode, frozen, t_BL)
+  decode = lambda frozen, t_BL: run.tokenizer.decode(frozen, t_BL, None, None)
+  one('decode', decode, frozen, t_BL)
   return out
 
 
-def time_update(run, state, frozen, label_P, out, passes, how):
+def time_update(run, state, frozen, label_P, out, how):
   """Times the gradient of the loss, and the update: the gradient and the optimizer's step."""
-  models, (P, R, L) = run.models, out.tokens.shape
-  batch = Experience(label=label_P, tokens=out.tokens)
+  P, R, L = out.logp.shape
+  batch = Experience(prompt=label_P, data=out.data)
   if run.config.objective.name == 'objectives.grpo':
     batch = batch.replace(
-      old=out.logp, weight=jnp.ones((P, R)), advantage=jax.random.normal(jax.random.key(1), (P, R))
+      old_logp=out.logp,
+      row_mask=jnp.ones((P, R)),
+      advantage=jax.random.normal(jax.random.key(1), (P, R)),
     )
   # One update of one minibatch; the gradient is of one of the parts that it accumulates.
   parts, accum = run.config.minibatches, run.config.accum
   batch = jax.tree.map(lambda x: x[0], update.split(batch, parts))
   few = jax.tree.map(lambda x: x[0], update.split(batch, accum))
   more = lambda n: dict(
-    flops=P * R // n * passes * var.flops(models.config), tokens=P * R // n * L, images=P * R // n
+    flops=work.program_flops(run, 'update') * parts // n, tokens=P * R // n * L, images=P * R // n
   )
+
+  loss_of = bind_records(run.objective.loss, run.built.records(), run.config.objective.name)
 
   def gradient(params, frozen, batch):
     trained_params, frozen_params = optim.partition(params, run.optimizer.trained)
     loss = lambda trained_params: (
-      run.objective.loss(
-        models,
+      loss_of(
         optim.merge(trained_params, frozen_params),
         frozen,
         batch,
@@ -203,7 +206,7 @@ def time_update(run, state, frozen, label_P, out, passes, how):
     return jax.grad(loss)(trained_params)
 
   measure_jitted('gradient', gradient, state.params, frozen, few, **how | more(parts * accum))
-  _, update_jit = run.pieces()
+  _, update_jit = run.collect_and_update()
   program, holder = (
     update_jit.lower(state, frozen, batch).compile(),
     [state],

@@ -9,16 +9,16 @@ turn. The steps:
 """
 
 from collections.abc import Sequence
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 import jax
 import numpy as np
 
+from vargrl import contracts
 from vargrl.checkpoint import digest
 from vargrl.commands import dialogues as prompts_of
 from vargrl.commands import experiment as experiments
@@ -27,12 +27,13 @@ from vargrl.commands import inference
 from vargrl.data import text
 from vargrl.data.dialogue import encode
 from vargrl.data.dialogue.encode import IMAGE, IMAGE_GEN, Dialogue
-from vargrl.eval import scenes
+from vargrl.eval.samples import row_keys
 from vargrl.parallel import multihost, rows
 from vargrl.reporting import images, pages
+from vargrl.rollout.sampler import make_sampler
 from vargrl.training import assemble, chain
 from vargrl.training.run import Run, check_token_ids
-from vargrl.types import lookup
+from vargrl.types import Policy
 
 MAX_TEXT_TOKENS, BATCH = (64, 64), 16
 CONTEXT = 32768  # tokens of a sequence, as Qwen2 knows them (https://arxiv.org/abs/2407.10671)
@@ -44,18 +45,18 @@ class ChatSession(NamedTuple):
   Attributes:
     run, folder: the Run for inference, and the folder of its checkpoints.
     format: how dialogues become arrays.
-    sampler: the rollout's Config.
-    plan: [(kind, length)] of the segments of an answer, see rollout/interleaved.py.
+    policy: the Policy whose plan is that of the answers.
+    settings: {segment: its settings}.
     prompts: {feature: array [n, ...]}.
     prefixes: [text that each answer begins with].
-    sample: eval/scenes.py's sampler, compiled at its first call.
+    sample: of rollout/sampler.py, compiled at its first call.
   """
 
   run: Run
   folder: pathlib.Path
   format: encode.DialogueFormat
-  sampler: Any
-  plan: list
+  policy: Policy
+  settings: dict
   prompts: dict
   prefixes: list
   sample: Callable
@@ -119,9 +120,12 @@ def answer_all(session: ChatSession, *, seed, batch):
     return [answer for _, answers in batches for answer in answers]
 
 
-def is_unified(config):
-  """True for a run whose policy answers in text and images."""
-  return 'rollout' in config and hasattr(lookup(config.rollout.name), 'PROMPT')
+def answers_in_text(config):
+  """True for a run whose policy reads and says text."""
+  if 'rollout' not in config:
+    return False
+  net = contracts.module(contracts.module(config.policy.name, 'policy').NET, 'net')
+  return 'tokens' in (contracts.offers(net, 'PROMPT') or ())
 
 
 def prepare(
@@ -141,10 +145,10 @@ def prepare(
   trained_length = max(one.data.get('length', 0) for _, one in chain.runs(config))
   name, config = chain.select_run(config, run)
   root = pathlib.Path(workdir)
-  if not is_unified(config):
+  if not answers_in_text(config):
     raise ValueError(
-      f'--run: {name or root.name} trains {config.policy.name}, a policy that answers in text and '
-      'images expected'
+      f'--run: {name or root.name} trains {config.policy.name}, a policy that answers in text '
+      'expected'
     )
   format = encode.make_format(
     **{key: config.data[key] for key in ('tokenizer', 'vision', 'size', 'crop')}
@@ -154,7 +158,6 @@ def prepare(
   lengths = text_lengths(max_text_tokens, begin)
   if begin is not None:
     dialogues = [prompts_of.begin_image(x, begin) for x in dialogues]
-  sampler = dataclasses.replace(assemble.sampler(config), words=lengths)
   prompts = prompts_of.encode_prompts(
     format,
     dialogues,
@@ -164,19 +167,38 @@ def prepare(
     patches=patches,
     trained_length=trained_length,
   )
-  lookup(config.rollout.name).check_room(sampler, model, prompts['tokens'].shape[-1])
   answers = [x.messages[-1][1].split(IMAGE_GEN)[0].strip() for x in dialogues]
   run = inference.build(config, root)
+  names, settings = answer_plan(lengths)
+  policy = run.policy.with_plan(names, **settings)
+  policy.check_prompt(prompts['tokens'].shape[-1])
+  sections = {
+    name: config.rollout[name].to_dict() for name in ('text', 'image') if name in config.rollout
+  }
   return ChatSession(
     run=run,
     folder=root / name,
     format=format,
-    sampler=sampler,
-    plan=lookup(config.rollout.name, 'plan').plan(sampler, model.decoder.length),
+    policy=policy,
+    settings=sections | settings,
     prompts=prompts,
     prefixes=answers if begin is not None else [''] * len(dialogues),
-    sample=scenes.sampler(run.models, sampler.words, {}),
+    sample=make_sampler(policy, run.tokenizer),
   )
+
+
+def answer_plan(lengths):
+  """(names of the segments of an answer, {name: its settings}) for the most tokens of each text,
+  between which pictures lie."""
+  names, settings = [], {}
+  numbered = lambda base, i: base if not i else f'{base}_{i}'
+  for i, length in enumerate(lengths):
+    if length:
+      names.append(numbered('text', i))
+      settings[names[-1]] = {'max_tokens': length}
+    if i + 1 < len(lengths):
+      names.append(numbered('image', i))
+  return tuple(names), settings
 
 
 def text_lengths(max_text_tokens, begin) -> tuple:
@@ -202,36 +224,45 @@ def generate(session: ChatSession, params, frozen, *, seed, batch, skip=0):
   count = len(session.prefixes)
   if batch < 1:
     raise ValueError(f'batch: {batch} found, at least 1 expected')
-  keys_B = session.run.models.keys(jax.random.key(seed), count, 1)[:, 0]
+  keys_B = row_keys(session.policy, seed, count, 1)
   for row_B, counts_B in rows.batches(count, batch):
     if row_B[counts_B][-1] < skip:
       continue
     out, image_Byxc = session.sample(
       params, frozen, {key: x[row_B] for key, x in session.prompts.items()}, keys_B[row_B]
     )
-    tokens_BL, mask_BL = (multihost.to_numpy(x)[:, 0] for x in (out.tokens['words'], out.mask))
-    image_BIyxc = multihost.to_numpy(image_Byxc)
-    image_BIyxc = image_BIyxc.reshape(len(row_B), session.sampler.pictures, *image_BIyxc.shape[1:])
+    data = jax.tree.map(lambda x: multihost.to_numpy(x)[:, 0], out.data)
+    mask_BA = (
+      np.ones(out.logp.shape)[:, 0] if out.mask is None else multihost.to_numpy(out.mask)[:, 0]
+    )
+    if image_Byxc is not None:
+      image_Byxc = multihost.to_numpy(image_Byxc)
+      image_Byxc = image_Byxc.reshape(len(row_B), -1, *image_Byxc.shape[1:])
     answers = [
-      split_answer(session, session.prefixes[row], tokens_BL[i], mask_BL[i], image_BIyxc[i])
+      split_answer(
+        session,
+        session.prefixes[row],
+        jax.tree.map(lambda x, i=i: x[i], data),
+        mask_BA[i],
+        () if image_Byxc is None else image_Byxc[i],
+      )
       for i, row in enumerate(row_B[counts_B])
     ]
     yield int(row_B[0]), answers
 
 
-def split_answer(session, prefix, tokens_L, mask_L, image_Iyxc):
+def split_answer(session, prefix, data, mask_A, images):
   """[text or image] of a row by the segments of its plan, cut where the row ended."""
-  parts, token, image, at = [prefix], 0, 0, 0
-  for kind, length in session.plan:
-    valid_L, at = mask_L[at : at + length] > 0, at + length
-    if kind == 'words':
-      tokens = tokens_L[token : token + length][valid_L]
+  parts, images = [prefix], iter(images)
+  for span in session.policy.spans:
+    valid_L = mask_A[span.start : span.stop] > 0
+    if span.name in session.policy.texts:
+      tokens = data[span.name]['tokens'][valid_L]
       parts.append(text.decode(session.format.tokenizer, tokens).strip())
-      token += length
       continue
+    image = next(images)
     if valid_L.all():
-      parts.append(image_Iyxc[image])
-    image += 1
+      parts.append(image)
   return [part for part in parts if not isinstance(part, str) or part]
 
 
@@ -261,7 +292,7 @@ def main(flags):
     settings = {
       'step': step,
       'policy': digest.digest(params['policy']),
-      'sampler': dataclasses.asdict(session.sampler),
+      'sampler': session.settings,
       'prompts': hashlib.sha256(
         b''.join(np.ascontiguousarray(x) for x in session.prompts.values())
       ).hexdigest(),

@@ -4,6 +4,7 @@ what it costs, what travels.
 The programs are those of the run itself, by the objective's own `programs` and the update, on
 abstract arrays."""
 
+import dataclasses
 from functools import partial
 import math
 import os
@@ -72,7 +73,7 @@ def compile_run(name, config, where, effort):
   with config.unlocked():
     config.init = {}  # weights are not needed, and need not be there
   run = Run(config, '.', lean=True, devices=devices)
-  run.models = assemble.scored(config, run.built, lean=True)
+  run.rewards = assemble.rewards(config, run.built, lean=True)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
   print(
     f'{name or config.policy.name}: {len(devices)} devices of {where}, mesh {shape}, '
@@ -80,8 +81,8 @@ def compile_run(name, config, where, effort):
   )
   with jax.set_mesh(run.mesh):
     frozen = {k: place.abstract_params(init, run.mesh) for k, init in run.built.frozen.items()}
-    if run.models.reward_weights:
-      frozen['rewards'] = run.models.reward_weights(run.mesh)
+    if run.rewards and run.rewards.weights:
+      frozen['rewards'] = run.rewards.weights(run.mesh)
     call = Compiler(
       run,
       frozen,
@@ -92,11 +93,13 @@ def compile_run(name, config, where, effort):
       f'{"weights, moments":18} {gib(sum(call.held.values()))}   '
       + '  '.join(f'{k} {v / 2**30:.2f}' for k, v in call.held.items())
     )
-    collect, update = run.pieces()
+    collect, update = run.collect_and_update()
     key = jax.eval_shape(lambda: jax.random.key(0))
-    for plan, batch in collect.programs(call, run.shapes.params, frozen, call.batch(), key):
+    for kind, step in collect.variants.items():
+      stage = LoweringStage(call, kind, step)
+      batch = collect.run(stage, run.shapes.params, frozen, call.batch(), key).experience
       part = jax.tree.map(partial(minibatch, n=config.minibatches), batch)
-      call(f'update ({plan})' if plan else 'update', update, run.shapes, frozen, part)
+      stage.call('update', update, run.shapes, frozen, part)
   return call.fits
 
 
@@ -119,9 +122,37 @@ def device_bytes(x):
   return math.prod(shape) * getattr(x.dtype, 'itemsize', 8)
 
 
+@dataclasses.dataclass(frozen=True)
+class LoweringStage:
+  """A step of training/stage.py without any device: every program is compiled and told, nothing
+  runs. compiler: a Compiler. kind: of the step. number: a step of this kind."""
+
+  compiler: 'Compiler'
+  kind: str
+  number: int
+  abstract = True
+
+  def call(self, name, function, *args):
+    label = f'{name} ({self.kind})' if name and self.kind else name
+    function = function if hasattr(function, 'lower') else jax.jit(function)
+    return self.compiler(label, function, *args)
+
+  lower = call
+
+  def host(self, function, *like):
+    """Abstract arrays of these (shape, dtype); None for what has none."""
+    found = [self.compiler.rows(*one) for one in like]
+    return found[0] if len(found) == 1 else tuple(found) or None
+
+  def abstract_rows(self, shape, dtype):
+    return self.compiler.rows(shape, dtype)
+
+  def phase(self, name, x=None):
+    """Nothing has run."""
+
+
 class Compiler:
-  """call(name, function, *args) of types.Collect: compiles and tells; what it returns has shapes
-  and shardings.
+  """call(name, function, *args): compiles and tells; what it returns has shapes and shardings.
 
   held: {what: bytes} on each device, of all that is there whatever program runs.
   """
@@ -171,7 +202,10 @@ class Compiler:
     )  # the state is donated: the new one takes its place
     need = sum(self.held.values()) + more + own
     counted = hlo.flops(text, lambda scope: 'again' if 'rematted_computation' in scope else 'once')
-    total, wanted = sum(counted.values()), flops.flops(self.run, name) / self.run.mesh.size
+    total, wanted = (
+      sum(counted.values()),
+      flops.program_flops(self.run, *split_name(name)) / self.run.mesh.size,
+    )
     ratio = f'{total / wanted:.2f} of analytic' if wanted else ''
     again = (
       f' ({counted["again"] / (wanted or total):.2f} made again)' if counted.get('again') else ''
@@ -229,7 +263,7 @@ class Compiler:
 
   def batch(self):
     """What the data set gives a step: labels, and pictures or tokens."""
-    data, models = self.run.config.data, self.run.models
+    data, policy = self.run.config.data, self.run.built.learner
     rows, known = data.prompts if 'prompts' in data else data.batch, {}
     if hasattr(self.run.data_module, 'shapes'):
       known = self.run.data_module.shapes(data)
@@ -237,15 +271,21 @@ class Compiler:
     def one(feature):
       if feature == 'label':
         return (rows,), np.int32
-      if feature in known or feature in models.given:
-        shape, dtype = (known or models.given)[feature]
+      if feature in known or feature in policy.features:
+        shape, dtype = (known or policy.features)[feature]
         return (rows, *shape), np.dtype(dtype)
       if 'size' in data:
         return (rows, *sides(data.size), 3), np.float32
-      return (rows, offsets(models.scales)[-1]), np.int32
+      return (rows, offsets(policy.config.scales)[-1]), np.int32
 
     here = NamedSharding(self.run.mesh, PartitionSpec(self.row_axes(rows)))
     return {f: jax.ShapeDtypeStruct(*one(f), sharding=here) for f in self.run.features()}
+
+
+def split_name(name):
+  """'update (prefix)' -> ('update', 'prefix')."""
+  program, _, kind = name.partition(' (')
+  return program, kind.rstrip(')')
 
 
 def memory_summary(message):

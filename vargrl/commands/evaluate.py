@@ -22,7 +22,7 @@ def main(flags):
   run = multihost.on_all_hosts(lambda: inference.build(config, root, FROZEN))
   multihost.check_equal(chain.host_invariants({name: run}, root))
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
-    evals = multihost.on_all_hosts(lambda: evaluators.make(config.evals, run.models))
+    evals = multihost.on_all_hosts(lambda: evaluators.make(config.evals, run.built))
     stack.callback(evaluators.close, evals)
     params, frozen, step = inference.restore(run, root / name, FROZEN)
     for evaluator in evals:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from vargrl.objectives import group
+from vargrl.objectives import collect as groups_of
 from vargrl.reporting import images
 from vargrl.training import chain, weights
 from vargrl.training.run import Run
@@ -55,7 +55,7 @@ def main(flags):
     )
   tfds.disable_progress_bar()
   shutil.rmtree(out / NAME, ignore_errors=True)  # what a command that was cut left of it
-  dataset_builder(out, found, run.models.classes).download_and_prepare(
+  dataset_builder(out, found, run.policy.config.classes).download_and_prepare(
     file_format='array_record', download_dir=str(out / 'parts' / 'downloads')
   )
   shutil.rmtree(out / 'parts')
@@ -70,7 +70,7 @@ def main(flags):
 
 def draw(run, folder, groups, seed):
   """{feature: array [n_pairs, ...]}; each batch is saved in a file of its own, and drawn once."""
-  models, config = run.models, run.config
+  policy, config = run.policy, run.config
   collect = config.objective.collect
   P, R = config.data.prompts, collect.rollouts
   folder.mkdir(parents=True, exist_ok=True)
@@ -79,18 +79,24 @@ def draw(run, folder, groups, seed):
     config, 'policy', run.built.trained['policy'], run.mesh, run.root
   )
   frozen = run.frozen(only={*run.built.frozen, 'rewards'} - {'reference'})
-  generate = jax.jit(models.generate)
-  decode = jax.jit(lambda frozen, t_PRL: models.decode(frozen, t_PRL.reshape(-1, t_PRL.shape[-1])))
+  (span,) = policy.spans
+  generate = jax.jit(policy.generate)
+  decode = groups_of.decode_images(policy, run.tokenizer)
   parts = []
   for i in tqdm(range(-(-groups // P)), unit='batch', desc='pairs', dynamic_ncols=True):
     labels, path = next(run.data)['label'], folder / f'{i:06d}.npz'
     if not path.exists():
-      keys_PR = models.keys(jax.random.fold_in(jax.random.key(seed), i), P, R)
-      tokens_PRL = generate(params, frozen, jnp.asarray(labels), keys_PR).tokens
-      image_Byxc = decode(frozen, tokens_PRL)
-      r_B, each, _ = models.score(frozen, image_Byxc, np.repeat(labels, R))
+      key = jax.random.fold_in(jax.random.key(seed), i)
+      prompt_P, keys = jnp.asarray(labels), policy.keys(key, P, R)
+      out = generate(params, frozen, prompt_P, *keys)
+      tokens_PRL = out.data[span.name]['tokens']
+      image_Byxc = decode(frozen, policy.images(out.data, 2), prompt_P, key)
+      shape = P, R, 1
+      r_B, each, _ = groups_of.judge(policy, run.rewards, frozen, image_Byxc, out, labels, shape)
       # As the run's own groups are judged, several rewards normalised or not.
-      r_PRK = group.combined(r_B, each, (P, R, 1), collect.combine, collect.rewards, collect.eps)
+      r_PRK = groups_of.mix_rewards(
+        r_B, each, shape, collect.reward_mix, collect.rewards, collect.eps
+      )
       part, rows = best_and_worst(labels, np.asarray(tokens_PRL), np.asarray(r_PRK)[..., 0])
       if i == 0:
         save_preview(folder.parent / 'pairs.png', part, np.asarray(image_Byxc), rows)

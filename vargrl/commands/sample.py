@@ -43,7 +43,7 @@ def draw(experiment, workdir, *, labels=(), per_class=8, seed=0, run='', preset=
 def draw_images(config, workdir, *, labels, per_class, seed, run, preset):
   """(image_Byxc uint8, label_B, step of the checkpoint)."""
   run, folder, classes = prepare(config, workdir, labels=labels, per_class=per_class, run=run)
-  draw = samples.sampler(run.models, preset)
+  draw = samples.sampler(run.built, preset)
   with jax.set_mesh(run.mesh):
     params, frozen, step = inference.restore(run, folder)
     image_Byxc, label_B = draw(params, frozen, classes=classes, per_class=per_class, seed=seed)
@@ -68,7 +68,7 @@ def to_folder(config, workdir, *, folder, labels, per_class, seed, run, preset):
   `resume_folder`.
   """
   run, where, classes = prepare(config, workdir, labels=labels, per_class=per_class, run=run)
-  samples.batch_sampler(run.models, preset)  # says what is wrong with the preset
+  samples.batch_sampler(run.built, preset)  # says what is wrong with the preset
   with jax.set_mesh(run.mesh):
     params, frozen, step = inference.restore(run, where)
     settings = {
@@ -78,7 +78,7 @@ def to_folder(config, workdir, *, folder, labels, per_class, seed, run, preset):
     }
     return *resume_folder(
       pathlib.Path(folder),
-      run.models,
+      run.built,
       params,
       frozen,
       classes=classes,
@@ -90,7 +90,7 @@ def to_folder(config, workdir, *, folder, labels, per_class, seed, run, preset):
 
 
 def resume_folder(
-  folder, models, params, frozen, *, classes, per_class, seed, preset, settings, batch=64
+  folder, built, params, frozen, *, classes, per_class, seed, preset, settings, batch=64
 ):
   """(paths, how many were drawn now): FOLDER/CLASS_INDEX.png, `per_class` images of every class.
 
@@ -99,11 +99,12 @@ def resume_folder(
   else the images depend on. Raises ValueError for a folder of another seed or other settings.
   batch: images on a device at once."""
   folders.check_folder(folder, settings | {'seed': seed}, flag='--folder')
-  draw_batch, new = samples.batch_sampler(models, preset), 0
+  draw_batch, new = samples.batch_sampler(built, preset), 0
   # By index first: a folder that is cut has about as many images of every class.
   label_B, index_B = np.tile(classes, per_class), np.repeat(np.arange(per_class), len(classes))
   paths = [folder / f'{k:04d}_{r:05d}.png' for k, r in zip(label_B, index_B)]
-  keys = models.keys(jax.random.key(seed), models.classes + 1, per_class)
+  count = built.policy.config.classes + 1
+  _, keys = built.policy.keys(jax.random.key(seed), count, per_class)
   with ThreadPoolExecutor() as threads:
     for row_B, counts_B in rows.batches(len(paths), batch):
       missing = [i for i, row in enumerate(row_B) if counts_B[i] and not paths[row].exists()]

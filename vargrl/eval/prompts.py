@@ -20,7 +20,8 @@ def make(built, *, path, prompts, per_prompt, seed, preset):
   features_known = built.policy.features
   if not {'text', 'length'} <= set(features_known):
     raise ValueError(
-      f'prompts: a policy of {sorted(features_known) or "labels"} found, one that reads text expected'
+      f'prompts: a policy of {sorted(features_known) or "labels"} found, one that reads text '
+      'expected'
     )
   if min(per_prompt, prompts) < 1:
     raise ValueError(f'prompts, per_prompt: {prompts}, {per_prompt} found, at least 1 expected')

@@ -89,8 +89,8 @@ class Block(nn.Module):
     return x_BLD, new_kv
 
   def attention(self, x_BLD, ada, prefix_kv, drop_path_B2, causal, apply_rope=None):
-    """The first branch added, and its own (k, v). ada: gate, scale and shift. prefix_kv: pairs of keys
-    and values. apply_rope: what positions do to float32 queries and keys."""
+    """The first branch added, and its own (k, v). ada: gate, scale and shift. prefix_kv: pairs of
+    keys and values. apply_rope: what positions do to float32 queries and keys."""
     gate, scale, shift = ada
     y_BLD = (norms.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
     q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD, apply_rope)
@@ -133,8 +133,8 @@ class Block(nn.Module):
 
 
 def apply_streams(layer, x, cond, prefix, drop_path, causal, return_kv):
-  """layer(...) of each stream of rows. x, cond, drop_path: one for each, of which the first apply_layers has a
-  gradient; all see weights that are gathered once."""
+  """layer(...) of each stream of rows. x, cond, drop_path: one for each, of which the first
+  apply_layers has a gradient; all see weights that are gathered once."""
   live, new_kv = layer(x[0], cond[0], prefix, drop_path[0], causal, return_kv)
   rest = [
     layer(*stream, None, k, causal, False)[0] for *stream, k in zip(x[1:], cond[1:], drop_path[1:])
@@ -156,8 +156,8 @@ def apply_layers(blocks, x, cond, prefix, drop_path, causal, return_kv):
 
 
 def teacher_forced(blocks, x_BLD, cond, head_B2D, drop_path_BX2, n_detached):
-  """(x_BLD after all layers, head_B2D) of teacher forcing; the last `n_detached` rows have no gradient.
-  cond: a pytree that leads with B."""
+  """(x_BLD after all layers, head_B2D) of teacher forcing; the last `n_detached` rows have no
+  gradient. cond: a pytree that leads with B."""
   drop_path_XB2 = None if drop_path_BX2 is None else jnp.swapaxes(drop_path_BX2, 0, 1)
   if not n_detached:
     return apply_layers(blocks, x_BLD, cond, None, drop_path_XB2, True, False)[0], head_B2D
@@ -188,8 +188,8 @@ def before_head(x_BLD, head_B2D, dtype):
 
 
 def torch_block(ours, theirs, attention):
-  """Rows of a TorchLayout's table for the attention and the mlp of a Block with l2_norm: their names
-  begin with `theirs`, and those of the attention go on with `attention`."""
+  """Rows of a TorchLayout's table for the attention and the mlp of a Block with l2_norm: their
+  names begin with `theirs`, and those of the attention go on with `attention`."""
   sa, ffn = f'{theirs}.{attention}', f'{theirs}.ffn'
   return {
     f'{ours}/{{q,k,v}}/w': (f'{sa}.mat_qkv.weight', '(g N H) D -> g D N H'),

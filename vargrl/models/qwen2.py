@@ -88,9 +88,9 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, layer, shared, private, valid, rope_angles, segment_BL, keep_cache):
-    """One layer: (x_BLD, its keys and values or None). shared, private, valid: of the tokens before, see
-    `stack`. rope_angles: of rope.rope_angles. segment_BL: None, or the sequence that each of the L tokens is
-    of."""
+    """One layer: (x_BLD, its keys and values or None). shared, private, valid: of the tokens
+    before, see `stack`. rope_angles: of rope.rope_angles. segment_BL: None, or the sequence that
+    each of the L tokens is of."""
     c, L = self.c, x_BLD.shape[1]
     N, K, H, D, F = c.heads, c.kv_heads, c.head_dim, c.width, c.mlp
     einsum = lambda name, eqn, *shape, bias='': Einsum(
@@ -156,9 +156,9 @@ class Model(nn.Module):
     c, size = self.c, self.c.head_dim // 2
     shared, private, valid = (), None, ()
     if cache is not None:
-      # A loop over tokens has its private as a gathered_once: as an input of the scan, vmap would have it in
-      # another order there, and copy all of it at each token. The others are inputs of it: their
-      # gradients come layer by layer.
+      # A loop over tokens has its private as a gathered_once: as an input of the scan, vmap would
+      # have it in another order there, and copy all of it at each token. The others are inputs of
+      # it: their gradients come layer by layer.
       shared, private = (
         (cache.shared, None) if cache.count is None else (cache.shared, cache.private)
       )

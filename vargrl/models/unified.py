@@ -149,10 +149,10 @@ class Model(nn.Module):
   """A part alone: qwen2.Model(c.lm).apply({'params': params['lm']}, ...), and so
   vit.Model(c.vision) with 'vision' and infinity.Model(c.decoder) with 'drawer'.
 
-  A row holds sequences of words and pictures, see data/dialogue/pack.py: {'tokens' [B, S], 'position' [B,
-  3, S], 'segment' [B, S]; 'patches' [B, T, p], 'patch_position' [B, 2, T], 'patch_segment' [B, T],
-  'image_index' [B, S]; 'image_start' [B, I], 'context' [B, I, M]}, I pictures to draw, each of which begins at
-  the place `image_start`, -1 if there is none."""
+  A row holds sequences of words and pictures, see data/dialogue/pack.py: {'tokens' [B, S],
+  'position' [B, 3, S], 'segment' [B, S]; 'patches' [B, T, p], 'patch_position' [B, 2, T],
+  'patch_segment' [B, T], 'image_index' [B, S]; 'image_start' [B, I], 'context' [B, I, M]}, I
+  pictures to draw, each of which begins at the place `image_start`, -1 if there is none."""
 
   c: Config
 
@@ -321,9 +321,9 @@ def hf_config(c):
 
 
 def flops(c, row):
-  """{part: multiply-adds x 2 of one forward pass} over one row, a types.RowShape; patches of pictures
-  that are read count as if all were of one, and the bridges as the decoder's. A prompt that rows
-  share is not counted."""
+  """{part: multiply-adds x 2 of one forward pass} over one row, a types.RowShape; patches of
+  pictures that are read count as if all were of one, and the bridges as the decoder's. A prompt
+  that rows share is not counted."""
   pair = (c.text.width + c.image_decoder.width) ** 2
   bridges = 2 * row.pictures * (row.picture_tokens + row.context) * pair
   drawn = infinity.picture_flops(c.decoder, row.picture_tokens, context=row.context)

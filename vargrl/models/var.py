@@ -146,8 +146,8 @@ class Model(nn.Module):
   def forward(self, label_B, inputs_BLC, drop_path_BX2=None, n_detached=0):
     """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
 
-    drop_path_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no drop.
-    n_detached: so many of the last rows have no gradient."""
+    drop_path_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no
+    drop. n_detached: so many of the last rows have no gradient."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place_embedding(
       0, 1
@@ -200,7 +200,9 @@ def init(model, key):
 
 
 def torch_layouts(c):
-  """The official state dict, alone or in a checkpoint of the official trainer; see types.TorchLayout."""
+  """The official state dict, alone or in a checkpoint of the official trainer; see
+  types.TorchLayout.
+  """
   return (
     TorchLayout(
       torch_table(c), torch_constants(c), nested_at=('trainer/var_wo_ddp',), prefixes=WRAPPERS

@@ -29,8 +29,8 @@ def check_loss(*, smoothing, reference):
 
 
 def collect(*, noise):
-  """images and labels -> Experience. noise: std added to the pixels, so that the classifier's verdict
-  does not hang on details that a decoder never draws."""
+  """images and labels -> Experience. noise: std added to the pixels, so that the classifier's
+  verdict does not hang on details that a decoder never draws."""
 
   def prepare(params, frozen, batch, rng):
     image = batch['image'] + noise * jax.random.normal(rng, batch['image'].shape)

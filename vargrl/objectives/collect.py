@@ -40,10 +40,9 @@ class StepKind(NamedTuple):
   """How the rows of one kind of step are made and what of them is trained.
 
   sample: (policy, frozen, prompt_P, rng) -> (tokens of all pictures, the K of a row adjacent, or
-  None; Rollout [P, R, A] to learn from, of all actions or the first few scales; K). start: the first
-  action that is trained. value: r_PRK -> value_PR, NaN where there is none. facts: metrics of the
-  kind.
-  """
+  None; Rollout [P, R, A] to learn from, of all actions or the first few scales; K). start: the
+  first action that is trained. value: r_PRK -> value_PR, NaN where there is none. facts: metrics of
+  the kind."""
 
   sample: Callable
   value: Callable
@@ -52,7 +51,9 @@ class StepKind(NamedTuple):
 
 
 def check(*, rollouts, old_logp, std, eps, kl_reward, reward_mix, resample, updates, reference):
-  """Refuses a setting that cannot learn, before anything is compiled. updates: per collected batch."""
+  """Refuses a setting that cannot learn, before anything is compiled. updates: per collected
+  batch.
+  """
   if rollouts < 2:
     raise ValueError(
       f'objective.collect.rollouts: {rollouts} per group, expected at least 2: the '
@@ -126,8 +127,8 @@ def without_images(policy, rollout, K):
 
 
 def judge(policy, scorer, frozen, image_Byxc, rollout, label_P, shape):
-  """(r_B with NaN for rows without a verdict, {name: r_B}, {metric}) of a Rollout whose P R rows have
-  K pictures each, shape (P, R, K); of rows without pictures K is 1."""
+  """(r_B with NaN for rows without a verdict, {name: r_B}, {metric}) of a Rollout whose P R rows
+  have K pictures each, shape (P, R, K); of rows without pictures K is 1."""
   P, R, K = shape
   label_B = np.repeat(label_P, R * K)
   texts = {} if K > 1 else {k: multihost.to_numpy(v) for k, v in texts_of(policy, rollout).items()}

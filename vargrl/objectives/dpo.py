@@ -33,7 +33,8 @@ def check(policy, tokenizer, *, flip, flip_scales, same_flips, updates, referenc
   names = tuple(span.name for span in policy.spans)
   if names not in (('image',), ('text',), ('text', 'image')):
     raise ValueError(
-      f'rollout.plan: segments {names}, expected text (data.max_answer), one image, or both in this '
+      f'rollout.plan: segments {names}, expected text (data.max_answer), one image, or both in '
+      'this '
       'order by objectives.dpo'
     )
   prepare.check_flips(tokenizer, flip=flip, flip_scales=flip_scales)
@@ -89,7 +90,8 @@ def padded(tokens, length):
   """Texts [P, 2, n] filled up with 0 to the length of their segment."""
   if tokens.shape[-1] > length:
     raise ValueError(
-      f'data.max_answer: {tokens.shape[-1]} tokens, expected at most {length} (max_tokens of the text)'
+      f'data.max_answer: {tokens.shape[-1]} tokens, expected at most {length} (max_tokens of the '
+      'text)'
     )
   return jnp.pad(tokens, ((0, 0), (0, 0), (0, length - tokens.shape[-1])))
 
@@ -126,8 +128,8 @@ def row_weights(policy, scale_weight_power, segments):
 
 
 def row_sums(log_ratio, terms, mask_PRA, *, mean):
-  """[P, R]: the log-ratios of a row's actions by weight. mean: each segment's weighted mean times its
-  weight; else its sum, which is that times its number of actions."""
+  """[P, R]: the log-ratios of a row's actions by weight. mean: each segment's weighted mean times
+  its weight; else its sum, which is that times its number of actions."""
   weight_PRA = settings.masked(terms, mask_PRA)
   if mean:
     return (log_ratio * weight_PRA).sum(-1)
@@ -151,10 +153,10 @@ def pair_loss(margin_P, *, kind, beta, smoothing):
 
 
 def loss(policy, params, frozen, batch, *, kind, beta, smoothing, scale_weight_power, segments):
-  """kind: 'sigmoid' sums the log-ratios of all actions; 'sigmoid_norm' and 'ipo' take their weighted
-  mean (https://arxiv.org/abs/2310.12036), for sums over hundreds of tokens saturate; 'hinge' is
-  relu(1 - beta margin). scale_weight_power and segments weigh as in GRPO. Where there is a mask, its
-  actions alone count."""
+  """kind: 'sigmoid' sums the log-ratios of all actions; 'sigmoid_norm' and 'ipo' take their
+  weighted mean (https://arxiv.org/abs/2310.12036), for sums over hundreds of tokens saturate;
+  'hinge' is relu(1 - beta margin). scale_weight_power and segments weigh as in GRPO. Where there is
+  a mask, its actions alone count."""
   scores = policy.score(params['policy'], frozen, batch.prompt, batch.data)
   terms, mask = row_weights(policy, scale_weight_power, segments), batch.loss_mask
   counted = settings.masked(terms, mask) > 0

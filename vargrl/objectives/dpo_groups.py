@@ -1,5 +1,5 @@
-"""DPO (https://arxiv.org/abs/2305.18290) on pairs that the policy draws itself, step by step: of the
-rows of a prompt the best and the worst, as the rewards say."""
+"""DPO (https://arxiv.org/abs/2305.18290) on pairs that the policy draws itself, step by step: of
+the rows of a prompt the best and the worst, as the rewards say."""
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,8 @@ def check(policy, *, rollouts, rewards, pool, updates, reference):
 
 
 def best_and_worst_rows(prompt_P, out, r_PR):
-  """(Experience of the best and the worst row of each group, their rewards r_P2). A prompt whose rows
-  are all as good has row_mask 0."""
+  """(Experience of the best and the worst row of each group, their rewards r_P2). A prompt whose
+  rows are all as good has row_mask 0."""
   valid_PR = jnp.isfinite(r_PR)
   best_P = jnp.where(valid_PR, r_PR, -jnp.inf).argmax(1)
   worst_P = jnp.where(valid_PR, r_PR, jnp.inf).argmin(1)

@@ -49,15 +49,14 @@ def collect(
 ):
   """prompts -> Experience of P x R rollouts with their group advantages.
 
-  scorer: the Rewards that `rewards` and `pool` configure. old_logp: whose log-probabilities the ratio
-  is against: 'trainer' recomputes them, 'sampler' trusts the rollout's, 'current' takes the present
-  policy's (one update per batch). std: what centred rewards are divided by, see reduce.advantages.
-  kl_reward: nats of logp - ref_logp, summed over the actions, times this, are taken from the reward.
-  reward_mix: 'sum' adds the rewards by weight, 'normalize' divides each by its group's deviation
-  before; `std` then applies to the sum. resample: up to so many times, groups whose rewards are all
-  equal are drawn again (https://arxiv.org/abs/2503.14476). mask: the pixels that the reward is
-  about, {} for all.
-  """
+  scorer: the Rewards that `rewards` and `pool` configure. old_logp: whose log-probabilities the
+  ratio is against: 'trainer' recomputes them, 'sampler' trusts the rollout's, 'current' takes the
+  present policy's (one update per batch). std: what centred rewards are divided by, see
+  reduce.advantages. kl_reward: nats of logp - ref_logp, summed over the actions, times this, are
+  taken from the reward. reward_mix: 'sum' adds the rewards by weight, 'normalize' divides each by
+  its group's deviation before; `std` then applies to the sum. resample: up to so many times, groups
+  whose rewards are all equal are drawn again (https://arxiv.org/abs/2503.14476). mask: the pixels
+  that the reward is about, {} for all."""
 
   @jax.jit
   def sample(weights, frozen, prompt_P, rng):

@@ -38,10 +38,9 @@ def bit_flips(key, B, scales, bits, *, flip, flip_scales):
   """int32 [B, L, e]: 1 for the bits to be flipped, for bitwise self-correction
   (https://arxiv.org/abs/2412.04431).
 
-  A scale's bits are each flipped with a probability that is drawn for it, one of 0, 0.01 .. flip, of
-  every image anew; the model is shown these, and predicts what the finer scales then have to
-  correct. flip_scales: the first so many scales.
-  """
+  A scale's bits are each flipped with a probability that is drawn for it, one of 0, 0.01 .. flip,
+  of every image anew; the model is shown these, and predicts what the finer scales then have to
+  correct. flip_scales: the first so many scales."""
   share_key, bit_key = jax.random.split(key)
   share_Bs = 0.01 * jax.random.randint(share_key, (B, len(scales)), 0, round(100 * flip) + 1)
   share_Bs *= (jnp.arange(len(scales)) < flip_scales)[None]

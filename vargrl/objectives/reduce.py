@@ -14,8 +14,8 @@ REWARD_MIXES = ('sum', 'normalize')
 
 
 def labelled(spans):
-  """[(label, index)] of what metrics tell apart in a row: texts by name, pictures by scale. index: a
-  slice, or a numpy array where there are several pictures."""
+  """[(label, index)] of what metrics tell apart in a row: texts by name, pictures by scale. index:
+  a slice, or a numpy array where there are several pictures."""
   out = []
   for span in spans:
     if not span.parts:
@@ -60,8 +60,8 @@ def log_ratio(d_PRA, active, terms):
 
   By each segment's level: 'token' as it is; 'scale' and 'sequence' are geometric means (the product
   over 256 tokens would be noise alone) over the active actions of a scale or of the segment, active
-  being 1 or 0 for each, [1, 1, A] or [P, R, A]. A scale without any has the mean of all its actions:
-  nothing is learned from it, it is only looked at."""
+  being 1 or 0 for each, [1, 1, A] or [P, R, A]. A scale without any has the mean of all its
+  actions: nothing is learned from it, it is only looked at."""
   if set(terms.level) == {'token'}:
     return d_PRA
 
@@ -90,13 +90,13 @@ def runs(span):
 
 
 def penalty(scores, d_PRA, terms):
-  """The KL(policy || reference) of each action, or what its kind has in its place, by each segment's
-  estimator, as a loss. d_PRA: log pi - log pi_old.
+  """The KL(policy || reference) of each action, or what its kind has in its place, by each
+  segment's estimator, as a loss. d_PRA: log pi - log pi_old.
 
   'exact' is over the whole distribution. With d = logp - ref_logp: k2 = d^2 / 2 has the exact KL's
   gradient; k3 = exp(-d) + d - 1 has that of KL(reference || policy); k3_is = ratio k3 the exact
-  one's again; k1 = d has none in expectation, so it may be measured or put into the reward, not into
-  the loss (http://joschu.net/blog/kl-approx.html)."""
+  one's again; k1 = d has none in expectation, so it may be measured or put into the reward, not
+  into the loss (http://joschu.net/blog/kl-approx.html)."""
   if len(set(terms.estimator)) == 1:
     return estimate(scores, jnp.exp(d_PRA), terms.estimator[0])
   out = [
@@ -180,8 +180,8 @@ def soft_value(r_PRK, *, eta):
 
 
 def clipped(log_ratio, advantage, *, low, high):
-  """(surrogate to maximise, clipped below, clipped above) of PPO with separate bounds, numbers or one
-  for each action; ratio times advantage minus advantage, which has the same gradient.
+  """(surrogate to maximise, clipped below, clipped above) of PPO with separate bounds, numbers or
+  one for each action; ratio times advantage minus advantage, which has the same gradient.
 
   It works on ratio - 1, as a clip of 1e-6 is eight float32 steps beside 1."""
   if np.min(low) < 0 or np.any(np.asarray(high) < low):

@@ -63,12 +63,14 @@ def check(
     raise ValueError(f'objective.collect.drop_path: {drop_path}, expected 0 <= drop_path < 1')
   if is_packed(policy) and prompt_drop:
     raise ValueError(
-      f'objective.collect.prompt_drop: {prompt_drop}, expected 0.0: prompts of dialogues are dropped '
+      f'objective.collect.prompt_drop: {prompt_drop}, expected 0.0: prompts of dialogues are '
+      'dropped '
       'by data.prompt_drop'
     )
   if condition_drop and not (is_packed(policy) and prepare.has_images(policy)):
     raise ValueError(
-      f'objective.collect.condition_drop: {condition_drop}, expected 0.0 for a policy whose pictures '
+      f'objective.collect.condition_drop: {condition_drop}, expected 0.0 for a policy whose '
+      'pictures '
       'have no condition besides the text before them'
     )
   prepare.check_flips(tokenizer, flip=flip, flip_scales=flip_scales)

@@ -46,8 +46,9 @@ def leading_spans(spans, length):
 
 
 def by_segment(spans, table, scalars):
-  """[{setting: value}] of each span: scalars, changed by the first pattern of the table that matches
-  its name. A ValueError names a segment without a pattern, an idle pattern, an unknown setting."""
+  """[{setting: value}] of each span: scalars, changed by the first pattern of the table that
+  matches its name. A ValueError names a segment without a pattern, an idle pattern, an unknown
+  setting."""
   out, used = [], set()
   for span in spans:
     hits = [(p, v) for p, v in table if re.search(p, span.name)]
@@ -109,8 +110,8 @@ def picture_count(span):
 
 def terms(spans, length, *, segments, **scalars):
   """The Terms of a row's first `length` actions. segments: the table; scalars: weight, clip,
-  clip_high, penalty, estimator, level, scale_weight_power, first_scale, last_scale. The weights of a
-  segment sum to its `weight`."""
+  clip_high, penalty, estimator, level, scale_weight_power, first_scale, last_scale. The weights of
+  a segment sum to its `weight`."""
   out, whole = [], by_segment(spans, segments, scalars)
   spans = leading_spans(spans, length)
   for span, s in zip(spans, whole):
@@ -148,7 +149,8 @@ def check(spans, *, segments, reference, **scalars):
         raise ValueError(f'{at}: {name}={s[name]}, expected at least 0')
     if s['penalty'] and s['estimator'] == 'k1':
       raise ValueError(
-        f'{at}: estimator=k1 has no gradient in expectation, expected exact, k2, k3 or k3_is (k1 in '
+        f'{at}: estimator=k1 has no gradient in expectation, expected exact, k2, k3 or k3_is '
+        '(k1 in '
         'the reward is objective.collect.kl_reward)'
       )
     if s['penalty'] and not reference:
@@ -160,7 +162,8 @@ def check(spans, *, segments, reference, **scalars):
 
 def masked(terms, mask_PRA):
   """weight_PRA of the actions that a mask leaves, summing to its weight in each segment of a row
-  again, or to 0 where it leaves none of it; without a mask (None) weight_A with axes P and R of 1."""
+  again, or to 0 where it leaves none of it; without a mask (None) weight_A with axes P and R of
+  1."""
   weight_11A = jnp.asarray(terms.weight_A)[None, None]
   if mask_PRA is None:
     return weight_11A

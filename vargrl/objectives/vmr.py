@@ -93,13 +93,12 @@ def collect(
 ):
   """prompts -> Experience, in turn of `prefix_steps` prefix steps and `suffix_steps` suffix steps.
 
-  Prefix step: P x `rollouts` prefixes, `continuations` images of each, V = eta log mean exp(reward /
-  eta) of those with a verdict in the place of the reward; the tokens of the prefixes alone, so
+  Prefix step: P x `rollouts` prefixes, `continuations` images of each, V = eta log mean exp(reward
+  / eta) of those with a verdict in the place of the reward; the tokens of the prefixes alone, so
   teacher forcing is shorter too. Suffix step: `rollouts` images from one prefix of each prompt, all
   tokens, the mask leaves those of the suffix. The reward of row 0 of a prefix is what GRPO would
   have seen with the same key. options: grpo.collect's other keys; kl_reward takes the tokens of the
-  Experience.
-  """
+  Experience."""
   cut = offsets(policy.config.scales)[split]
 
   @jax.jit

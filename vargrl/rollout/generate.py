@@ -45,8 +45,8 @@ def rollout_row(net, plan, context, prompt, key):
 
 
 def generate(net, plan, prompt_P, group_key_P, keys_PR):
-  """Rollout of P prompts x R keys, each field [P, R, ..]. Equal rows whatever the mesh. group_key_P:
-  of what all rows of a prompt share at random."""
+  """Rollout of P prompts x R keys, each field [P, R, ..]. Equal rows whatever the mesh.
+  group_key_P: of what all rows of a prompt share at random."""
   return vmaps.over_rows(
     lambda context, part, key: rollout_row(net, plan, context, part[0], key),
     lambda part: net.prefill(*part),

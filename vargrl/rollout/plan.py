@@ -1,4 +1,5 @@
-"""A row is a plan of segments, each of a kind: VAR is one segment of scales, VARGPT text, bits, text.
+"""A row is a plan of segments, each of a kind: VAR is one segment of scales, VARGPT text, bits,
+text.
 
 A kind is a file in vargrl/rollout/kinds, written for one row of one prompt; contracts.py lists what
 it offers. generate.py and score.py own the vmaps over prompts and rows, the prompt's shared prefix,

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 
 
 def make_sampler(policy, tokenizer, preset=''):
-  """sample(params, frozen, prompt_B, keys_B) -> (Rollout [B, 1, ..], uint8 image_Byxc on the devices,
-  the pictures of a row adjacent, or None): one call of rows.batches, so that any number fits in
-  memory. preset: '' samples as the policy's rollouts do; a name, such as 'var', with published
-  settings. ValueError for a policy that samples nothing, or an unknown preset."""
+  """sample(params, frozen, prompt_B, keys_B) -> (Rollout [B, 1, ..], uint8 image_Byxc on the
+  devices, the pictures of a row adjacent, or None): one call of rows.batches, so that any number
+  fits in memory. preset: '' samples as the policy's rollouts do; a name, such as 'var', with
+  published settings. ValueError for a policy that samples nothing, or an unknown preset."""
   if policy.generate is None:
     raise ValueError('samples: the run has no policy to sample from')
   if preset and preset not in policy.presets:
     raise ValueError(
-      f"preset: {preset!r} found, one of {sorted(policy.presets)} expected, or '' for the run's own "
+      f"preset: {preset!r} found, one of {sorted(policy.presets)} expected, or '' for the run's "
+      'own '
       'rollout'
     )
   generate = policy.presets[preset] if preset else policy.generate

@@ -92,9 +92,17 @@ def entropy(logits_LV):
 
 
 def divergence(logits_LV, reference_LV):
-  """KL(softmax(logits) || softmax(reference)), exact over the vocabulary, in nats."""
+  """KL(softmax(logits) || softmax(reference)), exact over the vocabulary, in nats.
+
+  As a sum of terms p (log p/q + q/p - 1), none of which is negative, with the gradient of p log
+  p/q. Log-probabilities within 1e-5, the rounding of logits that two programs make of the same
+  weights, count as equal: a policy against itself has exactly 0."""
   logp_LV, logq_LV = jax.nn.log_softmax(logits_LV, -1), jax.nn.log_softmax(reference_LV, -1)
-  return jnp.sum(jnp.exp(logp_LV) * (logp_LV - logq_LV), -1)
+  p_LV, d_LV = jnp.exp(logp_LV), logp_LV - logq_LV
+  plain_L = jnp.sum(p_LV * d_LV, -1)
+  d_LV = jnp.where(abs(d_LV) <= 1e-5, 0.0, d_LV)
+  value_L = jnp.sum(p_LV * (d_LV + jnp.expm1(-d_LV)), -1)
+  return plain_L + jax.lax.stop_gradient(value_L - plain_L)
 
 
 def scores(logits_LV, t_L, reference_LV=None):

@@ -1,5 +1,5 @@
-"""The one teacher-forced scorer: log-probabilities of rows of any plan, sampled or supervised, dense
-or packed, under a policy and maybe a reference, from one pass over all segments.
+"""The one teacher-forced scorer: log-probabilities of rows of any plan, sampled or supervised,
+dense or packed, under a policy and maybe a reference, from one pass over all segments.
 
 Logits are made, used and (in the backward pass) made again for a chunk of each row's actions at a
 time: all of them, of policy and reference, never exist at once.
@@ -44,11 +44,11 @@ def score_segment(segment, nets, found, data):
 
 
 def score_row(nets, plan, contexts, data, soft=()):
-  """One row of data {segment: pytree} -> (Scores [A], {segment: soft codes}). nets, contexts: of the
-  policy, and of the reference if there is one. What a row's end leaves unused is scored too: its
-  mask says so. soft: segments whose straight-through codes are wanted."""
-  # Where the rows are computed: a part of a batch lies as the batch did, and the compiler would move
-  # logits to it.
+  """One row of data {segment: pytree} -> (Scores [A], {segment: soft codes}). nets, contexts: of
+  the policy, and of the reference if there is one. What a row's end leaves unused is scored too:
+  its mask says so. soft: segments whose straight-through codes are wanted."""
+  # Where the rows are computed: a part of a batch lies as the batch did, and the compiler would
+  # move logits to it.
   data = jax.tree.map(lambda x: shard(x, ''), data)
   found = [features(net, plan, context, data) for net, context in zip(nets, contexts)]
   found = [found[0], *map(stop, found[1:])]
@@ -63,8 +63,8 @@ def score_row(nets, plan, contexts, data, soft=()):
 
 def score(nets, plan, prompt_P, data_PR, soft=()):
   """(Scores, each field [P, R, A], {segment: soft codes [P, R, ..]}) of rows that were sampled or
-  that are data. A prompt is computed once for its rows. nets: the policy, and the reference if there
-  is one, whose weights have no gradient."""
+  that are data. A prompt is computed once for its rows. nets: the policy, and the reference if
+  there is one, whose weights have no gradient."""
   return vmaps.over_rows(
     lambda contexts, part, data: score_row(nets, plan, contexts, data, soft),
     lambda prompt: [net.prefill(prompt) for net in nets],

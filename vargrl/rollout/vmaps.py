@@ -19,8 +19,8 @@ AXES = ('prompts', 'rollouts')  # names of the vmaps over P and R
 
 def check_weights(weights):
   """ValueError unless `weights` is one of WEIGHTS: while rows are sampled, gathered once over the
-  mesh's fsdp axis, or left sharded and gathered layer by layer, again for each scale or token, where
-  a device has no room for all of them. The samples are the same."""
+  mesh's fsdp axis, or left sharded and gathered layer by layer, again for each scale or token,
+  where a device has no room for all of them. The samples are the same."""
   if weights not in WEIGHTS:
     raise ValueError(f'rollout: weights={weights!r}, expected one of {WEIGHTS}')
 
@@ -43,9 +43,9 @@ def any_row(alive):
 
 
 def in_chunks(function, *trees, chunk):
-  """function(*trees) of `chunk` actions at a time, one after the other: trees whose leaves lead with
-  the actions in, a tree that leads with them out. What is made inside is made again in the backward
-  pass."""
+  """function(*trees) of `chunk` actions at a time, one after the other: trees whose leaves lead
+  with the actions in, a tree that leads with them out. What is made inside is made again in the
+  backward pass."""
   A = len(jax.tree.leaves(trees)[0])
   size = -(-A // -(-A // chunk))
   size = size if size == A else -(-size // 8) * 8
@@ -82,8 +82,8 @@ def spmd_axes(P, R, K=1):
 
 def over_rows(function, context, per_prompt, per_row):
   """function(context(prompt part), prompt part, row part) of P x R rows, vmapped: per_prompt is a
-  pytree that leads with P, per_row one that leads with P, R. What `context` makes of a prompt has no
-  axis R: it is computed once for a group and stays one copy."""
+  pytree that leads with P, per_row one that leads with P, R. What `context` makes of a prompt has
+  no axis R: it is computed once for a group and stays one copy."""
   P, R = jax.tree.leaves(per_row)[0].shape[:2]
   p, r, _ = spmd_axes(P, R)
 

@@ -42,9 +42,8 @@ class Built:
   """What build makes of a config.
 
   policy: of rollouts. packed: the Policy of packed rows of data, or None. plan: of rollouts, ()
-  without. tokenizer, judges: records. bound: {parameter of a reward: the function it gets}. trained,
-  frozen: {name: key -> boxed params} of all weights. parts: {section: linen model}.
-  """
+  without. tokenizer, judges: records. bound: {parameter of a reward: the function it gets}.
+  trained, frozen: {name: key -> boxed params} of all weights. parts: {section: linen model}."""
 
   policy: Policy
   packed: Policy | None
@@ -107,7 +106,9 @@ def build(config):
 
 
 def check_parts(config, trained, frozen, parts):
-  """ValueError for weights in `init` that the run does not have, or a classifier of other classes."""
+  """ValueError for weights in `init` that the run does not have, or a classifier of other
+  classes.
+  """
   known = [*trained, *frozen] + ['reference'] * config.reference
   for key in config.init:
     if key not in known:

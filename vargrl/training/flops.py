@@ -58,8 +58,8 @@ def pass_flops(run, p):
 
 
 def passes_of_learning(trained, first=False):
-  """Cost of forward + backward in units of one forward pass: 3, or 2 with frozen weights, or 1 where
-  nothing is trained and nothing with a gradient comes in (first)."""
+  """Cost of forward + backward in units of one forward pass: 3, or 2 with frozen weights, or 1
+  where nothing is trained and nothing with a gradient comes in (first)."""
   if any(jax.tree.leaves(lora.base_params(trained))):
     return 3
   return 1 if first and not any(jax.tree.leaves(trained)) else 2

@@ -28,7 +28,8 @@ def base_name(name, sections):
 def segments(rollout, names, model_config, **changes):
   """The plan of `names`: each the name of a section of `rollout`, or such a name with a number
   (text_1), which has the same settings; 'question:given' is the prompt's, not sampled. changes:
-  {section: {setting: value}} in the place of the config's. ValueError for settings that do not fit."""
+  {segment or section: {setting: value}} in the place of the config's. ValueError for settings that
+  do not fit."""
   out = []
   for full in names:
     name, _, given = full.partition(':')
@@ -40,7 +41,8 @@ def segments(rollout, names, model_config, **changes):
       near = difflib.get_close_matches(section, known, 1, 0.4)
       hint = f'did you mean {near[0]!r}?' if near else f'expected one of {known}'
       raise ValueError(f'rollout.plan: {full!r} has no section with a kind, {hint}')
-    out.append(segment(rollout[section], name, model_config, bool(given), changes.get(section, {})))
+    changed = changes.get(name, changes.get(section, {}))
+    out.append(segment(rollout[section], name, model_config, bool(given), changed))
   if len({s.name for s in out}) != len(out) or not out:
     raise ValueError(f'rollout.plan: {tuple(names)}, expected different names, at least one')
   return tuple(out)

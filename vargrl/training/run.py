@@ -263,17 +263,19 @@ def bind_records(function, records, name):
 
 
 def check_token_ids(data, c):
-  """ValueError where the tokenizer of a config's data section is of another model than that of Config
-  `c`."""
+  """ValueError where the tokenizer of a config's data section is of another model than that of
+  Config `c`."""
   special, vocab = encode.image_token_ids(data)
   ours = contracts.offers(c, 'image_tokens')
   if ours is not None and special != tuple(ours):
     raise ValueError(
-      f'policy.image_tokens: {tuple(ours)} found, {special} expected, the tokens of {data.tokenizer} '
+      f'policy.image_tokens: {tuple(ours)} found, {special} expected, the tokens of '
+      f'{data.tokenizer} '
       'for pictures that are drawn'
     )
   expected = c.vocab if ours is None else c.text.vocab
   if vocab > expected:
     raise ValueError(
-      f'data.tokenizer: {vocab} tokens in {data.tokenizer}, at most {expected} expected by the policy'
+      f'data.tokenizer: {vocab} tokens in {data.tokenizer}, at most {expected} expected by the '
+      'policy'
     )

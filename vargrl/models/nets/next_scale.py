@@ -86,8 +86,8 @@ class Net:
     return context
 
   def forward(self, context, blocks):
-    """[y_BLD] of one block of expert 'image', normalised for the head; B as the block's options say:
-    'guided' (both rows of the pair) and 'detached' (the second without a gradient)."""
+    """[y_BLD] of one block of expert 'image', normalised for the head; B as the block's options
+    say: 'guided' (both rows of the pair) and 'detached' (the second without a gradient)."""
     (block,) = blocks
     guided, detached = block.options['guided'], block.options['detached']
     n = 2 if guided else 1
@@ -114,5 +114,7 @@ class Net:
     return params | {'head': head | {'w': w}}
 
   def tokens_embedded(self, tokens):
-    """The tokenizer's inputs [B, L - 1, C] for tokens [B, L, ..] of pictures, without a gradient."""
+    """The tokenizer's inputs [B, L - 1, C] for tokens [B, L, ..] of pictures, without a
+    gradient.
+    """
     return jax.lax.stop_gradient(self.tokenize('embed', tokens))

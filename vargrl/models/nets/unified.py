@@ -1,10 +1,9 @@
 """The net of a policy that reads and says text and draws pictures in between: models/unified.py.
 
 Rows are dense (one dialogue: a prompt, then texts and pictures that are sampled) or packed (several
-dialogues in one row, all of them given, see vargrl/data/dialogue/pack.py). A prompt is a dictionary:
-'tokens', 'length', 'position', 'image_index' and 'patches', 'patch_position', 'patch_segment' of
-the pictures that it shows; a packed row is one that has 'image_start'.
-"""
+dialogues in one row, all of them given, see vargrl/data/dialogue/pack.py). A prompt is a
+dictionary: 'tokens', 'length', 'position', 'image_index' and 'patches', 'patch_position',
+'patch_segment' of the pictures that it shows; a packed row is one that has 'image_start'."""
 
 import dataclasses
 from typing import Any
@@ -74,7 +73,8 @@ class Settings:
     places = length + len(images) - 1 + sum(s.c.max_tokens for s in before if hasattr(s.c, 'stop'))
     if places > c.image_decoder.text_length:
       raise ValueError(
-        f'rollout: {places} tokens of a prompt (data.length) and of text before a picture, expected '
+        f'rollout: {places} tokens of a prompt (data.length) and of text before a picture, '
+        'expected '
         f'at most {c.image_decoder.text_length} by the released unconditional branch'
       )
 
@@ -128,7 +128,9 @@ class Net(language.Net):
     return self.tokenizer.apply({'params': self.vq_params}, *args, method=method)
 
   def tokens_embedded(self, tokens):
-    """The tokenizer's inputs [B, L - 1, C] for tokens [B, L, ..] of pictures, without a gradient."""
+    """The tokenizer's inputs [B, L - 1, C] for tokens [B, L, ..] of pictures, without a
+    gradient.
+    """
     return jax.lax.stop_gradient(self.tokenize('embed', tokens))
 
   @staticmethod

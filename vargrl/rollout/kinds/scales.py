@@ -136,7 +136,9 @@ def latents(c, data):
 
 
 def inputs(net, c, data, position, followed):
-  """([Block of the picture, and of the token that ends it if something follows], position after)."""
+  """([Block of the picture, and of the token that ends it if something follows], position
+  after).
+  """
   shown = data.get('input_tokens', data['tokens'])
   shown = shown.reshape(c.images, -1, *shown.shape[1:])
   x_ILC = net.tokens_embedded(shown)

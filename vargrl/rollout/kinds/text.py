@@ -20,8 +20,8 @@ ENDS = True  # rows may end within it
 CHUNK = 1  # times vmaps.CHUNK actions whose logits exist at once
 FROM_MODEL = ('next_token',)  # fields of Config that the policy's config says
 SHARED = ()  # what policy and tokenizer must have alike
-# Of packed rows: how they are scored, the field that is their size, with the key of the data's section
-# that says it, and fields that no config has.
+# Of packed rows: how they are scored, the field that is their size, with the key of the data's
+# section that says it, and fields that no config has.
 NEUTRAL = dict(temperature=1.0, top_k=0, top_p=0.0, stop=())
 PACKED_SIZE, PACKED_ONLY = ('max_tokens', 'length'), ()
 
@@ -88,7 +88,9 @@ def choices(c):
 
 
 def mask(c, data):
-  """(mask_L, whether the row goes on with its next segment): the tokens up to the first that ends."""
+  """(mask_L, whether the row goes on with its next segment): the tokens up to the first that
+  ends.
+  """
   ends_L = ends(c, data['tokens'])
   mask_L = jnp.cumsum(ends_L) - ends_L == 0
   return mask_L, (mask_L & (data['tokens'] == c.next_token)).any()
