@@ -97,8 +97,8 @@ def test_help_names_all_commands(capsys):
   [
     ('steps', [f'--config.{run}.steps' for run in ('tokenizer', 'classifier', 'pretrain', 'grpo')]),
     ('stepz', [f'--config.{run}.steps' for run in ('tokenizer', 'classifier', 'pretrain', 'grpo')]),
-    ('rollout.top_k', ['--config.pretrain.rollout.top_k', '--config.grpo.rollout.top_k']),
-    ('rollot.topk', ['--config.pretrain.rollout.top_k', '--config.grpo.rollout.top_k']),
+    ('data.prompts', ['--config.grpo.data.prompts']),
+    ('dta.promts', ['--config.grpo.data.prompts']),
     ('objective.collect.rollouts', ['--config.grpo.objective.collect.rollouts']),
   ],
 )
