@@ -8,7 +8,7 @@ import optax
 from vargrl.training import optim
 from vargrl.types import Experience, State
 
-ONE_ROW = ('prompt', 'image', 'scale_dropout')  # fields of Experience that lead with P alone
+PER_PROMPT = ('prompt', 'image', 'scale_dropout')  # fields of Experience that lead with P alone
 
 
 def split(batch, n):
@@ -25,7 +25,7 @@ def split(batch, n):
   rows = lambda x: x.reshape(P * cut, 1, R // cut, *x.shape[2:])
   once = lambda x: jnp.repeat(x, cut, 0)[:, None]
   return Experience(
-    **{k: jax.tree.map(once if k in ONE_ROW else rows, v) for k, v in vars(batch).items()}
+    **{k: jax.tree.map(once if k in PER_PROMPT else rows, v) for k, v in vars(batch).items()}
   )
 
 
