@@ -163,3 +163,26 @@ def test_a_data_worker_loads_data_alone():
   assert all(
     name == 'vargrl' or within(name, ('vargrl.data', 'vargrl.scenes')) for name in loaded
   ), loaded
+
+
+def functions(path):
+  """(name, lines) of every function of a file."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      yield node.name, node.end_lineno - node.lineno + 1
+
+
+def test_files_and_functions_are_short():
+  wrong = []
+  for folder in ('vargrl', 'tests', 'experiments', 'tpu'):
+    for path in sorted((ROOT / folder).rglob('*.py')):
+      lines = len(path.read_text().splitlines())
+      if lines > 350:
+        wrong.append(f'{path.relative_to(ROOT)}: {lines} lines')
+      if folder == 'experiments':
+        continue  # a config is one function that says everything
+      for name, length in functions(path):
+        loop = path.parts[-2:] == ('training', 'loop.py')
+        if length > (100 if loop else 60):
+          wrong.append(f'{path.relative_to(ROOT)}: {name} has {length} lines')
+  assert not wrong, wrong

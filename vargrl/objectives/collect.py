@@ -305,10 +305,10 @@ class Collector:
     image = None
     if tokens_B is not None:
       image = stage.call('decode', self.decode, frozen, tokens_B, prompt_P, rng)
-    stage.phase('rollout', image)
+    stage.phase('rollout', out if image is None else image)
     shape = self.shape(out, image)
     label_B = self.labels(stage, out, image, label_P)
-    if self.scorer.device:
+    if stage.abstract and self.scorer.device:
       texts = {} if shape[2] > 1 else stage.call('', jax.jit(partial(texts_of, self.policy)), out)
       stage.lower('rewards', self.scorer.device, frozen, Samples(image, texts, {'label': label_B}))
 

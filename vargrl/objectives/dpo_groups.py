@@ -71,7 +71,7 @@ def collect(policy, tokenizer, scorer, *, rollouts, rewards, pool):
     image = None
     if tokens_B is not None:
       image = stage.call('decode', decode, frozen, tokens_B, prompt_P, rng)
-    stage.phase('rollout', image)
+    stage.phase('rollout', out if image is None else image)
     P, R, _ = out.logp.shape
     K = 1 if image is None else len(image) // (P * R)
     label_P = stage.host(lambda: multihost.to_numpy(batch['label']), ((P,), np.int32))
