@@ -48,7 +48,7 @@ def test_a_sampler_that_nobody_published(capsys, compiles, tmp_path):
     (
       'grpo_var_d16_jpeg',
       ['--prompts=a.txt'],
-      '--prompts: models.var found, a policy of text and images expected',
+      '--prompts: models.var found, a policy that answers in text expected',
     ),
     ('grpo_var_d16_jpeg', ['--begin='], '--begin: models.var found'),
     ('scenes', [], '--prompts is missing: models.unified answers dialogues'),

@@ -142,16 +142,16 @@ def to_npz(path, paths, seed=0):
 def main(flags):
   """Draws images of classes, or answers dialogues, as the policy of the run does."""
   config = chain.select_run(flags.config, flags.run)[1]
-  unified = chat.is_unified(config)
-  for flag in CLASS_FLAGS if unified else DIALOGUE_FLAGS:
+  text = chat.answers_in_text(config)
+  for flag in CLASS_FLAGS if text else DIALOGUE_FLAGS:
     if flags[flag].present:
       expected = (
         'which takes --prompts, --max_text_tokens and --begin'
-        if unified
-        else 'a policy of text and images expected'
+        if text
+        else 'a policy that answers in text expected'
       )
       raise ValueError(f'--{flag}: {config.policy.name} found, {expected}')
-  return chat.main(flags) if unified else draw_classes(flags)
+  return chat.main(flags) if text else draw_classes(flags)
 
 
 def draw_classes(flags):
