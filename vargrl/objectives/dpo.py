@@ -73,7 +73,9 @@ def collect(policy, tokenizer, *, flip, flip_scales, same_flips):
       theirs['image'] = data['image'] if same_flips else images(frozen, batch, rng, (2, 3))
     prompt_P = policy.prompt(batch)
     scores = policy.score(policy.reference(params, frozen), frozen, prompt_P, theirs)
-    return Experience(prompt=prompt_P, data=data, ref_logp=scores.logp, loss_mask=policy.mask(data))
+    return Experience(
+      prompt=prompt_P, data=data, ref_logp=scores.logp, loss_mask=policy.mask and policy.mask(data)
+    )
 
   return prepare.prepared(jax.jit(prepared))
 

@@ -87,9 +87,15 @@ def collect(
   eta,
   prefix_steps,
   suffix_steps,
+  old_logp,
+  std,
+  eps,
+  kl_reward,
+  reward_mix,
+  resample,
+  mask,
   rewards,
   pool,
-  **options,
 ):
   """prompts -> Experience, in turn of `prefix_steps` prefix steps and `suffix_steps` suffix steps.
 
@@ -97,7 +103,7 @@ def collect(
   / eta) of those with a verdict in the place of the reward; the tokens of the prefixes alone, so
   teacher forcing is shorter too. Suffix step: `rollouts` images from one prefix of each prompt, all
   tokens, the mask leaves those of the suffix. The reward of row 0 of a prefix is what GRPO would
-  have seen with the same key. options: grpo.collect's other keys; kl_reward takes the tokens of the
+  have seen with the same key. Other keys: see grpo.collect; kl_reward takes the tokens of the
   Experience."""
   cut = offsets(policy.config.scales)[split]
 
@@ -128,5 +134,17 @@ def collect(
   cycle = prefix_steps + suffix_steps
   when = lambda step: 'prefix' if step % cycle < prefix_steps else 'suffix'
   return groups.make_collect(
-    policy, tokenizer, scorer, kinds, when, rewards_config=rewards, **options
+    policy,
+    tokenizer,
+    scorer,
+    kinds,
+    when,
+    old_logp=old_logp,
+    std=std,
+    eps=eps,
+    kl_reward=kl_reward,
+    reward_mix=reward_mix,
+    resample=resample,
+    mask=mask,
+    rewards_config=rewards,
   )
