@@ -94,17 +94,27 @@ def test_one_call_does_it_all(drawn, spoken):
 
 
 def test_an_answer_is_cut_where_its_row_ended():
-  form = types.SimpleNamespace(tokenizer=scenes.build())
-  plan = [('words', 2), ('bits', 3), ('words', 2), ('bits', 3), ('words', 1)]
-  made = lambda begun, mask: chat.split_answer(
-    types.SimpleNamespace(format=form, plan=plan), begun, words_L, np.array(mask), np.arange(2)
+  tokenizer = scenes.build()
+  lengths = {'text': 2, 'image': 3, 'text2': 2, 'image2': 3, 'text3': 1}
+  ends = np.cumsum([*lengths.values()])
+  spans = [
+    types.SimpleNamespace(name=name, start=end - lengths[name], stop=end)
+    for name, end in zip(lengths, ends)
+  ]
+  session = types.SimpleNamespace(
+    format=types.SimpleNamespace(tokenizer=tokenizer),
+    policy=types.SimpleNamespace(spans=spans, texts=('text', 'text2', 'text3')),
   )
-  words_L = np.array(
-    [*text.encode(form.tokenizer, 'red circle small'), 6, *text.encode(form.tokenizer, 'blue')]
-  )
-  assert made('', [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]) == ['red circle', 0, 'small', 1, 'blue']
-  assert made('here is it', [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0]) == ['here is it', 0, 'small']
-  assert made('', [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]) == ['red'] and made('', [0] * 11) == []
+  ids = {
+    'text': [*text.encode(tokenizer, 'red circle')],
+    'text2': [*text.encode(tokenizer, 'small'), 6],
+  }
+  ids['text3'] = [*text.encode(tokenizer, 'blue')]
+  data = {name: {'tokens': np.array(x)} for name, x in ids.items()}
+  split = lambda prefix, mask: chat.split_answer(session, prefix, data, np.array(mask), range(2))
+  assert split('', [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]) == ['red circle', 0, 'small', 1, 'blue']
+  assert split('here is it', [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0]) == ['here is it', 0, 'small']
+  assert split('', [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]) == ['red'] and split('', [0] * 11) == []
 
 
 def files(folder):
@@ -226,7 +236,7 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
     (
       [[{'role': 'user', 'content': [pathlib.Path(__file__), 'this']}]],
       {},
-      r'dialogue 0: \S*talk_test.py: picture of \d+ bytes: of no known kind, PNG, JPEG, WEBP or '
+      r'dialogue 0: \S*chat_test.py: picture of \d+ bytes: of no known kind, PNG, JPEG, WEBP or '
       r'the like expected',
     ),
     (
@@ -248,7 +258,7 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
     (
       [[{'role': 'user', 'content': [PICTURE, 'this']}]],
       dict(patches=16),
-      '64 patches of pictures found, at most 16',
+      '64 patches of shown images found, at most 16',
     ),
     (
       [[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': [PICTURE]}]],
@@ -303,10 +313,10 @@ def test_words_that_the_tokenizer_does_not_know_are_told(spoken, caplog):
 
 def test_a_tokenizer_of_another_model_is_told(spoken, talks, tmp_path):
   config = experiment.load(SCENES)
-  config.dpo.data.tokenizer = talks.words
+  config.dpo.data.tokenizer = talks.tokenizer
   with pytest.raises(
     ValueError,
-    match=r'policy.special: \(6, 7, 8\) found, .* expected, the tokens of .*words for drawing',
+    match=r'policy.image_tokens: \(6, 7, 8\) found, .* expected, the tokens of .*tokenizer for',
   ):
     chat.draw(config, spoken.workdir, ['a cat'])
   config.dpo.data.tokenizer = str(tmp_path)
