@@ -308,7 +308,8 @@ def main(flags):
 
 
 def resume_folder(session, folder, dialogues, params, frozen, *, seed, settings, batch=BATCH):
-  """([record of a dialogue with its answer], how many were answered now); see `save_record`.
+  """([record of a dialogue with its answer], how many were answered now); see
+  dialogues.save_record.
 
   What answers.jsonl has is kept: the same call continues where it was cut, and ends with the same
   files, as batches are cut alike. settings: what else the answers depend on. Raises ValueError for
@@ -320,43 +321,12 @@ def resume_folder(session, folder, dialogues, params, frozen, *, seed, settings,
   batches = generate(session, params, frozen, seed=seed, batch=batch, skip=len(records))
   for first, answers in batches:
     records[first:] = [
-      save_record(folder, i, dialogues[i], answer) for i, answer in enumerate(answers, first)
+      prompts_of.save_record(folder, i, dialogues[i], answer)
+      for i, answer in enumerate(answers, first)
     ]
     new += len(answers)
     lines = ''.join(json.dumps(x, ensure_ascii=False) + '\n' for x in records)
     images.save_bytes(path, lines.encode())
-  page = pages.dialogues_page([contents(folder, record) for record in records])
+  page = pages.dialogues_page([prompts_of.contents(folder, record) for record in records])
   images.save_bytes(folder / 'index.html', page.encode())
   return records, new
-
-
-def save_record(folder, i, dialogue: Dialogue, answer):
-  """The record of a dialogue with its answer, as data/dialogue/files.py reads it, relative to
-  `folder`, where the images of the answer are written."""
-  *before, _ = dialogue.messages
-  content, names = '', []
-  for part in answer:
-    if isinstance(part, str):
-      content += part
-      continue
-    names.append(f'{i:05d}_{len(names)}.png')
-    images.save_png(folder / names[-1], part)
-    content += IMAGE_GEN
-  messages = [{'role': role, 'content': x} for role, x in (*before, ('assistant', content))]
-  shown = dialogue.images[: len(encode.image_placeholders(before))]
-  return {'messages': messages, 'images': [*map(os.path.abspath, shown), *names]}
-
-
-def contents(folder, record):
-  """[(role, [text or path of an image])] of a record."""
-  paths = iter(record['images'])
-  return [
-    (
-      message['role'],
-      [
-        folder / next(paths) if part in (IMAGE, IMAGE_GEN) else part
-        for part in encode.IMAGE_PATTERN.split(message['content'])
-      ],
-    )
-    for message in record['messages']
-  ]

@@ -1,4 +1,5 @@
-"""Dialogues that a user gives, as prompts of a unified policy: parsed, checked and encoded."""
+"""Dialogues that a user gives, as prompts of a policy: parsed, checked and encoded; and, with their
+answers, as the records of a file."""
 
 import logging
 import os
@@ -8,6 +9,7 @@ import numpy as np
 from vargrl.data.dialogue import encode, files, pack
 from vargrl.data.dialogue import train as training_rows
 from vargrl.data.dialogue.encode import IMAGE, IMAGE_GEN, Dialogue, DialogueFormat
+from vargrl.reporting import images
 
 # Prompts are padded to the longest of them, up to a multiple of so many tokens, and embeddings.
 MULTIPLE = 16
@@ -135,3 +137,35 @@ def warn_unknown(format: DialogueFormat, encoded, names):
   for name, prompt in zip(names, encoded):
     if unknown in prompt.tokens:
       logging.warning('%s: it has words that the tokenizer does not know', name)
+
+
+def save_record(folder, i, dialogue: Dialogue, answer):
+  """The record of a dialogue with its answer, as data/dialogue/files.py reads it, relative to
+  `folder`, where the images of the answer are written."""
+  *before, _ = dialogue.messages
+  content, names = '', []
+  for part in answer:
+    if isinstance(part, str):
+      content += part
+      continue
+    names.append(f'{i:05d}_{len(names)}.png')
+    images.save_png(folder / names[-1], part)
+    content += IMAGE_GEN
+  messages = [{'role': role, 'content': x} for role, x in (*before, ('assistant', content))]
+  shown = dialogue.images[: len(encode.image_placeholders(before))]
+  return {'messages': messages, 'images': [*map(os.path.abspath, shown), *names]}
+
+
+def contents(folder, record):
+  """[(role, [text or path of an image])] of a record."""
+  paths = iter(record['images'])
+  return [
+    (
+      message['role'],
+      [
+        folder / next(paths) if part in (IMAGE, IMAGE_GEN) else part
+        for part in encode.IMAGE_PATTERN.split(message['content'])
+      ],
+    )
+    for message in record['messages']
+  ]
