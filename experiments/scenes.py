@@ -103,7 +103,7 @@ def get_config(arg=''):
       pixels=32,
       split='test',
       max_records=records,
-      words=12 if task == 'question' else 48,
+      max_text_tokens=12 if task == 'question' else 48,
       greedy=task == 'question',
       guidance=2.0,
       length=48,
@@ -257,7 +257,7 @@ def smoke(c):
     if name != 'tokenizer':
       r.policy.size = 'smoke'
     for e in r.evals.values():
-      e.max_records, e.words = 8, min(e.words, 2)
+      e.max_records, e.max_text_tokens = 8, min(e.max_text_tokens, 2)
   c.tokenizer.data.batch = 8
   c.draw.data.update(batch=8, examples_per_row=2)
   c.chain, c.draw.init, c.draw.evals = (

@@ -1,22 +1,20 @@
 """A policy that draws class and noise: an image of its class's colour, with noise."""
 
+import fake_run
 import jax
 import jax.numpy as jnp
-
-from vargrl.rollout import next_scale
-from vargrl.types import Models, Rollout
 
 CLASSES, SIDE = 4, 8
 
 
-def generate(policy, frozen, label_P, keys_PR):
+def generate(policy, frozen, label_P, key_P, keys_PR):
   noise = lambda key: jax.random.randint(key, (), 0, 1 << 16)
   noise_PR = jax.vmap(jax.vmap(noise))(keys_PR)
   label_PR = jnp.repeat(label_P[:, None], keys_PR.shape[1], 1)
-  return Rollout(jnp.stack([label_PR, noise_PR], -1), None, None)
+  return fake_run.rollout(jnp.stack([label_PR, noise_PR], -1))
 
 
-def decode(frozen, t_BL):
+def decode(frozen, t_BL, prompts, keys_B):
   """Stripes whose direction, width and colour are the class's, moved by the noise."""
 
   def one(t_L):
@@ -33,17 +31,10 @@ def decode(frozen, t_BL):
   return jax.vmap(one)(t_BL)
 
 
-def dull(policy, frozen, label_P, keys_PR):
+def dull(policy, frozen, label_P, key_P, keys_PR):
   """One class alone, which guidance gone wrong looks like."""
-  return generate(policy, frozen, jnp.zeros_like(label_P), keys_PR)
+  return generate(policy, frozen, jnp.zeros_like(label_P), key_P, keys_PR)
 
 
-MODELS = Models(
-  init=None,
-  config=None,
-  classes=CLASSES,
-  generate=generate,
-  decode=decode,
-  keys=next_scale.keys,
-  presets={'dull': dull},
-)
+POLICY = fake_run.policy(dict(classes=CLASSES), generate=generate, presets={'dull': dull})
+BUILT = fake_run.built(POLICY, decode=decode)

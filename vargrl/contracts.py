@@ -136,6 +136,7 @@ RENAMED = {
   'evals.*.every': 'every_steps',
   'evals.*.each': ('per_class', 'per_prompt'),
   'evals.*.samples_each': 'per_class',
+  'evals.*.words': 'max_text_tokens',
 }
 
 

@@ -3,7 +3,9 @@ compiles.
 """
 
 import dataclasses
+from types import SimpleNamespace
 
+import fake_run
 import jax
 from ml_collections import ConfigDict
 import pytest
@@ -16,9 +18,9 @@ CONFIG = experiment.load('experiments/quickstart.py:smoke')
 
 
 @pytest.fixture(scope='module')
-def models():
-  """{run: its Models}, of a tokenizer, of a classifier and of a policy."""
-  return {k: assemble.build(CONFIG[k]).models for k in ('tokenizer', 'classifier', 'pretrain')}
+def built():
+  """{run: its Built}, of a tokenizer, of a classifier and of a policy."""
+  return {k: assemble.build(CONFIG[k]) for k in ('tokenizer', 'classifier', 'pretrain')}
 
 
 @pytest.fixture(scope='module')
@@ -33,8 +35,8 @@ def evals(folder, of='tokenizer', **changes):
   return ConfigDict({'mine': {k: v for k, v in section.items() if v is not None}})
 
 
-def test_the_quickstarts_evaluators_are_made(models, folder):
-  for name, found in models.items():
+def test_the_quickstarts_evaluators_are_made(built, folder):
+  for name, found in built.items():
     config = CONFIG[name].evals.copy_and_resolve_references()
     for section in config.values():
       section.dir = folder
@@ -62,24 +64,24 @@ WRONG = {
   'option too few': (dict(limit=None), 'keys .*limit.* expected'),
   'option too many': (dict(limits=3), "keys .*'limits'.* found"),
   'evaluator': (dict(name='eval.heldout'), "did you mean 'eval.held_out'"),
-  'no evaluator': (dict(name='eval.real'), "name: 'eval.real' found, an evaluator"),
+  'no evaluator': (dict(name='eval.real'), "name: 'eval.real' found, which has no make"),
   'a data source': (dict(name='data.source'), "name: 'data.source' found, an evaluator"),
   'itself': (dict(name='eval.run'), "name: 'eval.run' found, an evaluator"),
 }
 
 
 @pytest.mark.parametrize('changes, message', WRONG.values(), ids=WRONG)
-def test_one_sentence_and_nothing_compiled(models, folder, changes, message):
+def test_one_sentence_and_nothing_compiled(built, folder, changes, message):
   compiled = []
   hear = lambda name, *_, **__: compiled.append(name) if 'backend_compile' in name else None
   jax.monitoring.register_event_duration_secs_listener(hear)
   with pytest.raises(ValueError, match=rf'^evals\.mine: (.|\n)*{message}'):
-    run.make(evals(folder, **changes), models['tokenizer'])
+    run.make(evals(folder, **changes), built['tokenizer'])
   assert not compiled
 
 
-def test_the_judge_and_the_samples_tell_too(models, folder):
-  policy = models['pretrain']
+def test_the_judge_and_the_samples_tell_too(built, folder):
+  policy = built['pretrain']
   with pytest.raises(ValueError, match=r"^evals\.mine: .*'digit' found"):
     run.make(evals(folder, 'pretrain', judge=True, dataset='digit'), policy)
   with pytest.raises(ValueError, match=r'^evals\.mine: per_class: 0 found'):
@@ -87,15 +89,18 @@ def test_the_judge_and_the_samples_tell_too(models, folder):
   with pytest.raises(
     ValueError, match=r'^evals\.mine: digits/train: 10 classes found, 5 in the model'
   ):
-    run.make(evals(folder, 'pretrain', judge=True), dataclasses.replace(policy, classes=5))
+    run.make(
+      evals(folder, 'pretrain', judge=True),
+      fake_run.built(dataclasses.replace(policy.policy, config=SimpleNamespace(classes=5))),
+    )
   with pytest.raises(ValueError, match=r'^evals\.mine: samples: the run has no policy'):
-    run.make(evals(folder, 'pretrain', judge=True), models['classifier'])
+    run.make(evals(folder, 'pretrain', judge=True), built['classifier'])
 
 
 @pytest.mark.parametrize('classes, per_class', [(12, 1), ((3, -1), 1), ((), 1), (0, 1), (2, 0)])
-def test_samples_of_what_is_not_there(models, classes, per_class):
+def test_samples_of_what_is_not_there(built, classes, per_class):
   section = dict(
     name='eval.samples', every_steps=5, classes=classes, per_class=per_class, seed=0, preset=''
   )
   with pytest.raises(ValueError, match=r'^evals\.mine: (classes|per_class): .* found'):
-    run.make(ConfigDict({'mine': section}), models['pretrain'])
+    run.make(ConfigDict({'mine': section}), built['pretrain'])

@@ -2,9 +2,9 @@
 stores them.
 """
 
-import dataclasses
 import io
 
+import fake_run
 import jax
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from vargrl.parallel import rows
 EACH, WIDTH = 6, inception.feature_width('smoke')
 
 
-def make(models=striped.MODELS, **changes):
+def make(built=striped.BUILT, **changes):
   options = dict(
     weights='',
     size='smoke',
@@ -33,14 +33,14 @@ def make(models=striped.MODELS, **changes):
     dir='',
     limit=0,
   )
-  return fid.make(models, **options | changes)
+  return fid.make(built, **options | changes)
 
 
 @pytest.fixture(scope='module')
 def real(tmp_path_factory):
   """An .npz whose arr_0 are the policy's own samples under seed 0, in another order."""
   path = tmp_path_factory.mktemp('real') / 'real.npz'
-  image_Byxc, _ = samples.sampler(striped.MODELS)(
+  image_Byxc, _ = samples.sampler(striped.BUILT)(
     {'policy': {}}, {}, classes=striped.CLASSES, per_class=EACH, seed=0
   )
   np.savez_compressed(path, arr_0=image_Byxc[::-1])
@@ -89,9 +89,9 @@ def test_the_images_of_a_packed_npz_are_all_there_once(real):
 
 def test_a_split_of_a_data_set_is_a_reference(tmp_path_factory):
   folder = str(tmp_path_factory.getbasetemp() / 'tfds')
-  models = dataclasses.replace(striped.MODELS, classes=10)
+  ten = fake_run.built(fake_run.policy(dict(classes=10)))
   real = reference.split(
-    models, dataset='digits', split='test', size=8, crop='none', dir=folder, limit=21
+    ten, dataset='digits', split='test', size=8, crop='none', dir=folder, limit=21
   )
   parts = [x[counts] for x, counts in real.batches(8)]
   assert real.images == 21 and [len(p) for p in parts] == [8, 8, 5] and parts[0].dtype == np.uint8
@@ -146,4 +146,4 @@ def test_what_cannot_work_is_told_when_it_is_made(tmp_path, real):
     with pytest.raises(ValueError, match=message):
       make(npz=npz(**arrays))
   with pytest.raises(ValueError, match='no policy'):
-    make(dataclasses.replace(striped.MODELS, generate=None))
+    make(fake_run.built(fake_run.policy(dict(classes=4))))

@@ -1,8 +1,8 @@
 """Held-out numbers are those of all images in one batch, whatever the calls and the mesh."""
 
 import dataclasses
-import types
 
+import fake_run
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ from vargrl.eval import held_out
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import rows
 from vargrl.training import assemble
-from vargrl.types import Experience, Models, bounds
+from vargrl.types import bounds
 
 N = 70  # one whole call of 64, and six rows of the next
 PIXELS, LABEL = digits.arrays('test')
@@ -27,16 +27,19 @@ def folder(tmp_path_factory):
   return str(tmp_path_factory.getbasetemp() / 'tfds')
 
 
-def traced(models, name):
-  """The models, and a list that grows by one whenever the function `name` is traced."""
-  seen, function = [], getattr(models, name)
+def traced(built, record, name):
+  """The Built, and a list that grows by one whenever the function `name` of a record is traced."""
+  found = getattr(built, record)
+  seen, function = [], getattr(found, name)
   counting = lambda *args: (seen.append(1), function(*args))[1]
-  return dataclasses.replace(models, **{name: counting}), seen
+  return dataclasses.replace(
+    built, **{record: dataclasses.replace(found, **{name: counting})}
+  ), seen
 
 
-def evaluated(models, kind, folder, *weights, limit=N):
+def evaluated(built, kind, folder, *weights, limit=N):
   options = dict(dataset='digits', split='test', size=8, crop='none', dir=folder)
-  return dict(held_out.make(models, kind=kind, limit=limit, **options)(*weights))
+  return dict(held_out.make(built, kind=kind, limit=limit, **options)(*weights))
 
 
 def close(found, expected):
@@ -50,12 +53,12 @@ def run(name):
 
 
 def test_tokenizer(smoke, folder):
-  models, seen = traced(run('tokenizer').models, 'reconstruct')
-  found = evaluated(models, 'tokenizer', folder, {'policy': smoke.vq_params}, {})
+  built, seen = traced(run('tokenizer'), 'tokenizer', 'reconstruct')
+  found = evaluated(built, 'tokenizer', folder, {'policy': smoke.vq_params}, {})
   assert len(seen) == 1, 'compiled twice'
 
-  out, _, t_NL = jax.jit(models.reconstruct)(smoke.vq_params, IMAGE[:N])
-  scales = [set(np.unique(t_NL[:, a:b])) for a, b in bounds(models.config.scales)]
+  out, _, t_NL = jax.jit(built.tokenizer.reconstruct)(smoke.vq_params, IMAGE[:N], None)
+  scales = [set(np.unique(t_NL[:, a:b])) for a, b in bounds(built.policy.config.scales)]
   union = len(set.union(*scales)) / 32
   shares = {f'usage/scale_{i}': len(used) / 32 for i, used in enumerate(scales)}
   mse = np.mean((np.clip(out, -1, 1) - IMAGE[:N]) ** 2, dtype=np.float64)
@@ -66,22 +69,23 @@ def test_tokenizer(smoke, folder):
 
 
 def test_next_scale(smoke, folder):
-  models, seen = traced(run('pretrain').models, 'logprobs')
+  built, seen = traced(run('pretrain'), 'policy', 'score')
   params, frozen = {'policy': smoke.params}, {'tokenizer': smoke.vq_params}
-  found = evaluated(models, 'next_scale', folder, params, frozen)
+  found = evaluated(built, 'next_scale', folder, params, frozen)
   assert len(seen) == 1, 'compiled twice'
 
   @jax.jit
   def together(policy, frozen):
-    t_NL = models.encode(frozen, IMAGE[:N])
-    return models.logprobs(policy, frozen, Experience(label=LABEL[:N], tokens=t_NL[:, None]))
+    t_NL = built.tokenizer.encode(frozen, IMAGE[:N])
+    data = {'image': {'tokens': t_NL[:, None]}}
+    return built.policy.score(policy, frozen, jnp.asarray(LABEL[:N]), data)
 
   scores = jax.tree.map(np.float64, together(smoke.params, frozen))
   by_scale = {
     f'nll/scale_{i}': -scores.logp[..., a:b].mean()
-    for i, (a, b) in enumerate(bounds(models.scales))
+    for i, (a, b) in enumerate(bounds(built.policy.config.scales))
   }
-  close(found, {'nll': -scores.logp.mean(), 'accuracy': scores.hit.mean()} | by_scale)
+  close(found, {'nll': -scores.logp.mean(), 'accuracy': scores.accuracy.mean()} | by_scale)
 
 
 # A classifier whose verdict shows every pixel, so that no image can stand for another.
@@ -92,7 +96,10 @@ def linear(weight, image_Byxc):
 
 
 WEIGHT = np.random.default_rng(0).normal(size=(8, 8, 3, 10)).astype(np.float32)
-LINEAR = Models(init=None, config=types.SimpleNamespace(classes=10, image_size=8), classify=linear)
+
+
+def judge(classify):
+  return fake_run.built(fake_run.policy(dict(classes=10, image_size=8)), classify=classify)
 
 
 def by_hand(n):
@@ -104,9 +111,9 @@ def by_hand(n):
 
 @pytest.mark.parametrize('n', [1, 3, 63, 64, 65, N, 360])
 def test_every_image_counts_once(folder, n):
-  models, seen = traced(LINEAR, 'classify')
+  built, seen = traced(judge(linear), 'judges', 'classify')
   limit = 0 if n == 360 else n  # all of them
-  close(evaluated(models, 'classify', folder, {'policy': WEIGHT}, {}, limit=limit), by_hand(n))
+  close(evaluated(built, 'classify', folder, {'policy': WEIGHT}, {}, limit=limit), by_hand(n))
   assert len(seen) == 1, 'compiled twice'
 
 
@@ -121,18 +128,17 @@ def test_a_mesh_divides_the_rows_and_changes_no_number(folder, sizes, n):
     )
     return linear(weight, image_Byxc)
 
-  models = dataclasses.replace(LINEAR, classify=classify)
   with jax.set_mesh(meshes.make(tuple(zip(meshes.AXES, sizes)), jax.devices()[:8])):
-    found = evaluated(models, 'classify', folder, {'policy': WEIGHT}, {}, limit=n)
+    found = evaluated(judge(classify), 'classify', folder, {'policy': WEIGHT}, {}, limit=n)
   close(found, by_hand(n))
   assert seen == [(min(64, -(-n // devices)), 8, 8, 3)]
 
 
 def test_the_tokenizer_on_a_mesh(smoke, folder):
-  models = run('tokenizer').models
-  alone = evaluated(models, 'tokenizer', folder, {'policy': smoke.vq_params}, {}, limit=21)
+  built = run('tokenizer')
+  alone = evaluated(built, 'tokenizer', folder, {'policy': smoke.vq_params}, {}, limit=21)
   with jax.set_mesh(meshes.make((('data', 2), ('fsdp', 4), ('tensor', 1)), jax.devices()[:8])):
-    close(evaluated(models, 'tokenizer', folder, {'policy': smoke.vq_params}, {}, limit=21), alone)
+    close(evaluated(built, 'tokenizer', folder, {'policy': smoke.vq_params}, {}, limit=21), alone)
 
 
 @pytest.mark.parametrize('n', [1, 7, 64, 65, 70, 128, 1000])
@@ -161,4 +167,7 @@ def test_usage_is_the_union_of_the_calls_and_averages_weigh_by_count():
   mine, other = np.array([True, False, False, False]), np.array([True, True, False, False])
   assert held_out.merge([mine, other, mine]) == 1 / 2
   x, counts = np.array([1.0, 2, 3, 40]), np.array([True, True, True, False])
-  assert held_out.merge([held_out.mean_by_row(x, counts), held_out.mean_by_row(x[3:], counts[:1])]) == 46 / 4
+  assert (
+    held_out.merge([held_out.mean_by_row(x, counts), held_out.mean_by_row(x[3:], counts[:1])])
+    == 46 / 4
+  )

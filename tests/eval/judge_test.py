@@ -1,7 +1,6 @@
 """The judge on images whose verdict is known: the real ones."""
 
-import types
-
+import fake_run
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from sklearn.svm import SVC
 
 from vargrl.data import digits, image
 from vargrl.eval import judge
-from vargrl.types import Models, Rollout
 
 EACH = 30
 PIXELS, LABEL = digits.arrays('test')
@@ -31,14 +29,15 @@ def judged(tmp_path_factory):
   """pixels [10 * EACH, 8, 8, 3] of a policy that draws just these, by class -> what the judge
   says.
   """
-  models = Models(
-    init=None, config=types.SimpleNamespace(image_size=8), classes=10,
-    keys=lambda rng, P, R, first=0: jnp.arange(P * R).reshape(P, R),
-    generate=lambda policy, frozen, label_P, keys_PR: Rollout(keys_PR[..., None], None, None),
-    decode=lambda frozen, t_BL: frozen['drawn'][t_BL[:, 0]],
-  )  # fmt: skip
-  evaluate = judge.make(models, dataset='digits', size=8, per_class=EACH, seed=0,
-                        dir=str(tmp_path_factory.getbasetemp() / 'tfds'))  # fmt: skip
+  policy = fake_run.policy(
+    dict(image_size=8, classes=10),
+    keys=lambda rng, P, R: (None, jnp.arange(P * R).reshape(P, R)),
+    generate=lambda params, frozen, label_P, key_P, keys_PR: fake_run.rollout(keys_PR[..., None]),
+  )
+  decode = lambda frozen, t_BL, prompts, keys_B: frozen['drawn'][t_BL[:, 0]]
+  folder = str(tmp_path_factory.getbasetemp() / 'tfds')
+  options = dict(dataset='digits', size=8, per_class=EACH, seed=0, dir=folder)
+  evaluate = judge.make(fake_run.built(policy, decode=decode), **options)
 
   def judged(pixels):
     polls = []

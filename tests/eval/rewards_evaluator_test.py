@@ -17,7 +17,7 @@ HOST = dict(small=dict(name='rewards.jpeg', weight=0.0, quality=90, sign=1))
 
 def make(**changes):
   options = dict(classes=(1, 3), per_class=5, seed=0, preset='', batch=4, rewards=DEVICE, pool=POOL)
-  return rewards.make(striped.MODELS, **options | changes)
+  return rewards.make(striped.BUILT, **options | changes)
 
 
 def test_mean_and_deviation_of_every_reward_over_the_images():
@@ -27,7 +27,7 @@ def test_mean_and_deviation_of_every_reward_over_the_images():
     found = dict(evaluate({'policy': {}}, {}, lambda: polls.append(0)))
   finally:
     evaluate.close()
-  image_Byxc, _ = samples.sampler(striped.MODELS)(
+  image_Byxc, _ = samples.sampler(striped.BUILT)(
     {'policy': {}}, {}, classes=(1, 3), per_class=5, seed=0
   )
   wanted = {

@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import fake_run
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,46 +13,51 @@ from vargrl.commands import experiment
 from vargrl.eval import samples
 from vargrl.models import var
 from vargrl.parallel import mesh as meshes
-from vargrl.rollout import next_scale
+from vargrl.rollout import vmaps
 from vargrl.tokenizers import vq
 from vargrl.training import assemble
-from vargrl.types import Models, Rollout
 
 CLASSES = (3, 8, 3)
 
 
 @pytest.fixture(scope='module')
 def policy(small):
-  """(models, params, frozen, rows of every generate that was compiled): two scales, 4x4 pixels."""
+  """(Built, params, frozen, rows of every generate that was compiled): two scales, 4x4 pixels."""
   config, seen = experiment.load('experiments/quickstart.py:smoke').pretrain, []
   for section in (config.policy, config.tokenizer):
     section.update(scales=(1, 2))
-  models = assemble.build(config).models
+  built = assemble.build(config)
   two = partial(dataclasses.replace, scales=(1, 2))
   weights = small(two(var.SIZES['smoke']), two(vq.SIZES['smoke']))
 
-  def generate(policy, frozen, label_P, keys_PR):
+  def generate(policy, frozen, label_P, key_P, keys_PR):
     seen.append(keys_PR.size)
-    return models.generate(policy, frozen, label_P, keys_PR)
+    return built.policy.generate(policy, frozen, label_P, key_P, keys_PR)
 
-  counted = dataclasses.replace(models, generate=generate)
-  return counted, {'policy': weights.params}, {'tokenizer': weights.vq_params}, seen
+  counted = dataclasses.replace(built.policy, generate=generate)
+  return (
+    dataclasses.replace(built, policy=counted),
+    {'policy': weights.params},
+    {'tokenizer': weights.vq_params},
+    seen,
+  )
 
 
 @pytest.fixture(scope='module')
 def whole(policy):
   """uint8 [P, R, y, x, 3] of all P x R in one rollout, with the prefix of a class computed once."""
-  models, params, frozen, _ = policy
-  keys_PR = models.keys(jax.random.key(5), 3, 5)
-  out = jax.jit(models.generate)(params['policy'], frozen, jnp.array(CLASSES), keys_PR)
-  image_Byxc = jax.jit(models.decode)(frozen, out.tokens.reshape(15, -1))
+  built, params, frozen, _ = policy
+  keys = built.policy.keys(jax.random.key(5), 3, 5)
+  out = jax.jit(built.policy.generate)(params['policy'], frozen, jnp.array(CLASSES), *keys)
+  tokens_BL = built.policy.images(out.data, 2)
+  image_Byxc = jax.jit(built.tokenizer.decode)(frozen, tokens_BL, None, None)
   return np.rint((np.asarray(image_Byxc) + 1) * 127.5).reshape(3, 5, 4, 4, 3)
 
 
 def drawing(policy):
   """(per_class, batch) -> the images of CLASSES; all calls share one sampler."""
-  models, params, frozen, _ = policy
-  draw = samples.sampler(models)
+  built, params, frozen, _ = policy
+  draw = samples.sampler(built)
   return lambda per_class, batch: draw(
     params, frozen, classes=CLASSES, per_class=per_class, seed=5, batch=batch
   )
@@ -67,9 +73,8 @@ def equal(image_Byxc, expected):
 def test_the_same_images_whatever_the_chunk(policy, whole):
   del policy[-1][:]
   draw = drawing(policy)
-  image_Byxc, label_B = draw(
-    per_class=5, batch=4
-  )  # a call begins and ends in the middle of a class
+  # A call begins and ends in the middle of a class.
+  image_Byxc, label_B = draw(per_class=5, batch=4)
   assert label_B.tolist() == [3] * 5 + [8] * 5 + [3] * 5
   equal(image_Byxc, whole)
   assert len({x.tobytes() for x in image_Byxc}) > 10  # the weights are random: so are the images
@@ -92,36 +97,36 @@ def noise(key):
   return jax.random.randint(key, (), 0, 256)
 
 
-def generate(policy, frozen, label_P, keys_PR):
+def generate(policy, frozen, label_P, key_P, keys_PR):
   noise_PR = jax.vmap(jax.vmap(noise))(keys_PR)
   label_PR = jnp.repeat(label_P[:, None], keys_PR.shape[1], 1)
-  return Rollout(jnp.stack([label_PR, noise_PR], -1), None, None)
+  return fake_run.rollout(jnp.stack([label_PR, noise_PR], -1))
 
 
-def decode(frozen, t_BL):
+def decode(frozen, t_BL, prompts, keys_B):
   pixel_B3 = jnp.stack([t_BL[:, 0] // 256, t_BL[:, 0] % 256, t_BL[:, 1]], -1)
   return pixel_B3[:, None, None] / 127.5 - 1
 
 
-PIXEL = Models(init=None, config=None, classes=1000, generate=generate, decode=decode,
-               keys=next_scale.keys)  # fmt: skip
+def pixel(generate=generate):
+  return fake_run.built(fake_run.policy(dict(classes=1000), generate=generate), decode=decode)
 
 
 def test_a_thousand_classes_are_drawn_in_bounded_calls():
   seen = []
   counted = lambda *args: (seen.append(args[-1].shape), generate(*args))[1]
-  draw = samples.sampler(dataclasses.replace(PIXEL, generate=counted))
+  draw = samples.sampler(pixel(counted))
   image_Byxc, label_B = draw({'policy': {}}, {}, classes=1000, per_class=2, seed=0)
   assert seen == [(64, 1)]
   pixel_B3 = image_Byxc[:, 0, 0].astype(int)
   np.testing.assert_array_equal(label_B, np.repeat(np.arange(1000), 2))
   np.testing.assert_array_equal(pixel_B3[:, 0] * 256 + pixel_B3[:, 1], label_B)
-  keys_B = next_scale.keys(jax.random.key(0), 1000, 2).reshape(-1)
+  keys_B = vmaps.row_keys(jax.random.key(0), 1000, 2).reshape(-1)
   np.testing.assert_array_equal(pixel_B3[:, 2], jax.vmap(noise)(keys_B))
 
 
 def test_the_grid_has_a_row_for_every_class():
-  [(name, grid)] = samples.make(PIXEL, classes=(7, 300, 1), per_class=2, seed=0, preset='')(
+  [(name, grid)] = samples.make(pixel(), classes=(7, 300, 1), per_class=2, seed=0, preset='')(
     {'policy': {}}, {}
   )
   assert name == 'grid' and grid.dtype == np.uint8

@@ -2,6 +2,7 @@
 none.
 """
 
+import fake_run
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from vargrl.data import text
 from vargrl.data.dialogue import encode, prompts
 from vargrl.eval import scenes
-from vargrl.types import Models, Rollout
+from vargrl.types import Rollout, Span
 
 VISION = dict(patch=4, merge=2, frames=1, min_pixels=1024, max_pixels=1024)
 IMAGES = dict(size=(32, 32), tokenizer='scenes', vision=VISION)
@@ -18,7 +19,7 @@ KNOBS = dict(
   pixels=32,
   split='test',
   max_records=21,
-  words=6,
+  max_text_tokens=6,
   greedy=True,
   guidance=2.5,
   length=64,
@@ -51,10 +52,11 @@ def policy(task, shift, draws=(True,) * 21):
   """A policy that answers record i with what is right for record i + shift; a key is the record's
   number.
   """
-  said = known(task)
-  words = encode.make_format(crop='cover', **IMAGES).tokenizer
+  dialogues = known(task)
+  tokenizer = encode.make_format(crop='cover', **IMAGES).tokenizer
   ids = [
-    text.encode(words, dialogue.messages[-1][1].replace('<image_gen>', '')) for dialogue in said
+    text.encode(tokenizer, dialogue.messages[-1][1].replace('<image_gen>', ''))
+    for dialogue in dialogues
   ]
   told = (
     np.stack([np.pad(t, (0, WORDS - len(t))) for t in ids])
@@ -63,28 +65,33 @@ def policy(task, shift, draws=(True,) * 21):
   )
   mask = np.stack([np.arange(WORDS) < len(t) for t in ids]).astype(np.float32)
   if task != 'question':
-    mask = np.concatenate([mask, np.ones((len(said), 1)) * np.asarray(draws)[:, None]], 1)
-  picture = jnp.asarray(np.stack([np.asarray(d.images[-1], np.float32) / 127.5 - 1 for d in said]))
+    mask = np.concatenate([mask, np.ones((len(dialogues), 1)) * np.asarray(draws)[:, None]], 1)
+  picture = jnp.asarray(
+    np.stack([np.asarray(d.images[-1], np.float32) / 127.5 - 1 for d in dialogues])
+  )
 
-  def otherwise(words, **changes):
-    assert changes == dict(top_k=1, bit_top_p=1e-6, guidance=2.5)
+  def generate(params, frozen, prompt_P, key_P, keys_PR):
+    at = (keys_PR + shift) % len(dialogues)
+    data = {'text': {'tokens': jnp.asarray(told)[at]}, 'image': at[..., None]}
+    return Rollout(data, None, None, jnp.asarray(mask)[at])
 
-    def generate(params, frozen, prompt_P, keys_PR):
-      at = (keys_PR + shift) % len(said)
-      return Rollout(
-        {'words': jnp.asarray(told)[at], 'bits': at[..., None]}, None, None, jnp.asarray(mask)[at]
-      )
+  def with_plan(names, **settings):
+    assert names == (('text',) if task == 'question' else ('text', 'image'))
+    assert settings == dict(
+      text=dict(max_tokens=WORDS, top_k=1), image=dict(guidance=2.5, top_p=1e-6)
+    )
+    spans = (Span('text', 0, WORDS, (), None), Span('image', WORDS, WORDS + 1, ('scale_0',), None))
+    images = (lambda data, n: None) if task == 'question' else fake_run.images
+    return fake_run.policy(
+      spans=spans[: len(names)],
+      generate=generate,
+      images=images,
+      keys=lambda rng, P, R: (jnp.arange(P), jnp.arange(P)[:, None].repeat(R, 1)),
+    )
 
-    return generate
-
-  return Models(
-    init=None,
-    config=None,
-    packed=lambda: None,
-    otherwise=otherwise,
-    drawn=lambda tokens, lead: tokens['bits'],
-    keys=lambda rng, P, R: jnp.arange(P)[:, None].repeat(R, 1),
-    decode=lambda frozen, t_BL: picture[t_BL.reshape(-1)],
+  return fake_run.built(
+    fake_run.policy(generate=generate, features={'tokens': None}, with_plan=with_plan),
+    decode=lambda frozen, t_BL, prompts, keys_B: picture[t_BL.reshape(-1)],
   )
 
 
@@ -116,18 +123,18 @@ def test_a_row_that_ended_before_its_picture_is_wrong(task):
 
 
 def test_what_cannot_be_asked_is_told():
-  make = lambda m=None, **changes: scenes.make(
-    Models(init=None, config=None, packed=lambda: None) if m is None else m,
-    **KNOBS | dict(task='question') | changes,
+  built = policy('question', 0)
+  make = lambda built=built, **changes: scenes.make(
+    built, **KNOBS | dict(task='question') | changes
   )
   for changes, words in (
     (dict(task='singing'), "task: 'singing' found"),
-    (dict(words=0), 'words: 0 found'),
+    (dict(max_text_tokens=0), 'max_text_tokens: 0 found'),
     (dict(length=8), '8'),
     (dict(world='large'), 'large'),
     (dict(split='all'), 'split'),
   ):
     with pytest.raises(ValueError, match=words):
       make(**changes)
-  with pytest.raises(ValueError, match='words and pictures expected'):
-    make(Models(init=None, config=None))
+  with pytest.raises(ValueError, match='text and pictures expected'):
+    make(fake_run.built(fake_run.policy()))

@@ -13,6 +13,7 @@ import pytest
 from vargrl.commands import experiment
 from vargrl.training import assemble, loop
 from vargrl.training.run import Run
+from vargrl.types import Samples
 
 EXPERIMENT = pathlib.Path(__file__).parent.parent.parent / 'experiments' / 'grpo_var_d16_jpeg.py'
 
@@ -40,11 +41,11 @@ def test_a_run_loads_the_weights_of_its_rewards_and_scores_with_them(tmp_path):
   run = Run(config(), tmp_path)
   with jax.set_mesh(run.mesh):
     frozen = {'rewards': run.frozen(only=('rewards',))['rewards']}
-    r_B, each, _ = run.models.score(
-      frozen, jnp.zeros((8, 8, 8, 3)).at[1:, 2].set(1.0), np.arange(8)
-    )
+    image_Byxc = jnp.zeros((8, 8, 8, 3)).at[1:, 2].set(1.0)
+    samples = Samples(image_Byxc, {}, {'label': np.arange(8)})
+    r_B, each, _ = run.rewards.score(frozen, samples, 1)
     assert run.fingerprints(frozen) == {'rewards': 'random'}
-    lean = assemble.scored(run.config, run.built, lean=True).reward_weights(run.mesh)
+    lean = assemble.rewards(run.config, run.built, lean=True).weights(run.mesh)
   about = lambda x: x.shape  # random weights are not cast to what weights of a file are held in
   assert jax.tree.map(about, lean) == jax.tree.map(about, frozen['rewards'])
   assert len(frozen['rewards']['towers']) == 1 and set(each) == {'clip', 'aesthetic'}
@@ -70,7 +71,7 @@ def test_grpo_runs_on_rewards_with_weights_and_resumes(tmp_path, capsys):
 
 
 def test_a_lean_run_has_no_reward_weights(tmp_path):
-  assert Run(config(), tmp_path, lean=True).models.reward_weights is None
+  assert Run(config(), tmp_path, lean=True).rewards is None
 
 
 def test_rewards_are_traced_without_their_files(tmp_path):
@@ -96,12 +97,13 @@ def test_rewards_are_traced_without_their_files(tmp_path):
   )
   collect.rewards.jpeg = dict(name='rewards.jpeg', weight=1.0, quality=90, sign=1)
   run = Run(c, tmp_path, lean=True)
-  models = assemble.scored(c, run.built, lean=True)
-  frozen = {'rewards': models.reward_weights(run.mesh)}
+  rewards = assemble.rewards(c, run.built, lean=True)
+  frozen = {'rewards': rewards.weights(run.mesh)}
   assert len(frozen['rewards']['towers']) == 2  # clip and aesthetic share theirs
   image = jax.ShapeDtypeStruct((16, 256, 256, 3), np.float32)
   with jax.set_mesh(run.mesh):
-    each = jax.eval_shape(models.judge, frozen, image, np.zeros(16, np.int32))
+    samples = Samples(image, {}, {'label': np.zeros(16, np.int32)})
+    each = jax.eval_shape(rewards.device, frozen, samples)
   assert {name: x.shape for name, x in each.items()} == dict.fromkeys(
     ('aesthetic', 'clip', 'image'), (16,)
   )

@@ -25,7 +25,7 @@ def make(
   pixels,
   split,
   max_records,
-  words,
+  max_text_tokens,
   greedy,
   guidance,
   length,
@@ -38,76 +38,75 @@ def make(
   strict,
   show,
 ):
-  """Yields for every kind of question, caption or edit the share that is right, their mean
-  'overall', and for pictures the share that was 'drawn' at all, the others being wrong, and a
-  'grid' of the first `show`.
+  """The evaluator that yields for every kind of question, caption or edit the share that is right,
+  their mean `overall`, and for pictures the share that was `drawn` at all, the others being wrong,
+  and a `grid` of the first `show`.
 
-  task: one of TASKS, on the first max_records of a split of scenes/WORLD/PIXELS. words: at most so
-  many of an answer, or before a picture; 0: the words before a picture are given. greedy: the
-  likeliest words and bits, not drawn ones. guidance: of pictures, whatever that of the run's
-  rollouts is, which may learn without. length, max_patches, size, tokenizer, vision: as in
-  data.dialogue.prompts. batch: rows on a device at once. strict: a picture that shows more than its
-  caption says is wrong."""
+  task: one of TASKS, on the first max_records of a split of scenes/WORLD/PIXELS. max_text_tokens:
+  of an answer, or of the text before a picture; 0: that text is part of the prompt. greedy: the
+  most likely text and bits instead of sampled ones. guidance: of pictures, in the place of the
+  rollouts'. length, max_patches, size, tokenizer, vision: as in data.dialogue.prompts. batch: rows
+  on a device at once. strict: a picture that shows more than its caption says is wrong."""
+  check(built, task, max_text_tokens)
+  sees = dict(size=size, crop='cover', tokenizer=tokenizer, vision=vision)
+  dataset, prefill = f'scenes/{world}/{pixels}/{task}', task != 'question' and not max_text_tokens
+  fits = dict(length=length, max_patches=max_patches, prefill_image=prefill)
+  prompts, dialogues = dialogue_prompts.load_prompts(
+    dataset=dataset, split=split, dir='', max_records=max_records, **fits, **sees
+  )
+  text_tokenizer, world = encode.make_format(**sees).tokenizer, worlds.find(world)
+  policy = with_settings(built.policy, task, max_text_tokens, greedy, guidance)
+  sample = make_sampler(policy, built.tokenizer)
+
+  def evaluate(params, frozen, poll=None):
+    keys_B, outputs = row_keys(policy, seed, max_records, 1), []
+    for row_B, counts_B in rows.batches(max_records, batch, poll):
+      prompt_B = {k: x[row_B] for k, x in prompts.items() if k != 'label'}
+      out, image_Byxc = sample(params, frozen, prompt_B, keys_B[row_B])
+      if task == 'question':
+        outputs += answers(text_tokenizer, out, counts_B)
+      else:
+        outputs += drawn_images(policy, out, image_Byxc, counts_B)
+    yield from scores(outputs, dialogues, task, world, strict).items()
+    if task != 'question' and show:
+      yield 'grid', grid(outputs[:show], dialogues[:show], task)
+
+  return evaluate
+
+
+def check(built, task, max_text_tokens):
+  """Raises ValueError for a task that the policy cannot do."""
   if task not in TASKS:
     raise ValueError(f'task: {task!r} found, one of {TASKS} expected')
   if built.policy.generate is None or 'tokens' not in built.policy.features:
     raise ValueError('scenes: a policy of text and pictures expected')
-  if task == 'question' and words < 1:
-    raise ValueError(f'words: {words} found, at least 1 expected of an answer')
-  known, draws = worlds.find(world), task != 'question'
-  prompts, said = dialogue_prompts.load_prompts(
-    dataset=f'scenes/{world}/{pixels}/{task}',
-    split=split,
-    dir='',
-    max_records=max_records,
-    length=length,
-    max_patches=max_patches,
-    prefill_image=draws and not words,
-    size=size,
-    crop='cover',
-    tokenizer=tokenizer,
-    vision=vision,
-  )
-  form = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop='cover')
-  names = ('text',) * bool(words) + ('image',) * draws
-  text_settings = dict(max_tokens=words) | (dict(top_k=1) if greedy else {})
+  if task == 'question' and max_text_tokens < 1:
+    raise ValueError(f'max_text_tokens: {max_text_tokens} found, at least 1 expected of an answer')
+
+
+def with_settings(policy, task, max_text_tokens, greedy, guidance):
+  """The Policy whose rows are a text, if it may have tokens, and a picture, if the task draws."""
+  text_settings = dict(max_tokens=max_text_tokens) | (dict(top_k=1) if greedy else {})
   image_settings = dict(guidance=guidance) | (dict(top_p=1e-6) if greedy else {})
-  policy = built.policy.with_plan(names, text=text_settings if words else {}, image=image_settings)
-  some = make_sampler(policy, built.tokenizer)
+  names = ('text',) * bool(max_text_tokens) + ('image',) * (task != 'question')
+  return policy.with_plan(
+    names, text=text_settings if max_text_tokens else {}, image=image_settings
+  )
 
-  def evaluate(params, frozen, poll=None):
-    keys_B, told, drawn = row_keys(policy, seed, max_records, 1), [], []
-    for row_B, counts_B in rows.batches(max_records, batch, poll):
-      out, image_Byxc = some(
-        params, frozen, {k: x[row_B] for k, x in prompts.items() if k != 'label'}, keys_B[row_B]
-      )
-      if draws:
-        there_B = mask_there(policy, out)[counts_B]  # where the picture begins
-        drawn += [
-          x if there else None
-          for x, there in zip(multihost.to_numpy(image_Byxc)[counts_B], there_B)
-        ]
-      else:
-        told += answers(
-          form.tokenizer,
-          multihost.to_numpy(out.data['text']['tokens'])[counts_B, 0],
-          row_mask(out)[counts_B],
-        )
-    if not draws:
-      asked = [dialogue.metadata[0] for dialogue in said]
-      found = score.understanding([q.kind for q in asked], [q.answer for q in asked], told)
-    else:
-      about = [dialogue.metadata for dialogue in said]
-      if task == 'editing':
-        found = score.editing(drawn, about, known)
-      else:
-        found = score.generation(drawn, [x.json() for x in about], known, strict=strict)
-      found['drawn'] = np.mean([x is not None for x in drawn])
-    yield from found.items()
-    if draws and show:
-      yield 'grid', shown(drawn[:show], said[:show], task)
 
-  return evaluate
+def answers(tokenizer, out, counts_B):
+  """[string] of the texts of the rows that count of a Rollout [B, 1, A]."""
+  tokens_BL = multihost.to_numpy(out.data['text']['tokens'])[counts_B, 0]
+  mask_BL = row_mask(out)[counts_B]
+  return [text.decode(tokenizer, t_L[m_L > 0]) for t_L, m_L in zip(tokens_BL, mask_BL, strict=True)]
+
+
+def drawn_images(policy, out, image_Byxc, counts_B):
+  """[uint8 image_yxc, None where a row ended before its picture] of the rows that count."""
+  start = next(span.start for span in policy.spans if span.parts)
+  drawn_B = np.ones(len(out.logp), bool) if out.mask is None else row_mask(out)[:, start] > 0
+  pairs = zip(multihost.to_numpy(image_Byxc)[counts_B], drawn_B[counts_B], strict=True)
+  return [image_yxc if drawn else None for image_yxc, drawn in pairs]
 
 
 def row_mask(out):
@@ -115,29 +114,28 @@ def row_mask(out):
   return multihost.to_numpy(out.mask)[:, 0]
 
 
-def mask_there(policy, out):
-  """bool [B]: whether a row's picture was drawn at all, as its text did not end the row."""
-  start = next(span.start for span in policy.spans if span.parts)
-  if out.mask is None:
-    return np.ones(len(out.logp), bool)
-  return row_mask(out)[:, start] > 0
+def scores(outputs, dialogues, task, world, strict):
+  """{name: value} of the outputs, strings or pictures, that answer the dialogues."""
+  metadata = [dialogue.metadata for dialogue in dialogues]
+  if task == 'question':
+    first = [questions[0] for questions in metadata]
+    return score.understanding([q.kind for q in first], [q.answer for q in first], outputs)
+  if task == 'editing':
+    found = score.editing(outputs, metadata, world)
+  else:
+    found = score.generation(outputs, [x.json() for x in metadata], world, strict=strict)
+  return found | {'drawn': np.mean([x is not None for x in outputs])}
 
 
-def answers(words, tokens_BL, mask_BL):
-  """[text] of what was said."""
-  return [text.decode(words, t_L[m_L > 0]) for t_L, m_L in zip(tokens_BL, mask_BL, strict=True)]
-
-
-def shown(drawn, said, task):
-  """Pictures, white where None, with what was asked, beside what was to be changed."""
-  shape = next((x.shape for x in drawn if x is not None), (1, 1, 3))
-  image_Byxc = np.stack([np.full(shape, 255, np.uint8) if x is None else x for x in drawn])
+def grid(outputs, dialogues, task):
+  """Pictures, white where None, with what was asked; of edits beside what was to be edited."""
+  shape = next((x.shape for x in outputs if x is not None), (1, 1, 3))
+  image_Byxc = np.stack([np.full(shape, 255, np.uint8) if x is None else x for x in outputs])
   if task == 'generation':
-    return images.grid(image_Byxc, [dialogue.text for dialogue in said], columns=8, cell=96)
-  before = np.stack([encode.load_image(dialogue.images[0]) for dialogue in said])
+    return images.grid(image_Byxc, [dialogue.text for dialogue in dialogues], columns=8, cell=96)
+  before = np.stack([encode.load_image(dialogue.images[0]) for dialogue in dialogues])
   if before.shape != image_Byxc.shape:
-    return images.grid(image_Byxc, [x.text for x in said], columns=8, cell=96)
+    return images.grid(image_Byxc, [x.text for x in dialogues], columns=8, cell=96)
   both = np.stack([before, image_Byxc], 1).reshape(-1, *image_Byxc.shape[1:])
-  return images.grid(
-    both, [x for dialogue in said for x in (dialogue.text, '')], columns=8, cell=96
-  )
+  captions = [x for dialogue in dialogues for x in (dialogue.text, '')]
+  return images.grid(both, captions, columns=8, cell=96)
