@@ -14,7 +14,7 @@ SETTINGS = {'step': 3, 'sampler': ''}
 
 def fill(folder, **changes):
   options = dict(classes=(0, 2, 3), per_class=5, seed=0, preset='', settings=SETTINGS, batch=4)
-  return sample.resume_folder(folder, striped.MODELS, {'policy': {}}, {}, **options | changes)
+  return sample.resume_folder(folder, striped.BUILT, {'policy': {}}, {}, **options | changes)
 
 
 @pytest.fixture(scope='module')
