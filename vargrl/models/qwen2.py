@@ -156,12 +156,11 @@ class Model(nn.Module):
     c, size = self.c, self.c.head_dim // 2
     shared, private, valid = (), None, ()
     if cache is not None:
-      # A loop over tokens has its private as a gathered_once: as an input of the scan, vmap would
-      # have it in another order there, and copy all of it at each token. The others are inputs of
-      # it: their gradients come layer by layer.
-      shared, private = (
-        (cache.shared, None) if cache.count is None else (cache.shared, cache.private)
-      )
+      # An allocated private segment is passed as a whole: as a scan input, vmap would transpose the
+      # cache at every token. The others are scan inputs: their gradients come layer by layer.
+      shared, private = cache.pairs, None
+      if cache.count is not None:
+        shared, private = cache.shared, cache.private
       valid = cache.masks
     if position is None:
       position = jnp.arange(x_BLD.shape[1])[None]
