@@ -29,14 +29,8 @@ def test_every_schedule_has_the_published_number_of_tokens_and_its_inverse_the_s
   assert schedules.scales('0.25M') == schedules.scales('0.25M 1.0')
 
 
-def test_the_nearest_ratio_of_an_image():
-  assert [
-    schedules.nearest(y / x) for y, x in ((512, 512), (1080, 1920), (640, 480), (9, 1), (1, 9))
-  ] == [1.0, 0.571, 1.333, 3.0, 0.333]
-
-
 def test_positions_are_those_of_the_finest_grid_rounded_half_to_even_in_float32():
-  rows = lambda h, H: schedules.places(((h, 1),), (H, 1))[:, 0].tolist()
+  rows = lambda h, H: schedules.token_positions(((h, 1),), (H, 1))[:, 0].tolist()
   assert rows(6, 64) == [0, 11, 21, 32, 43, 53]
   assert rows(12, 64) == [0, 5, 11, 16, 21, 27, 32, 37, 43, 48, 53, 59]
   assert rows(20, 64) == [
@@ -64,7 +58,7 @@ def test_positions_are_those_of_the_finest_grid_rounded_half_to_even_in_float32(
   assert rows(24, 64)[:8] == [0, 3, 5, 8, 11, 13, 16, 19] and rows(24, 64)[-1] == 61
   assert rows(32, 64) == [*range(0, 64, 2)]
   assert rows(54, 111)[27] == 56  # 55.5 in float32, less in float64
-  places = schedules.places((1, (2, 3)), (4, 9))
+  places = schedules.token_positions((1, (2, 3)), (4, 9))
   assert places.tolist() == [[0, 0], [0, 0], [0, 3], [0, 6], [2, 0], [2, 3], [2, 6]]
 
 
@@ -81,10 +75,10 @@ def test_a_schedule_cut_short_keeps_the_grid_of_its_finest_scale():
 def test_a_policy_of_other_scales_has_their_positions(name, size):
   for scales, over in (('0.25M 1.333', (72, 54)), ('0.25M', (64, 64)), ('1x1 2x2 4x4', (4, 4))):
     c = assemble.module(ConfigDict(dict(name=name, size=size, scales=scales)), 'policy')[1].c
-    c = getattr(c, 'draw', c)
+    c = getattr(c, 'decoder', c)
     assert c.rope_grid == over
     row_and_column = infinity.rope_grid_angles(c)[-1, [0, c.head_dim // 2]]
-    np.testing.assert_array_equal(row_and_column, schedules.places(c.scales, over)[-1])
+    np.testing.assert_array_equal(row_and_column, schedules.token_positions(c.scales, over)[-1])
 
 
 def test_pairs_and_sides_are_scales():
@@ -101,5 +95,3 @@ def test_pairs_and_sides_are_scales():
 def test_what_is_no_schedule_is_refused(wrong):
   with pytest.raises(ValueError, match='scales: .* expected'):
     schedules.scales(wrong)
-  with pytest.raises(ValueError, match='ratio: nan'):
-    schedules.nearest(np.nan)

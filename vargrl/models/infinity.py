@@ -146,7 +146,7 @@ def rope_grid_angles(c):
   the channels is apply_rope_2d by rows, the other by columns, two neighbours alike."""
   quarter = c.head_dim // 4
   theta = 10000.0 ** (-np.arange(quarter) / quarter)
-  angle_L2Q = schedules.places(c.scales, c.rope_grid)[:, :, None] * theta[None, None]
+  angle_L2Q = schedules.token_positions(c.scales, c.rope_grid)[:, :, None] * theta[None, None]
   return angle_L2Q.reshape(len(angle_L2Q), -1).repeat(2, 1).astype(np.float32)
 
 

@@ -42,13 +42,6 @@ def parse(text):
 TABLE = table()
 
 
-def nearest(ratio):
-  """That of the fifteen ratios which is the nearest to an image's height / width."""
-  if not ratio > 0:
-    raise ValueError(f'ratio: {ratio} found, a positive height / width expected')
-  return min(TABLE, key=lambda r: abs(r - ratio))
-
-
 def scales(what):
   """The tuple of scales, each (h, w) or the side of a square, that `what` says: '0.25M' (squares),
   '0.25M 1.333' (of that height / width), '1x1 2x2 4x3', or the scales themselves. Raises ValueError
@@ -84,7 +77,7 @@ def grid(found):
   )
 
 
-def places(found, over):
+def token_positions(found, over):
   """int32 [L, 2]: row and column of each token on the grid `over`, (H, W): round(i H / h), half to
   even, in float32 as torch computes it."""
 

@@ -102,7 +102,7 @@ def without_files(module, options):
 
 
 def to_dict(x):
-  """Dictionaries for what is like one (a ConfigDict), or each worker would import its library."""
+  """x with dictionaries in the place of ConfigDicts, whose library each worker would import."""
   return {k: to_dict(v) for k, v in x.items()} if hasattr(x, 'items') else x
 
 
@@ -323,10 +323,9 @@ def cuts_units(x, unit):
 
 
 def fingerprint(weights):
-  """What tells the towers of Mix.load's result from others, wherever their files lie.
+  """A digest of the towers' weights in Mix.load's result, wherever their files lie.
 
-  What judges computed from texts is not part of it: its last bits are another device's.
-  """
+  What judges computed from texts is not part of it: its last bits depend on the device."""
   found = [
     digest.digest(tree) for key, tree in weights['towers'].items() if not key.startswith('random ')
   ]

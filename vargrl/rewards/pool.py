@@ -44,7 +44,7 @@ class Pool:
       self.begin(0, 1)
       while any(w.chunk for w in self.workers):
         wait([self])
-        self.hear(max_failed=1.0)
+        self.collect(max_failed=1.0)
     except BaseException:
       self.close()
       raise
@@ -69,6 +69,7 @@ class Pool:
       self.workers.append(Worker(self.name, self.options))
 
   def scoring(self):
+    """The workers that are busy with rows."""
     return [w for w in self.workers if isinstance(w.chunk, tuple)]
 
   def dispatch(self, samples, folder):
@@ -88,10 +89,10 @@ class Pool:
         worker.kill()
         self.workers[i] = Worker(self.name, self.options)
 
-  def hear(self, max_failed):
-    """Takes what the workers have to say, and replaces those that will say nothing."""
+  def collect(self, max_failed):
+    """Takes the answers of workers that have one, and replaces the workers that will give none."""
     for i, worker in enumerate(self.workers):
-      kind, value = worker.heard() if worker.chunk else (None, None)
+      kind, value = worker.poll() if worker.chunk else (None, None)
       if kind is None:
         continue
       chunk, worker.chunk = worker.chunk, None
@@ -99,14 +100,14 @@ class Pool:
         value += f' (exit code {worker.kill()})'
         self.workers[i] = Worker(self.name, self.options)
       if chunk == IMPORTING:
-        self.started(kind, value)
+        self.check_start(kind, value)
       else:
-        self.settle(chunk, kind, value)
+        self.record(chunk, kind, value)
     failed = sum(self.counts[k] for k in KINDS)
     check_failures(self.name, failed, len(self.r_B), max_failed, self.last_error)
 
-  def started(self, kind, value):
-    """An error of the import is final; a death (a crowded memory) may be tried again."""
+  def check_start(self, kind, value):
+    """Raises ValueError where the import failed, or where too many workers died while importing."""
     self.failed_starts = 0 if kind == 'ready' else self.failed_starts + 1
     if kind == 'ready':
       self.groups = value
@@ -115,8 +116,8 @@ class Pool:
     if self.failed_starts > self.retries:
       raise ValueError(f'reward {self.name}: {value} while importing it')
 
-  def settle(self, chunk, kind, value):
-    """Writes down what became of a chunk: its scores, more tries, or rows without a verdict."""
+  def record(self, chunk, kind, value):
+    """Records what became of a chunk: its scores, more tries, or rows without a verdict."""
     start, stop = chunk
     if kind == 'scores':
       self.r_B[start:stop] = value
@@ -142,7 +143,7 @@ class Pool:
       self.counts['retry'] += 1
 
   def close(self, grace=2.0):
-    """Idle workers leave by themselves (a module may have files to remove); others are killed."""
+    """Lets idle workers end by themselves (a module may have files to remove), and kills others."""
     self.size = 0
     idle = [w for w in self.workers if w.chunk is None]
     for worker in idle:
@@ -152,6 +153,7 @@ class Pool:
     self.drop(self.workers)
 
   def drop(self, workers):
+    """Kills workers of this pool."""
     for worker in workers:
       worker.kill()
     self.workers = [w for w in self.workers if w not in workers]
@@ -173,23 +175,23 @@ def run(pools, samples, *, group_size, max_failed):
           pool.dispatch(samples, folder)
         wait(busy)
         for pool in busy:
-          pool.hear(max_failed)
+          pool.collect(max_failed)
     except BaseException:
-      for pool in pools:  # what they still say would be taken for answers to the next call
+      for pool in pools:  # what they still answer would be taken for scores of the next call
         pool.drop(pool.scoring())
       raise
   return [pool.r_B for pool in pools]
 
 
 def wait(pools):
-  """Returns when a worker of `pools` has something to say, has died, or is out of time."""
+  """Returns when a worker of `pools` has an answer, has died, or is out of time."""
   at_work = [w for pool in pools for w in pool.workers if w.chunk]
   seconds = min(w.deadline for w in at_work) - time.monotonic()
   connection.wait([x for w in at_work for x in (w.conn, w.process.sentinel)], max(0.0, seconds))
 
 
 def check_failures(name, failed, n, max_failed, last_error):
-  """A few lost rows are weather; a share above max_failed is a broken reward."""
+  """Raises RuntimeError where more than the share max_failed of n rows has no verdict."""
   if failed > max_failed * n:
     raise RuntimeError(
       f'reward {name}: no verdict for {failed} of {n} rows (a share of {failed / n:.3g}), '

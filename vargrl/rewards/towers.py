@@ -1,6 +1,5 @@
-"""What the rewards on CLIP share: where weights lie, image towers, directions of texts, one
-formula.
-"""
+"""What the rewards on CLIP share: their checkpoint, the image tower, embeddings of prompts, and the
+affine map from an image's embedding to the reward."""
 
 from functools import partial
 import pathlib
@@ -40,7 +39,7 @@ def source(*, file, size, dtype, download):
   """The Source of these options, checked against the file's header.
 
   file: '' for random weights of size 'smoke', None where only shapes count. download: {size: what
-  `hf download` is to be told}; other sizes than these and 'smoke' are refused. Raises
+  `hf download` takes to bring it}; other sizes than these and 'smoke' are refused. Raises
   FileNotFoundError, ValueError."""
   if size not in (known := [*download, 'smoke']):
     raise ValueError(f'size: {size!r} found, expected one of {known}')
@@ -69,7 +68,7 @@ def source(*, file, size, dtype, download):
 
 
 def download_hint(what, path):
-  """How to bring `what` of the hub to `path`; of nothing that is published, nothing."""
+  """The command that downloads `what` from the hub to `path`; None: nothing is published."""
   if not what:
     return 'a checkpoint expected'
   return f'`hf download {what} --local-dir {path.parent if path.suffix else path}` brings it'
@@ -80,14 +79,14 @@ def init(c):
 
 
 def abstract_params(source, mesh):
-  """The whole CLIP's weights; large ones in the dtype that they are used in."""
+  """The whole CLIP's abstract weights; large ones in the dtype of their products."""
 
-  def held(path, x):
+  def cast(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     dtype = source.c.dtype if '/blocks/' in name and name.endswith('/w') else x.dtype
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
-  return jax.tree_util.tree_map_with_path(held, place.abstract_params(init(source.c), mesh))
+  return jax.tree_util.tree_map_with_path(cast, place.abstract_params(init(source.c), mesh))
 
 
 def load_params(source, part, mesh):
@@ -105,9 +104,8 @@ def image_tower(source, how):
 
   def apply(params, image_Byxc):
     x_Byxc = preprocess.clip_input(image_Byxc, c.image_size, how=how)
-    with jax.default_matmul_precision(
-      'highest'
-    ):  # what is float32 is so on every device; bfloat16 stays fast
+    # What is float32 is so on every device; bfloat16 stays fast.
+    with jax.default_matmul_precision('highest'):
       return norms.l2_normalize(model.apply({'params': params}, x_Byxc))
 
   key = f'{source.path or "random"} {source.size} {c.dtype} {how}'
@@ -168,9 +166,8 @@ def text_judge(source, *, tokenizer, template, names, how, scale):
 
   def load(mesh):
     e_VTE = embed_texts(source, t_BL, mesh).reshape(len(texts), len(texts[0]), -1)
-    direction_VE = normalize(
-      normalize(e_VTE).mean(1)
-    )  # as https://arxiv.org/abs/2103.00020 ensembles templates
+    # As https://arxiv.org/abs/2103.00020 ensembles templates.
+    direction_VE = normalize(normalize(e_VTE).mean(1))
     return replicate({'direction': direction_VE, 'scale': scale(mesh), 'bias': 0.0}, mesh)
 
   def shapes(mesh):
@@ -198,13 +195,13 @@ def embed_texts(source, t_BL, mesh):
 
 
 def normalize(x):
-  """numpy, float64 inside."""
+  """numpy vectors divided by their lengths, in float64."""
   x = np.asarray(x, np.float64)
   return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def replicate(tree, mesh):
-  """numpy -> float32 arrays, whole on every device."""
+  """A tree of numpy -> float32 arrays that every device has whole."""
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.tree.map(lambda x: jax.device_put(np.asarray(x, np.float32), whole), tree)
 

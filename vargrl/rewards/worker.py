@@ -1,6 +1,4 @@
-"""A process that holds one reward function: what a name means, what an answer may be, how it
-ends.
-"""
+"""A process that holds a reward function: what its name means, what it may return, how it ends."""
 
 import contextlib
 import difflib
@@ -28,7 +26,7 @@ HIDING = threading.Lock()
 
 
 def suggestion(name, names):
-  """The end of an error message: what `name` was probably meant to be, or all there is."""
+  """The end of an error message: the name that was probably meant, or all that there are."""
   close = difflib.get_close_matches(name, names, n=1)
   return f'; did you mean {close[0]!r}?' if close else f'; there are: {", ".join(sorted(names))}'
 
@@ -165,7 +163,7 @@ def die_with_parent(paths):
 
 
 class Worker:
-  """A handle to a process. `chunk` is what it is at: IMPORTING, (start, stop) of rows, or None."""
+  """A handle to a process. chunk: what it works on, IMPORTING, (start, stop) of rows, or None."""
 
   def __init__(self, name, options):
     self.conn, theirs = SPAWN.Pipe()
@@ -188,10 +186,11 @@ class Worker:
     self.begin(IMPORTING, START_SECONDS)
 
   def begin(self, chunk, seconds):
+    """Notes what it is busy with, and for how long it may be."""
     self.chunk, self.seconds, self.deadline = chunk, seconds, time.monotonic() + seconds
 
-  def heard(self):
-    """(kind, value) of what became of the chunk; (None, None) while it is at it."""
+  def poll(self):
+    """(kind, value) of what became of the chunk; (None, None) while the worker is busy with it."""
     with contextlib.suppress(EOFError, OSError):
       if self.conn.poll():
         return self.conn.recv()
