@@ -8,22 +8,30 @@ what K continuations have in common is computed once for each rollout.
 import jax
 import jax.numpy as jnp
 
+from vargrl.contracts import offers
 from vargrl.rollout import plan as plans
 from vargrl.rollout import vmaps
 from vargrl.types import Rollout
 
 
-def segment_keys(plan, key):
-  """One key per segment."""
-  if len(plan) == 1:
-    return [key]
-  return [jax.random.fold_in(key, i) for i in range(len(plan))]
+def segment_keys(net, plan, key):
+  """One key per segment of a row. Texts have even numbers and pictures odd ones, so that a picture
+  has the same key whether its text is sampled or part of the prompt; a net of a single segment
+  (`one_segment`) takes the row's key as it is."""
+  if offers(net, 'one_segment'):
+    return [key for _ in plan]
+  keys, number = [], 0
+  for segment in plan:
+    number += (number % 2 == 0) != segment.kind.TEXT
+    keys.append(jax.random.fold_in(key, number))
+    number += 1
+  return keys
 
 
 def rollout_row(net, plan, context, prompt, key):
   """One row of one prompt -> Rollout, logp [A]. What a dead row would have said is 0."""
   alive, data, made = jnp.array(True), {}, []
-  for i, (segment, key_i) in enumerate(zip(plan, segment_keys(plan, key))):
+  for i, (segment, key_i) in enumerate(zip(plan, segment_keys(net, plan, key))):
     name, kind, c, given = segment
     followed = i + 1 < len(plan)
     if given:

@@ -44,6 +44,7 @@ class Net:
   vq_params: Any
   settings: Any = None
 
+  one_segment = True  # a row is one picture
   CAST = ()  # weights that are cast once per rollout, whatever the mesh
 
   def call(self, method, *args, params=None):
