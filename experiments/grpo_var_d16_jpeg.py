@@ -95,7 +95,7 @@ def get_config(arg=''):
     c.data.classes, c.data.prompts, c.objective.collect.rollouts = 10, 8, 4
     c.optim.warmup = 1
     c.objective.collect.pool.workers = 1
-    c.evals.samples.classes, c.evals.samples.each = 2, 2
+    c.evals.samples.classes, c.evals.samples.per_class = 2, 2
   elif arg:
     raise ValueError(f'grpo_var_d16_jpeg: no variant {arg!r}, expected smoke')
   return c

@@ -154,6 +154,9 @@ def test_a_file_of_another_model_is_told_by_the_configs_key_before_anything_is_r
     ValueError, match='init.critic: x.pth found, but models.judges.critics has no'
   ):
     run_weights.torch_layouts(config, 'critic')
+  has_none = 'init.classifier: x.pth found, but models.judges.classifier has no reference layout'
+  with pytest.raises(ValueError, match=has_none):
+    Run(settings('experiments/vmr_digits.py:smoke', classifier='x.pth'), tmp_path, lean=True)
 
 
 def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_path, capsys):

@@ -16,9 +16,10 @@ def get_config(arg=''):
   c.steps, c.save_every, c.show_every, c.keep, c.evals = 8, 1000, 1, 3, {}
   c.mesh, c.max_replicated_share = (('data', 1), ('fsdp', -1), ('tensor', 1)), 0.1
   c.policy.dtype, c.policy.remat = 'float32', 'none'
-  c.objective.collect.rollouts, c.objective.collect.old = 2, 'sampler'
+  c.objective.collect.rollouts, c.objective.collect.old_logp = 2, 'sampler'
   c.objective.collect.rewards = dict(brightness=dict(name='hosts_reward.brightness', weight=1.0))
-  c.rollout.guidance, c.rollout.record, c.reference, c.objective.loss.kl = 0.0, 'cond', False, 0.0
+  c.rollout.image.guidance, c.rollout.image.logp_of = 0.0, 'cond'
+  c.reference, c.objective.loss.penalty = False, 0.0
   # A large eps keeps Adam from making a full step of a gradient that is rounding alone, as those of
   # biases are.
   c.optim.peak, c.optim.eps = 1e-2, 1e-2

@@ -160,8 +160,9 @@ def check_sources(config, built, mesh, root, upstream):
     if not path:
       continue
     if files.is_checkpoint(path):
+      layouts = torch_layouts(config, name)  # first: a model without any has no HUB either
       hub = assemble.module(config['policy' if name == 'reference' else name], name)[0].HUB
-      check_reference_file(f'init.{name}', path, hub, torch_layouts(config, name), shapes)
+      check_reference_file(f'init.{name}', path, hub, layouts, shapes)
     elif config.init[name] in upstream:
       have = upstream[config.init[name]].get(item.removeprefix('params/'), {})
       shapes = lora.match_structure(shapes, traverse_util.flatten_dict(have, sep='/'))
