@@ -9,6 +9,7 @@ import jax
 
 from vargrl.checkpoint import files, peft, torch_format
 from vargrl.commands import inference
+from vargrl.contracts import offers
 from vargrl.data import text
 from vargrl.data.dialogue import encode
 from vargrl.models.layers import lora
@@ -25,7 +26,7 @@ def main(flags):
   folder."""
   (name, config), root = chain.select_run(flags.config, flags.run), pathlib.Path(flags.workdir)
   python, model = assemble.module(config.policy, 'policy')
-  has_adapters, bundled = bool(getattr(model.c, 'lora_rank', 0)), getattr(python, 'ALONG', {})
+  has_adapters, bundled = bool(offers(model.c, 'lora_rank')), offers(python, 'BUNDLED') or {}
   folder = not pathlib.Path(flags.out).suffix
   try:
     if not folder or not (has_adapters or bundled):
@@ -34,7 +35,7 @@ def main(flags):
     more = ', or a folder' if bundled else ''
     more = ', or a folder for the adapters alone' if has_adapters else more
     raise ValueError(f'--out: {e}{more}') from e
-  if not hasattr(python, 'torch_layouts'):
+  if not offers(python, 'torch_layouts'):
     raise ValueError(
       f'--run: {name or root.name} trains {config.policy.name}, which has no reference layout'
     )

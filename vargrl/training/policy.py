@@ -20,6 +20,11 @@ from vargrl.types import Policy, Tokenizer
 COMMON = ('plan', 'weights')  # keys of `rollout` that are neither a segment nor of the net
 
 
+def has_kind(section):
+  """Whether a part of the rollout section is a segment's settings."""
+  return 'kind' in (contracts.offers(section, 'keys') or tuple)()
+
+
 def base_name(name, sections):
   """'text_1' -> 'text', unless it has a section of its own."""
   return name if name in sections else name.rpartition('_')[0] if '_' in name else name
@@ -34,10 +39,8 @@ def segments(rollout, names, model_config, **changes):
   for full in names:
     name, _, given = full.partition(':')
     section = base_name(name, rollout)
-    if (
-      given not in ('', 'given') or section not in rollout or not hasattr(rollout[section], 'kind')
-    ):
-      known = sorted(k for k in rollout if hasattr(rollout[k], 'kind'))
+    if given not in ('', 'given') or section not in rollout or not has_kind(rollout[section]):
+      known = sorted(k for k in rollout if has_kind(rollout[k]))
       near = difflib.get_close_matches(section, known, 1, 0.4)
       hint = f'did you mean {near[0]!r}?' if near else f'expected one of {known}'
       raise ValueError(f'rollout.plan: {full!r} has no section with a kind, {hint}')
@@ -144,7 +147,7 @@ class Maker:
 
   def brancher(self, plan, weights):
     """(policy, frozen, prompt_P, keys_PG, split, copies) -> Rollout [P, G, K, ..], or None."""
-    if len(plan) > 1 or not hasattr(plan[0].kind, 'branches'):
+    if len(plan) > 1 or not contracts.offers(plan[0].kind, 'branches'):
       return None
 
     def branch(params, frozen, prompt_P, keys_PG, split, copies):
@@ -178,7 +181,7 @@ class Maker:
       mask=partial(masks, plan) if plans.rows_end(plan) else None,
       features={} if packed else features,
       prompt=prompt,
-      unconditional=getattr(self.model, 'unconditional', None),
+      unconditional=contracts.offers(self.model, 'unconditional'),
       keys=lambda rng, P, R: (vmaps.group_keys(rng, P), vmaps.row_keys(rng, P, R)),
       generate=None if packed else self.generator(plan, weights),
       branch=None if packed else self.brancher(plan, weights),
@@ -198,9 +201,9 @@ class Maker:
 
   def features(self):
     """{feature of a batch: (shape of a row, dtype), or None where only the data knows it}."""
-    if hasattr(self.python, 'prompt_features'):
-      return self.python.prompt_features(self.model.c)
-    return dict.fromkeys(getattr(self.net, 'PROMPT', ()))
+    if found := contracts.offers(self.python, 'prompt_features'):
+      return found(self.model.c)
+    return dict.fromkeys(contracts.offers(self.net, 'PROMPT') or ())
 
   def with_plan(self, names, **changes):
     """Another Policy of the same model: of a plan of these names, with {section: {setting: value}}
@@ -220,7 +223,7 @@ class Maker:
       preset: self.generator(
         (plans.Segment(name, kind, dataclasses.replace(found, **own), given),), weights
       )
-      for preset, found in getattr(kind, 'PRESETS', {}).items()
+      for preset, found in (contracts.offers(kind, 'PRESETS') or {}).items()
     }
 
 
@@ -251,8 +254,12 @@ def make(config, python, model, tokenizer, *, init, reference):
   """(the Policy of a run's rollouts, that of its packed training rows or None, the plan)."""
   net = contracts.module(python.NET, 'net')
   rollout = config.rollout
-  sections = {k for k in rollout if hasattr(rollout[k], 'kind')}
-  own = {f.name for f in dataclasses.fields(net.Settings)} if hasattr(net, 'Settings') else set()
+  sections = {k for k in rollout if has_kind(rollout[k])}
+  own = (
+    {f.name for f in dataclasses.fields(net.Settings)}
+    if contracts.offers(net, 'Settings')
+    else set()
+  )
   contracts.check_keys('rollout', set(rollout) - sections, {*COMMON, *own})
   vmaps.check_weights(rollout.weights)
   tuples = lambda v: tuple(v) if isinstance(v, list) else v
@@ -269,7 +276,7 @@ def make(config, python, model, tokenizer, *, init, reference):
     settings.check(model.c, plan, None)
   policy, packed = maker.policy(plan), None
   if contracts.module(config.data.name, 'data').PACKED:
-    if not hasattr(net, 'PACKED_KINDS'):
+    if not contracts.offers(net, 'PACKED_KINDS'):
       raise ValueError(f'data: dialogues found, {config.policy.name} reads none')
     packed = maker.policy(packed_plan(net, model.c, config.data), packed=True)
   return policy, packed, plan
@@ -293,7 +300,7 @@ def tokenizer_functions(python, model):
     more = () if scale_dropout is None else (scale_dropout,)
     return model.apply({'params': params}, image, *more, method='reconstruct')
 
-  dropout = getattr(python, 'sample_scale_dropout', None)
+  dropout = contracts.offers(python, 'sample_scale_dropout')
   return Tokenizer(
     encode=partial(call, method='encode'),
     encode_with_flips=partial(call, method='encode_with_flips') if flips else None,

@@ -71,7 +71,7 @@ class Run:
       if config[name] < 1:
         raise ValueError(f'{name}: {config[name]}, expected at least 1')
     timing.check(config.profile)
-    pair = getattr(self.objective, 'ROWS', 0)  # rows that must stay together
+    pair = contracts.offers(self.objective, 'ROWS') or 0  # rows that must stay together
     P = self.rows = config.data.prompts if 'prompts' in config.data else config.data.batch
     drawn = collect.rollouts if 'rollouts' in collect else 1
     R = pair or drawn
@@ -83,14 +83,14 @@ class Run:
   def check_objective(self):
     objective, config = self.objective, self.config
     records = self.built.records()
-    if hasattr(objective, 'check'):
+    if contracts.offers(objective, 'check'):
       bound = bind_records(objective.check, records, config.objective.name)
       bound(
         **config.objective.collect,
         updates=self.updates_per_step,
         reference=config.reference,
       )
-    if hasattr(objective, 'check_loss'):
+    if contracts.offers(objective, 'check_loss'):
       bound = bind_records(objective.check_loss, records, config.objective.name)
       bound(**config.objective.loss, reference=config.reference)
 
@@ -145,7 +145,7 @@ class Run:
     expected = contracts.offers(self.policy.config, 'classes')
     if expected and data.classes and data.classes > expected:
       raise ValueError(f'data: {data.classes} classes in the data set, {expected} in the model')
-    if hasattr(self.data_module, 'image_token_ids'):
+    if contracts.offers(self.data_module, 'image_token_ids'):
       self.check_dialogues()
     size = config.data.size if 'size' in config.data else None
     part = (

@@ -10,6 +10,7 @@ from flax import traverse_util
 import flax.linen as nn
 import jax
 
+from vargrl import contracts
 from vargrl.checkpoint import files, torch_format
 from vargrl.checkpoint import store as stores
 from vargrl.models.layers import lora
@@ -42,7 +43,7 @@ def per_part_checkpoints(config, name, shapes):
   if not hasattr(found, 'items'):
     return {}
   python, model = assemble.module(config.policy, 'policy')
-  parts = python.parts(model.c) if hasattr(python, 'parts') else {}
+  parts = python.parts(model.c) if contracts.offers(python, 'parts') else {}
   for part in found:
     if part not in parts:
       raise ValueError(f'init.{name}.{part}: {config.policy.name} has the parts {sorted(parts)}')
@@ -85,7 +86,7 @@ def torch_layouts(config, name):
   """
   section = 'policy' if name == 'reference' else name
   python, model = assemble.module(config[section], section)
-  if not hasattr(python, 'torch_layouts'):
+  if not contracts.offers(python, 'torch_layouts'):
     raise ValueError(
       f'init.{name}: {config.init[name]} found, but {config[section].name} has no reference '
       'layout; expected a checkpoint folder of a run'
