@@ -141,7 +141,8 @@ def get_config(arg=''):
     c.title = 'vargrl quickstart: digits that compress well'
     c.grpo.description = 'GRPO: minus the kilobytes of a real JPEG are the reward.'
     # The files of 8x8 images differ by a few bytes: their spread is made the unit.
-    c.grpo.objective.collect.std, c.grpo.objective.loss.kl, c.grpo.optim.peak = 'group', 0.1, 2e-4
+    c.grpo.objective.collect.std, c.grpo.optim.peak = 'group', 2e-4
+    c.grpo.objective.loss.penalty = 0.1
     c.summary = (
       ('reward', 'higher'),
       ('rewards/classifier', ''),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.metrics import average
+from vargrl.objectives import judge as judging
 from vargrl.objectives import reduce
 from vargrl.parallel import multihost
 from vargrl.types import Collect, Collection, Experience, Pass, Samples
@@ -78,16 +79,6 @@ def check(*, rollouts, old_logp, std, eps, kl_reward, reward_mix, resample, upda
     raise ValueError('objective.collect.kl_reward: there is no reference in the config')
 
 
-class Judged(NamedTuple):
-  """What the rewards say of a step's samples: r_B, each reward's by name, and metrics, on the host;
-  value_PR on the device."""
-
-  r_B: np.ndarray
-  each: dict
-  metrics: dict
-  value_PR: jax.Array
-
-
 def count(prompt_P):
   """How many prompts."""
   return len(jax.tree.leaves(prompt_P)[0])
@@ -103,54 +94,6 @@ def decode_images(policy, tokenizer):
     return tokenizer.decode(frozen, tokens_B, prompts, jax.random.split(rng, B))
 
   return jax.jit(decode)
-
-
-def texts_of(policy, rollout):
-  """{segment: token ids int32 [B, L], -1 after their end} of the texts of rows, B = P R."""
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
-  out = {}
-  for span in policy.spans:
-    if span.name in policy.texts:
-      tokens = flat(rollout.data[span.name]['tokens'])
-      mask = flat(rollout.mask)[:, span.start : span.stop]
-      out[span.name] = jnp.where(mask > 0, tokens, -1)
-  return out
-
-
-def without_images(policy, rollout, K):
-  """bool [B]: pictures that were not drawn, as their row ended before; the K of a row adjacent."""
-  starts = [span.start for span in policy.spans if span.parts]
-  if rollout.mask is None or not starts:
-    return None
-  missing = multihost.to_numpy(rollout.mask[..., np.array(starts)]) == 0
-  return missing.reshape(-1) if K == len(starts) else missing.all(-1).reshape(-1)
-
-
-def judge(policy, scorer, frozen, image_Byxc, rollout, label_P, shape):
-  """(r_B with NaN for rows without a verdict, {name: r_B}, {metric}) of a Rollout whose P R rows
-  have K pictures each, shape (P, R, K); of rows without pictures K is 1."""
-  P, R, K = shape
-  label_B = np.repeat(label_P, R * K)
-  texts = {} if K > 1 else {k: multihost.to_numpy(v) for k, v in texts_of(policy, rollout).items()}
-  samples = Samples(image_Byxc, texts, {'label': label_B})
-  r_B, each, counts = scorer.score(frozen, samples, group_size=R * K)
-  missing_B = without_images(policy, rollout, K)
-  if missing_B is None or image_Byxc is None:
-    return r_B, each, counts
-  hide = lambda x_B: np.where(missing_B, np.nan, x_B)
-  each = {name: hide(x_B) for name, x_B in each.items()}
-  return hide(r_B), each, counts | {'images': average((~missing_B).astype(np.float32))}
-
-
-def mix_rewards(r_B, each, shape, reward_mix, rewards, eps):
-  """r_PRK: the weighted sum of the rewards as they are, or of each made comparable within its
-  prompt."""
-  P, R, K = shape
-  if reward_mix == 'sum':
-    return jnp.asarray(r_B).reshape(shape)
-  groups = {name: jnp.asarray(x_B).reshape(P, R * K) for name, x_B in each.items()}
-  weights = {name: rewards[name]['weight'] for name in each}
-  return reduce.normalized_sum(groups, weights, eps=eps).reshape(shape)
 
 
 def loss_mask(policy, scorer, image_Byxc, label_B, *, shape, A, start, spatial):
@@ -185,19 +128,6 @@ def make_experience(policy, scorer, prompt_P, out, image_Byxc, label_B, *, shape
   return Experience(
     prompt=prompt_P, data=out.data, old_logp=out.logp, loss_mask=mask_PRA, kl_mask=kl_mask
   )
-
-
-def best_and_worst(image_Byxc, label_B, r_B, captions):
-  """{'best', 'worst': (images, captions)}: rows of a step, with prompt and reward."""
-  order = np.argsort(np.where(np.isfinite(r_B), r_B, -np.inf))[::-1]
-  order = order[np.isfinite(r_B[order])]
-  caption = lambda i: f'{captions(label_B[i : i + 1])[0]}\n{r_B[i]:.3g}'
-  n = min(8, len(order))
-  return {
-    name: (multihost.to_numpy(image_Byxc[rows]), [caption(i) for i in rows])
-    for name, rows in {'best': order[:n], 'worst': order[len(order) - n :]}.items()
-    if n
-  }
 
 
 def make_collect(policy, tokenizer, scorer, kinds, when, **options):
@@ -258,7 +188,7 @@ class Collector:
     image, out, judged = self.draw(stage, kind, params, frozen, prompt_P, label_P, rng)
     again = 0
     for i in range(self.resample):
-      flat_P = stage.host(lambda: np.asarray(self.advantages(judged.value_PR)[2]['flat_P']) > 0)
+      flat_P = stage.host(lambda: self.flat_groups(judged.value_PR))
       if flat_P is None or not flat_P.any():
         break
       again += flat_P.sum()
@@ -276,9 +206,13 @@ class Collector:
     facts |= {'resampled': again / len(label_P)} if self.resample else {}
     captions = self.scorer.captions
     show = image is not None and (
-      lambda: best_and_worst(image, np.asarray(label_B), judged.r_B, captions)
+      lambda: judging.best_and_worst(image, np.asarray(label_B), judged.r_B, captions)
     )
     return Collection(experience, facts, show or None)
+
+  def flat_groups(self, value_PR):
+    """numpy bool [P]: groups whose values are all equal, or fewer than two."""
+    return multihost.to_numpy(self.advantages(value_PR)[2]['flat_P']) > 0
 
   def to_experience(self, shape, start):
     """(prompt_P, Rollout, image_Byxc, label_B) -> Experience, jitted once for each kind of step."""
@@ -300,7 +234,7 @@ class Collector:
     return stage.host(lambda: np.repeat(label_P, R * K), ((P * R * K,), np.int32))
 
   def draw(self, stage, kind, params, frozen, prompt_P, label_P, rng):
-    """(image_Byxc or None, Rollout, Judged) of one draw of all groups."""
+    """(image_Byxc or None, Rollout, judging.Judged) of one draw of all groups."""
     tokens_B, out = stage.call('rollout', kind.sample, params['policy'], frozen, prompt_P, rng)
     image = None
     if tokens_B is not None:
@@ -309,15 +243,16 @@ class Collector:
     shape = self.shape(out, image)
     label_B = self.labels(stage, out, image, label_P)
     if stage.abstract and self.scorer.device:
-      texts = {} if shape[2] > 1 else stage.call('', jax.jit(partial(texts_of, self.policy)), out)
+      texts = jax.jit(partial(judging.texts_of, self.policy))
+      texts = {} if shape[2] > 1 else stage.call('', texts, out)
       stage.lower('rewards', self.scorer.device, frozen, Samples(image, texts, {'label': label_B}))
 
     def score():
-      r_B, each, facts = judge(self.policy, self.scorer, frozen, image, out, label_P, shape)
-      mixed = mix_rewards(r_B, each, shape, self.reward_mix, self.rewards_config, self.eps)
-      return Judged(r_B, each, facts, kind.value(mixed))
+      r_B, each, facts = judging.judge(self.policy, self.scorer, frozen, image, out, label_P, shape)
+      mixed = judging.mix_rewards(r_B, each, shape, self.reward_mix, self.rewards_config, self.eps)
+      return judging.Judged(r_B, each, facts, kind.value(mixed))
 
-    abstract = lambda: Judged(None, {}, {}, stage.abstract_rows(shape[:2], np.float32))
+    abstract = lambda: judging.Judged(None, {}, {}, stage.abstract_rows(shape[:2], np.float32))
     judged = abstract() if stage.abstract else score()
     stage.phase('reward')
     return image, out, judged
@@ -333,7 +268,7 @@ class Collector:
     pick = lambda a, b: np.where(flat_B, b, a)
     each = {name: pick(x, judged_2.each[name]) for name, x in judged.each.items()}
     r_B = pick(judged.r_B, judged_2.r_B)
-    return image, out, Judged(r_B, each, judged.metrics, value_PR)
+    return image, out, judging.Judged(r_B, each, judged.metrics, value_PR)
 
   def with_advantages(self, stage, kind, params, frozen, experience, out, judged):
     """(the Experience, {metric})."""

@@ -8,6 +8,7 @@ import numpy as np
 from vargrl.metrics import average
 from vargrl.objectives import collect as groups
 from vargrl.objectives import dpo
+from vargrl.objectives import judge as judging
 from vargrl.parallel import multihost
 from vargrl.types import Collect, Collection, Experience, Pass, Samples
 
@@ -78,7 +79,7 @@ def collect(policy, tokenizer, scorer, *, rollouts, rewards, pool):
     label_B = stage.host(lambda: np.repeat(label_P, R * K), ((P * R * K,), np.int32))
     if scorer.device:
       stage.lower('rewards', scorer.device, frozen, Samples(image, {}, {'label': label_B}))
-    judge = lambda: groups.judge(policy, scorer, frozen, image, out, label_P, (P, R, K))
+    judge = lambda: judging.judge(policy, scorer, frozen, image, out, label_P, (P, R, K))
     r_B, each, facts = stage.host(judge) or (None, {}, {})
     stage.phase('reward')
     mean = lambda: jnp.nanmean(jnp.asarray(r_B).reshape(P, R, K), -1)
@@ -102,7 +103,7 @@ def collect(policy, tokenizer, scorer, *, rollouts, rewards, pool):
       'pairs/gap': average(r_P2[:, 0] - r_P2[:, 1], mask_P),
     }
     metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()} | facts
-    show = lambda: groups.best_and_worst(image, label_B, r_B, scorer.captions)
+    show = lambda: judging.best_and_worst(image, label_B, r_B, scorer.captions)
     return Collection(experience, metrics, None if image is None else show)
 
   return Collect(run, {'': 0})
