@@ -2,50 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import spans
 
 from vargrl.objectives import reduce
+from vargrl.objectives.terms import Terms
 from vargrl.types import bounds
 
 VAR = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-
-# https://arxiv.org/abs/2601.02256 for VAR's ten scales, as printed: the weight of a token of each
-# scale, and the share of each scale.
-TOKEN = {
-  0: '.0015 .0015 .0015 .0015 .0015 .0015 .0015 .0015 .0015 .0015',
-  0.6: '.0224 .0098 .0060 .0043 .0033 .0026 .0019 .0014 .0010 .0008',
-  0.7: '.0337 .0128 .0072 .0048 .0035 .0027 .0018 .0013 .0009 .0007',
-  0.8: '.0495 .0163 .0085 .0054 .0038 .0028 .0018 .0012 .0008 .0006',
-  1: '.1 .025 .0111 .0063 .0040 .0028 .0016 .0010 .0006 .0004',
-}
-SHARE = {
-  0: '.001 .006 .013 .024 .037 .053 .094 .147 .249 .376',
-  0.6: '.022 .039 .054 .068 .081 .094 .118 .142 .175 .206',
-  0.7: '.034 .051 .065 .077 .088 .099 .117 .134 .157 .178',
-  0.8: '.050 .065 .077 .086 .094 .101 .114 .124 .138 .150',
-  1: '.1 .1 .1 .1 .1 .1 .1 .1 .1 .1',
-}
-
-
-@pytest.mark.parametrize('alpha', TOKEN)
-def test_token_weights_are_the_table_of_the_paper(alpha):
-  weight_L = reduce.token_weights(VAR, alpha=alpha, first=0, last=9)
-  assert weight_L.shape == (680,) and weight_L.dtype == np.float32
-  assert weight_L.sum() == pytest.approx(1, abs=1e-6)
-  parts = [weight_L[a:b] for a, b in bounds(VAR)]
-  assert all(p.min() == p.max() for p in parts)
-  found = [(p[0], p.sum()) for p in parts]
-  table = [tuple(map(float, x)) for x in zip(TOKEN[alpha].split(), SHARE[alpha].split())]
-  # Half a unit of the last printed digit, and a little for a rounding of the rounded.
-  assert np.all(abs(np.array(found) - np.array(table)) <= [0.5001e-4, 0.5001e-3])
-
-
-def test_scales_outside_first_to_last_weigh_nothing():
-  # 4 tokens of scale 2, and 9 of scale 3: at alpha 1 each scale has half of the weight.
-  weight_L = reduce.token_weights((1, 2, 3, 4), alpha=1, first=1, last=2)
-  np.testing.assert_allclose(weight_L, [0] + [1 / 8] * 4 + [1 / 18] * 9 + [0] * 16, rtol=1e-6)
-  for first, last in ((2, 1), (0, 4), (-1, 2)):
-    with pytest.raises(ValueError, match='first'):
-      reduce.token_weights((1, 2, 3, 4), alpha=0, first=first, last=last)
 
 
 # r = [[1, 2, 6], [0, 0, 3]]: means 3 and 1, centred [[-2, -1, 3], [-1, -1, 2]],
@@ -100,44 +63,73 @@ def test_a_group_without_a_difference_has_no_advantage(std, eps):
   assert np.all(np.isfinite(advantage_PR)) and np.any(advantage_PR[-1] != 0)
 
 
-SPANS = [('scale_0', 0, 1), ('scale_1', 1, 5)]
+def log_ratio(d_PRA, active, at, *levels):
+  """reduce.log_ratio of spans with these levels."""
+  one = np.zeros(at[-1].stop, np.float32)
+  return reduce.log_ratio(d_PRA, active, Terms(at, one, one, one, one, levels, ()))
+
+
+SPANS = spans(('image', (1, 2)))
 
 
 def test_levels_by_hand():
   d_PRL = jnp.array([[[0.1, 0.2, 0.3], [-0.3, 0, 0.6]]])
-  one, ones = jnp.ones((1, 1, 3)), [(f'scale_{i}', i, i + 1) for i in range(3)]
-  np.testing.assert_array_equal(reduce.log_ratio(d_PRL, one, ones, level='token'), d_PRL)
+  one, ones = jnp.ones((1, 1, 3)), spans(('image', (1, 1, 1)))
+  np.testing.assert_array_equal(log_ratio(d_PRL, one, ones, 'token'), d_PRL)
   # Means over the row: 0.2 and 0.1; over the two active tokens of the row: 0.25 and 0.3.
   for active_11L, means in ((one, [0.2, 0.1]), (jnp.array([[[0.0, 1, 1]]]), [0.25, 0.3])):
-    found = reduce.log_ratio(d_PRL, active_11L, ones, level='sequence')
+    found = log_ratio(d_PRL, active_11L, ones, 'sequence')
     np.testing.assert_allclose(found, np.repeat(means, 3).reshape(1, 2, 3), rtol=1e-6)
   # Scales of 1 and 4 tokens: (0.1 + 0.2 + 0.3 + 0.4) / 4 = 0.25.
   d_PRL = jnp.array([[[0.5, 0.1, 0.2, 0.3, 0.4]]])
-  found = reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), SPANS, level='scale')
+  found = log_ratio(d_PRL, jnp.ones((1, 1, 5)), SPANS, 'scale')
   np.testing.assert_allclose(found, [[[0.5, 0.25, 0.25, 0.25, 0.25]]], rtol=1e-6)
-  with pytest.raises(ValueError, match='level'):
-    reduce.log_ratio(d_PRL, jnp.ones((1, 1, 5)), SPANS, level='image')
+
+
+def test_each_segment_has_its_own_level():
+  at = spans(('text', 2), ('image', (1, 2)), ('text_1', 2))
+  d_PRA = jnp.array([[[0.1, 0.3, 0.5, 0.1, 0.2, 0.3, 0.4, 0.7, 0.9]]])
+  active = jnp.ones((1, 1, 9))
+  found = log_ratio(d_PRA, active, at, 'sequence', 'scale', 'token')
+  np.testing.assert_allclose(found, [[[0.2] * 2 + [0.5] + [0.25] * 4 + [0.7, 0.9]]], rtol=1e-6)
+  # A sequence ends with its segment; the one scale of a text is all of it.
+  found = log_ratio(d_PRA, active, at, 'scale', 'sequence', 'sequence')
+  np.testing.assert_allclose(found, [[[0.2] * 2 + [0.3] * 5 + [0.8] * 2]], rtol=1e-6)
+
+
+def test_scales_of_several_pictures_of_a_segment_are_apart():
+  (span,) = spans(('image', (1, 2)))
+  two = (span._replace(stop=10, part_A=np.tile(span.part_A, 2)),)
+  d_PRA = jnp.arange(10.0)[None, None]
+  found = log_ratio(d_PRA, jnp.ones((1, 1, 10)), two, 'scale')
+  np.testing.assert_allclose(found, [[[0] + [2.5] * 4 + [5] + [7.5] * 4]])
 
 
 def test_means_of_a_mask_are_over_its_tokens():
   d_PRL = jnp.array([[[0.5, 0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.2, 0.3, 0.4]]])
   active = jnp.array([[[1.0, 0, 1, 1, 0], [1, 0, 0, 0, 0]]])
-  found = reduce.log_ratio(d_PRL, active, SPANS, level='scale')
+  found = log_ratio(d_PRL, active, SPANS, 'scale')
   # Without an active token a scale keeps the mean of all of its own.
   np.testing.assert_allclose(found, [[[0.5] + [0.25] * 4, [0.5] + [0.25] * 4]], rtol=1e-6)
   active = jnp.array([[[1.0, 0, 1, 1, 0], [1, 1, 0, 0, 0]]])
-  found = reduce.log_ratio(d_PRL, active, SPANS, level='sequence')
+  found = log_ratio(d_PRL, active, SPANS, 'sequence')
   np.testing.assert_allclose(found, np.repeat([1 / 3, 0.3], 5).reshape(1, 2, 5), rtol=1e-6)
 
 
-def test_weights_of_a_mask_sum_to_one_again():
-  weight_11L = reduce.token_weights((1, 2), alpha=1, first=0, last=1)[
-    None, None
-  ]  # 1/2, four of 1/8
-  assert reduce.masked(weight_11L, None) is weight_11L
-  mask_PRL = jnp.array([[[1.0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]])
-  expected = [[[2 / 3, 1 / 6, 1 / 6, 0, 0], [0, 0, 0, 0, 1], [0] * 5]]
-  np.testing.assert_allclose(reduce.masked(weight_11L, mask_PRL), expected, rtol=1e-6)
+def test_what_metrics_tell_apart_has_names_and_places():
+  found = dict(reduce.labelled(spans(('text', 3), ('image', (1, 2)), ('image_1', (1, 1)))))
+  assert found == {
+    'text': slice(0, 3),
+    'scale_0': slice(3, 4),
+    'scale_1': slice(4, 8),
+    'image_1/scale_0': slice(8, 9),
+    'image_1/scale_1': slice(9, 10),
+  }
+  (span,) = spans(('image', (1, 2)))
+  two = span._replace(start=3, stop=13, part_A=np.tile(span.part_A, 2))
+  (_, first), (_, second) = reduce.labelled([two])
+  np.testing.assert_array_equal(first, [3, 8])
+  np.testing.assert_array_equal(second, [4, 5, 6, 7, 9, 10, 11, 12])
 
 
 def test_a_mask_of_pixels_becomes_one_of_tokens_by_hand():
@@ -145,17 +137,24 @@ def test_a_mask_of_pixels_becomes_one_of_tokens_by_hand():
   mask_Byx = np.zeros((3, 6, 6), bool)
   mask_Byx[0, 0, 5] = True  # cell (0, 2)
   mask_Byx[1, 2, 3] = True  # cell (1, 1), which all four cells of 2 x 2 meet
-  found = reduce.propagate(jnp.asarray(mask_Byx), (1, 2, 3))
+  found = reduce.pixel_mask_to_tokens(jnp.asarray(mask_Byx), (1, 2, 3))
   corner = [1] + [0, 1, 0, 0] + [0, 0, 1, 0, 0, 0, 0, 0, 0]
   middle = [1] + [1] * 4 + [0, 0, 0, 0, 1, 0, 0, 0, 0]
   assert found.dtype == jnp.float32
   np.testing.assert_array_equal(found, [corner, middle, [1] * 14])  # nothing in it: everything
 
 
+def test_a_mask_of_pixels_reaches_the_tokens_of_scales_that_are_no_squares():
+  mask_Byx = np.zeros((1, 6, 4), bool)
+  mask_Byx[0, 4, 3] = True
+  found = reduce.pixel_mask_to_tokens(jnp.asarray(mask_Byx), (1, (2, 2), (3, 2)))
+  np.testing.assert_array_equal(found, [[1] + [0, 0, 0, 1] + [0, 0, 0, 0, 0, 1]])
+
+
 def test_a_token_is_in_the_mask_where_its_area_meets_a_finer_token_in_it():
   pixels = np.random.default_rng(0).uniform(size=(4, 32, 32)) < 0.003
   assert pixels.any((1, 2)).all()
-  found = reduce.propagate(jnp.asarray(pixels), VAR)
+  found = reduce.pixel_mask_to_tokens(jnp.asarray(pixels), VAR)
   fine = pixels.reshape(4, 16, 2, 16, 2).any((2, 4))
   for s, (a, b) in zip(VAR, bounds(VAR)):
     # Cell i of s and j of 16 share some of the line, without division: i / s < (j + 1) / 16, ...
@@ -197,23 +196,50 @@ def test_rewards_of_any_unit_count_by_their_weight_once_normalised():
   np.testing.assert_allclose(found, [[-(0.5**0.5), np.nan, 0.5**0.5]], rtol=1e-5)
 
 
-# low 0.2, high 0.3. With A = 1 the gain is min(ratio, 1.3); with A = -1 it is -max(ratio, 0.8).
+# low 0.2, high 0.3. With A = 1 the gain is min(ratio, 1.3) - 1; with A = -1, 1 - max(ratio, 0.8).
 RATIO = jnp.array([[0.5, 1, 1.5], [0.5, 1, 1.5]])
 A = jnp.array([[1.0], [-1]])
 
 
 def test_the_clipped_gain_by_hand():
-  gain, low, high = reduce.clipped(RATIO, A, low=0.2, high=0.3)
-  np.testing.assert_allclose(gain, [[0.5, 1, 1.3], [-0.8, -1, -1.5]], rtol=1e-6)
+  gain, low, high = reduce.clipped(jnp.log(RATIO), A, low=0.2, high=0.3)
+  np.testing.assert_allclose(gain, [[-0.5, 0, 0.3], [0.2, 0, -0.5]], rtol=1e-6)
   np.testing.assert_array_equal(low, [[0, 0, 0], [1, 0, 0]])
   np.testing.assert_array_equal(high, [[0, 0, 1], [0, 0, 0]])
-  for low, high in ((-0.1, 0.2), (0.3, 0.2)):
+  for low, high in ((-0.1, 0.2), (0.3, 0.2), (np.array([0.1, 0.3]), np.array([0.2, 0.2]))):
     with pytest.raises(ValueError, match='clip'):
-      reduce.clipped(RATIO, A, low=low, high=high)
+      reduce.clipped(jnp.log(RATIO), A, low=low, high=high)
+
+
+def test_bounds_may_be_of_each_action():
+  low, high = np.array([[0.6, 0.2, 0.2]]), np.array([[0.6, 0.3, 0.9]])
+  gain, below, above = reduce.clipped(jnp.log(RATIO), A, low=low, high=high)
+  np.testing.assert_allclose(gain, [[-0.5, 0, 0.5], [0.5, 0, -0.5]], rtol=1e-6)
+  assert not below.any() and not above.any()
 
 
 def test_what_is_clipped_has_no_gradient_and_the_rest_has_its_advantage():
-  gain = lambda ratio: reduce.clipped(ratio, A, low=0.2, high=0.3)[0].sum()
+  gain = lambda ratio: reduce.clipped(jnp.log(ratio), A, low=0.2, high=0.3)[0].sum()
   away = RATIO.at[:, 1].set(1.1)  # at 1 both branches of the minimum are equal
   np.testing.assert_allclose(jax.grad(gain)(away), [[1, 1, 0], [0, -1, -1]], atol=1e-6)
   np.testing.assert_allclose(jax.grad(gain)(RATIO)[:, 1], [1, -1])  # and so is their gradient
+
+
+def test_bounds_of_a_few_millionths_clip_where_they_say():
+  """Beside 1, 1e-6 is eight steps of float32, which half of these ratios would be rounded over."""
+  change = np.array([0.9, 0.99, 1.01, 1.1, -0.9, -0.99, -1.01, -1.1]) * 1e-6
+  log_ratio = jnp.asarray(np.log1p(change), jnp.float32)
+  for advantage in (1.0, -1.0):
+    clipped = lambda x: reduce.clipped(x, jnp.float32(advantage), low=1e-6, high=1e-6)
+    gain, low, high = clipped(log_ratio)
+    outside = advantage * change > 1e-6
+    np.testing.assert_array_equal(low | high, outside)
+    expected = np.where(outside, 1e-6, advantage * change)
+    np.testing.assert_allclose(gain, expected, rtol=1e-5, atol=0)
+    slope = jax.grad(lambda x: clipped(x)[0].sum())(log_ratio)
+    np.testing.assert_allclose(slope, np.where(outside, 0, advantage), rtol=1e-5)
+
+
+def test_a_ratio_of_1_gains_nothing_to_the_bit():
+  gain, _, _ = reduce.clipped(jnp.zeros((2, 3)), A * 7.3, low=0.2, high=0.3)
+  np.testing.assert_array_equal(gain, 0)

@@ -61,12 +61,13 @@ def loss(
   old_logp = jax.lax.stop_gradient(scores.logp) if batch.old_logp is None else batch.old_logp
   d_PRA = jnp.clip(scores.logp - old_logp, -20, 20)
   log_ratio = reduce.log_ratio(d_PRA, policy_mask, t)
-  gain, low, high = reduce.clipped(log_ratio, advantage_PR1, low=t.low_A, high=t.high_A)
+  low_11A, high_11A, penalty_11A = (x[None, None] for x in (t.low_A, t.high_A, t.penalty_A))
+  gain, low, high = reduce.clipped(log_ratio, advantage_PR1, low=low_11A, high=high_11A)
   term = -gain * policy_weight
   if t.penalty_A.any():
     # k3_is weighs each action by its own ratio, whatever the level of the surrogate's.
     penalties = reduce.penalty(scores, d_PRA, t)
-    term += jnp.asarray(t.penalty_A) * penalties * settings.masked(t, batch.kl_mask)
+    term += jnp.asarray(penalty_11A) * penalties * settings.masked(t, batch.kl_mask)
   value = average(term.sum(-1), row_mask)
   change = jnp.expm1(log_ratio)
   return value, {'loss': value} | metrics(scores, batch, t, d_PRA, change, low, high, policy_mask)

@@ -113,23 +113,16 @@ def terms(spans, length, *, segments, **scalars):
   clip_high, penalty, estimator, level, scale_weight_power, first_scale, last_scale. The weights of
   a segment sum to its `weight`."""
   out, whole = [], by_segment(spans, segments, scalars)
-  spans = leading_spans(spans, length)
-  for span, s in zip(spans, whole):
-    last = s['last_scale']
-    if span.parts and last != -1:
-      last = min(last, len(span.parts) - 1)  # the first few scales alone
-    w = part_weights(
-      span,
-      scale_weight_power=s['scale_weight_power'],
-      first_scale=s['first_scale'],
-      last_scale=last,
-    )
+  weights = ('scale_weight_power', 'first_scale', 'last_scale')
+  leading = leading_spans(spans, length)
+  for span, cut, s in zip(spans, leading, whole):
+    w = part_weights(span, **{name: s[name] for name in weights})[: len(cut.part_A)]
     fill = lambda x, like=w: np.full(like.shape, x, np.float32)
     weight = (w / w.sum()).astype(np.float32) * np.float32(s['weight'])
     out.append((weight, fill(s['clip']), fill(s['clip_high']), fill(s['penalty'])))
-  whole = whole[: len(spans)]
+  whole = whole[: len(leading)]
   arrays = (np.concatenate(x) for x in zip(*out))
-  return Terms(spans, *arrays, *(tuple(s[k] for s in whole) for k in ('level', 'estimator')))
+  return Terms(leading, *arrays, *(tuple(s[k] for s in whole) for k in ('level', 'estimator')))
 
 
 def check(spans, *, segments, reference, **scalars):
