@@ -1,11 +1,73 @@
-"""Config keys of earlier versions are refused, and the sentence has their present names."""
+"""Names in a config are modules of vargrl or of the user, under the same contracts; config keys of
+earlier versions are refused, and the sentence has their present names.
+"""
 
 import inspect
+import sys
 
 import pytest
 
 from vargrl import contracts
 from vargrl.data.dialogue import encode, pairs, prompts, train
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+  """A folder on sys.path with the package mine_of_test, whose files a test writes."""
+  monkeypatch.syspath_prepend(tmp_path)
+  folder = tmp_path / 'mine_of_test'
+  folder.mkdir()
+  (folder / '__init__.py').touch()
+  yield folder
+  for name in [name for name in sys.modules if name.split('.')[0] == 'mine_of_test']:
+    del sys.modules[name]
+
+
+def test_a_module_of_the_user_is_taken_under_the_same_contract(mine):
+  (mine / 'words.py').write_text('PACKED = False\ndef make(*, seed, rows): ...\n')
+  found = contracts.module('mine_of_test.words', 'data')
+  assert found.__name__ == 'mine_of_test.words' and not found.PACKED
+  sentence = "name: 'mine_of_test.words' found, which has no collect"
+  with pytest.raises(ValueError, match=sentence):
+    contracts.module('mine_of_test.words', 'objective')
+
+
+def test_a_module_of_vargrl_comes_before_one_of_the_user(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / 'objectives').mkdir()
+  (tmp_path / 'objectives' / 'grpo.py').touch()
+  assert contracts.module('objectives.grpo', 'objective').__name__ == 'vargrl.objectives.grpo'
+
+
+@pytest.mark.parametrize(
+  'name, meant',
+  [
+    ('objectives.gpro', 'objectives.grpo'),
+    ('mine_of_test.nothing', ''),
+    ('nobody.has.this', ''),
+    ('vargrl.objectives.grpo', 'objectives.grpo'),
+    ('mine_of_test', ''),
+    ('', ''),
+    ('../escape', ''),
+  ],
+)
+def test_a_name_of_no_module_is_refused(tmp_path, monkeypatch, name, meant):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / 'mine_of_test').mkdir()  # a folder alone is no module
+  with pytest.raises(ValueError) as e:
+    contracts.module(name)
+  assert f'name: there is no {name!r}' in str(e.value) and meant in str(e.value)
+
+
+def test_a_module_of_the_user_that_fails_says_why(mine):
+  (mine / 'bad.py').write_text('import nobody_has_this\n')
+  sentence = "name: importing 'mine_of_test.bad' failed: ModuleNotFoundError: No module named 'nob"
+  with pytest.raises(ValueError, match=sentence):
+    contracts.module('mine_of_test.bad', 'data')
+  (mine / '__init__.py').write_text('1 / 0\n')
+  sys.modules.pop('mine_of_test')
+  with pytest.raises(ValueError, match="importing 'mine_of_test.bad' failed: ZeroDivisionError"):
+    contracts.module('mine_of_test.bad', 'data')
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """What a name in a config must name: the contract of each kind of module, written down once; and
 config keys of earlier versions.
 
-A name in a config is a path: 'objectives.grpo' is vargrl/objectives/grpo.py.
+A name in a config is a path: 'objectives.grpo' is vargrl/objectives/grpo.py. Any other dotted name
+is a module of the user's, on sys.path, under the same contracts.
 """
 
 import difflib
 import fnmatch
 import importlib
+import importlib.util
 import pathlib
 
 # {kind of module: {name that it must have: what that is}}. What a module may have besides is said
@@ -26,7 +28,8 @@ CONTRACTS = {
     'NET': 'name of the module of its net',
     'flops': '(c, types.RowShape) -> {part: FLOPs of a forward pass over one row}',
   },
-  # May have Settings, a dataclass of keys of the rollout section; PROMPT; PACKED_KINDS.
+  # May have Settings, a dataclass of keys of the rollout section; PROMPT, PACKED,
+  # features of a batch that a prompt and a packed row are made of; PACKED_KINDS, its segments.
   'net': {'Net': '(model, tokenizer, params, vq_params, settings), see models/nets/block.py'},
   # A segment of a row; written for one row of one prompt. May have soft(c, outputs, data),
   # straight-through codes; commit(net, c, context, data), for segments that are given; branches, to
@@ -82,26 +85,42 @@ def names():
 
 
 def module(name: str, *contracts: str):
-  """'objectives.grpo' -> the module vargrl/objectives/grpo.py. Raises ValueError, which says what
-  is missing or what was meant, unless it is there and offers what the contracts, keys of CONTRACTS,
-  say."""
+  """'objectives.grpo' -> the module vargrl/objectives/grpo.py; another name -> the user's module of
+  that name. Raises ValueError, which says what is missing or what was meant, unless it is there and
+  offers what the contracts, keys of CONTRACTS, say."""
   known = names()
-  if name not in known:
+  if name in known:
+    found = importlib.import_module(f'vargrl.{name}')
+  elif not (found := outside(name)):
     near = [k for k in known if k.split('.')[0] == name.split('.')[0]] or known
     close = difflib.get_close_matches(name, known, 1, 0.4) or near[:1]
     raise ValueError(
-      f'name: there is no {name!r} (vargrl/{name.replace(".", "/")}.py); did you mean {close[0]!r}?'
+      f'name: there is no {name!r} (vargrl/{name.replace(".", "/")}.py, or a module of that name '
+      f'on sys.path); did you mean {close[0]!r}?'
     )
-  found = importlib.import_module(f'vargrl.{name}')
   for contract in contracts:
     for need, what in CONTRACTS[contract].items():
       if not hasattr(found, need):
         raise ValueError(
           f'name: {name!r} found, which has no {need} ({what}), as expected of a module of the '
-          'kind '
-          f'{contract!r}'
+          f'kind {contract!r}'
         )
   return found
+
+
+def outside(name: str):
+  """The user's module of a dotted name, None if there is none; ValueError where its import
+  fails."""
+  parts = name.split('.')
+  if parts[0] == 'vargrl' or not all(map(str.isidentifier, parts)):
+    return None
+  try:
+    spec = importlib.util.find_spec(name)
+    return importlib.import_module(name) if spec and spec.has_location else None
+  except Exception as e:
+    if isinstance(e, ModuleNotFoundError) and e.name and f'{name}.'.startswith(f'{e.name}.'):
+      return None  # a package on the way that is not there
+    raise ValueError(f'name: importing {name!r} failed: {type(e).__name__}: {e}') from e
 
 
 def offers(thing, name: str):

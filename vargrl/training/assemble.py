@@ -96,7 +96,7 @@ def build(config):
     policy = without_rollout(model.c, init, reference)
   tokenizer = None
   for name in ('tokenizer', 'policy'):
-    if name in parts and config[name].name.startswith('tokenizers.'):
+    if name in parts and (name == 'tokenizer' or hasattr(modules[name], 'CONDITIONAL')):
       found = contracts.module(config[name].name, 'tokenizer')
       tokenizer = policies.tokenizer_functions(found, parts[name])
       break
