@@ -2,6 +2,7 @@
 earlier versions are refused, and the sentence has their present names.
 """
 
+import importlib
 import inspect
 import sys
 
@@ -13,18 +14,23 @@ from vargrl.data.dialogue import encode, pairs, prompts, train
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-  """A folder on sys.path with the package mine_of_test, whose files a test writes."""
+  """(name of a file, its text) -> writes it into the package mine_of_test, which is on sys.path."""
   monkeypatch.syspath_prepend(tmp_path)
   folder = tmp_path / 'mine_of_test'
   folder.mkdir()
-  (folder / '__init__.py').touch()
-  yield folder
+
+  def write(name, text):
+    (folder / name).write_text(text)
+    importlib.invalidate_caches()  # a folder is listed anew once in a tick of its clock
+
+  write('__init__.py', '')
+  yield write
   for name in [name for name in sys.modules if name.split('.')[0] == 'mine_of_test']:
     del sys.modules[name]
 
 
 def test_a_module_of_the_user_is_taken_under_the_same_contract(mine):
-  (mine / 'words.py').write_text('PACKED = False\ndef make(*, seed, rows): ...\n')
+  mine('words.py', 'PACKED = False\ndef make(*, seed, rows): ...\n')
   found = contracts.module('mine_of_test.words', 'data')
   assert found.__name__ == 'mine_of_test.words' and not found.PACKED
   sentence = "name: 'mine_of_test.words' found, which has no collect"
@@ -60,11 +66,11 @@ def test_a_name_of_no_module_is_refused(tmp_path, monkeypatch, name, meant):
 
 
 def test_a_module_of_the_user_that_fails_says_why(mine):
-  (mine / 'bad.py').write_text('import nobody_has_this\n')
+  mine('bad.py', 'import nobody_has_this\n')
   sentence = "name: importing 'mine_of_test.bad' failed: ModuleNotFoundError: No module named 'nob"
   with pytest.raises(ValueError, match=sentence):
     contracts.module('mine_of_test.bad', 'data')
-  (mine / '__init__.py').write_text('1 / 0\n')
+  mine('__init__.py', '1 / 0\n')
   sys.modules.pop('mine_of_test')
   with pytest.raises(ValueError, match="importing 'mine_of_test.bad' failed: ZeroDivisionError"):
     contracts.module('mine_of_test.bad', 'data')
