@@ -92,7 +92,7 @@ def test_full_size_fits_together(path, tmp_path):
       'logprobs',
       'update',
     ):  # as `compile` asks of every program of every run
-      assert flops.flops(run, program) >= 0 and flops.traffic(run, program) >= 0
+      assert flops.program_flops(run, program) >= 0 and flops.traffic(run, program) >= 0
 
 
 @pytest.mark.slow

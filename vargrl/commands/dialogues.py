@@ -36,7 +36,7 @@ def parse(dialogue, where: str) -> Dialogue:
   images += rest
   parts, images = files.check_record({'messages': messages, 'images': images}, where, 'prompt')
   sources = [image_source(image, where) for image in images]
-  return check_prompt(files.to_dialogue(parts, sources), where)
+  return check_prompt(files.to_dialogue(parts, sources, files.metadata(record)), where)
 
 
 def image_source(image, where: str):

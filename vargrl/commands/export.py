@@ -11,7 +11,7 @@ from vargrl.checkpoint import files, peft, torch_format
 from vargrl.commands import inference
 from vargrl.contracts import offers
 from vargrl.data import text
-from vargrl.data.dialogue import encode
+from vargrl.data.dialogue import tokenizer as tokenizers
 from vargrl.models.layers import lora
 from vargrl.training import assemble, chain, loop, weights
 
@@ -40,7 +40,7 @@ def main(flags):
       f'--run: {name or root.name} trains {config.policy.name}, which has no reference layout'
     )
   tokenizer = (
-    encode.load_tokenizer(config.data.tokenizer)
+    tokenizers.load(config.data.tokenizer, images=tokenizers.has_images(config.data))
     if folder and bundled and 'tokenizer' in config.data
     else None
   )

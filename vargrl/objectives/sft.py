@@ -13,19 +13,6 @@ from vargrl.objectives import prepare, reduce
 from vargrl.objectives import terms as settings
 from vargrl.types import Experience, Pass
 
-PACKED = (
-  'tokens',
-  'position',
-  'segment',
-  'loss_mask',
-  'image_index',
-  'patches',
-  'patch_position',
-  'patch_segment',
-  'image_start',
-  'context',
-)
-
 
 def passes(policy, collect):
   """Forward passes of a step, see types.Pass."""
@@ -41,7 +28,7 @@ def features(policy):
   """What a batch of data must have, besides what prompts are made of."""
   if not is_packed(policy):
     return ('image', *(() if policy.features else ('label',)))
-  return PACKED + (('image',) if prepare.has_images(policy) else ())
+  return ('loss_mask', *(('image',) if prepare.has_images(policy) else ()))
 
 
 def check(
@@ -122,7 +109,7 @@ def collect(policy, tokenizer, *, prompt_drop, condition_drop, drop_path, flip, 
       data['image']['drop_condition'] = dropped_BI[:, None]
       drawn_BI = share((batch['image_start'] >= 0).astype(jnp.float32))
       weights.append(jnp.repeat(drawn_BI, data['image']['tokens'].shape[2] // I, 1))
-    prompt_P = {name: batch[name] for name in PACKED if name != 'loss_mask'}
+    prompt_P = policy.prompt(batch)
     return Experience(prompt=prompt_P, data=data, loss_mask=jnp.concatenate(weights, 1)[:, None])
 
   return prepare.prepared(jax.jit(packed if is_packed(policy) else one_picture))

@@ -172,14 +172,14 @@ class Maker:
     """The Policy that follows a plan. packed: of rows that hold several dialogues, which are not
     sampled."""
     weights, c = self.rollout.weights, self.model.c
-    features = self.features()
+    features = dict.fromkeys(self.net.PACKED) if packed else self.features()
     prompt = lambda batch: {name: batch[name] for name in features} if features else batch['label']
     return Policy(
       config=c,
       init=self.init,
       spans=plans.spans(plan),
       mask=partial(masks, plan) if plans.rows_end(plan) else None,
-      features={} if packed else features,
+      features=features,
       prompt=prompt,
       unconditional=contracts.offers(self.model, 'unconditional'),
       keys=lambda rng, P, R: (vmaps.group_keys(rng, P), vmaps.row_keys(rng, P, R)),

@@ -10,7 +10,7 @@ import jax
 
 from vargrl import contracts
 from vargrl.checkpoint import digest
-from vargrl.data.dialogue import encode
+from vargrl.data.dialogue import tokenizer as tokenizers
 from vargrl.eval import run as evaluators
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, place, rows, rules
@@ -165,7 +165,7 @@ class Run:
     if self.policy.generate and 'rollouts' in self.config.objective.collect:
       self.policy.check_prompt(data.length)
     vision = contracts.offers(c, 'image')
-    for name in ('patch', 'merge', 'frames') if vision else ():
+    for name in ('patch', 'merge', 'frames') if vision and data.vision else ():
       if data.vision[name] != getattr(vision, name):
         raise ValueError(
           f'data.vision.{name}: {data.vision[name]} found, {getattr(vision, name)} expected by the '
@@ -265,9 +265,9 @@ def bind_records(function, records, name):
 def check_token_ids(data, c):
   """ValueError where the tokenizer of a config's data section is of another model than that of
   Config `c`."""
-  special, vocab = encode.image_token_ids(data)
+  special, vocab = tokenizers.image_token_ids(data)
   ours = contracts.offers(c, 'image_tokens')
-  if ours is not None and special != tuple(ours):
+  if ours is not None and special and special != tuple(ours):
     raise ValueError(
       f'policy.image_tokens: {tuple(ours)} found, {special} expected, the tokens of '
       f'{data.tokenizer} '

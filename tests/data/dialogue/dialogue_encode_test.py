@@ -8,6 +8,7 @@ import pytest
 
 from vargrl.data import image, patches, text
 from vargrl.data.dialogue import encode
+from vargrl.data.dialogue import tokenizer as tokenizers
 
 DRAW = [('user', 'hello'), ('assistant', 'the dog.<image_gen>')]
 EDIT = [('user', 'make <image> a cat'), ('assistant', 'it is: <image_gen>')]
@@ -226,7 +227,10 @@ def test_the_released_crop_leaves_pixels_out_resizes_and_crops_at_random(talks):
       dict(vision=dict(patch=2)),
       r"data.vision: keys \['patch'\] found, \['frames', 'max_pixels', 'merge', 'min_pixels',",
     ),
-    (dict(crop='middle'), r"data.crop: 'middle' found, one of \('cover', 'vargpt'\) expected"),
+    (
+      dict(crop='middle'),
+      r"data.crop: 'middle' found, one of \('cover', 'vargpt', 'none'\) expected",
+    ),
     (
       dict(size=(8, 4), crop='vargpt'),
       "data.size: 8 x 4 found with crop 'vargpt', a square expected",
@@ -242,7 +246,8 @@ def test_a_tokenizer_without_tokens_for_drawing_gets_them_after_its_last(talks, 
   import small_qwen
 
   small_qwen.write(tmp_path)
-  found, count = encode.image_token_ids(types.SimpleNamespace(tokenizer=str(tmp_path)))
+  data = types.SimpleNamespace(tokenizer=str(tmp_path), vision=talks.vision, size=(8, 8))
+  found, count = tokenizers.image_token_ids(data)
   before = text.load(tmp_path).backend.get_vocab_size()
   assert found == (before, before + 1, before + 2) and count == before + 3
   assert (

@@ -175,7 +175,7 @@ def test_a_wrong_record_is_told_by_its_number_before_anything_starts(
     ({'images': ['0.png']}, '3 places of pictures (<image>, <image_gen>) and 1 images found'),
     (
       {'chosen': {'role': 'assistant', 'content': 'Here.'}},
-      "answer 'Here.' found, one <image_gen> expected in it",
+      "answers ['Here.', 'There.<image_gen>'] found, one <image_gen> expected in both, or none",
     ),
     ({'rejected': 'x'}, "message 'x' found, texts 'role' and 'content' expected"),
     ({'messages': [ASK, ANSWER]}, "roles ['user', 'assistant', 'assistant'] found"),

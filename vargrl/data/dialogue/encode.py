@@ -16,12 +16,17 @@ import numpy as np
 from vargrl import contracts
 from vargrl.data import image as imaging
 from vargrl.data import patches as patching
-from vargrl.data import scenes_tokenizer, text
+from vargrl.data import text
+from vargrl.data.dialogue import tokenizer as tokenizers
 
 IMAGE, IMAGE_GEN = '<image>', '<image_gen>'  # as in the data files of VARGPT-v1.1
 IMAGE_PATTERN = re.compile(f'({IMAGE}|{IMAGE_GEN})')
 EMPTY_DIALOGUE = (('user', ''), ('assistant', IMAGE_GEN))
-CROPS, LOSS_ON, POSITIONS = ('cover', 'vargpt'), ('assistant', 'all'), ('mrope', 'sequential')
+CROPS, LOSS_ON, POSITIONS = (
+  ('cover', 'vargpt', 'none'),
+  ('assistant', 'all'),
+  ('mrope', 'sequential'),
+)
 MAX_SOURCE_PIXELS = 512 * 512  # what crop 'vargpt' first reduces every image to
 VISION_KEYS = ('patch', 'merge', 'frames', 'min_pixels', 'max_pixels')
 
@@ -57,11 +62,12 @@ class DialogueFormat:
   Attributes:
     tokenizer: of their text.
     patch, merge, frames, min_pixels, max_pixels: of images that are shown, see
-      patches.to_patches.
-    size: (y, x) of generated images.
+      patches.to_patches; patch is 0 where none are.
+    size: (y, x) of generated images, () where there are none.
     crop: 'cover' resizes generated images to cover `size` and crops them at the center, as it does
       with shown images of dialogues that generate one. 'vargpt' does as VARGPT-v1.1 did: all images
-      lose pixels down to MAX_SOURCE_PIXELS, generated ones are cropped at random.
+      lose pixels down to MAX_SOURCE_PIXELS, generated ones are cropped at random. 'none' where no
+      image is generated.
   """
 
   tokenizer: text.TextTokenizer
@@ -70,8 +76,13 @@ class DialogueFormat:
   frames: int
   min_pixels: int
   max_pixels: int
-  size: tuple[int, int]
+  size: tuple[int, ...]
   crop: str
+
+  @property
+  def text_alone(self):
+    """Whether no image is shown or generated."""
+    return not self.patch and not self.size
 
   @property
   def patch_width(self):
@@ -123,37 +134,34 @@ class EncodedDialogue(NamedTuple):
 def make_format(*, tokenizer: str, vision, size: Sequence[int], crop: str) -> DialogueFormat:
   """The DialogueFormat of a config's section `data`.
 
-  tokenizer: a checkpoint's folder, or 'scenes'. vision: {one of VISION_KEYS: int}. Raises
-  ValueError for unknown keys, for a crop that is none of CROPS and for a size that does not fit
-  it."""
-  contracts.check_keys('data.vision', vision, VISION_KEYS)
+  tokenizer: see tokenizer.load. vision: {one of VISION_KEYS: int}, {} where no image is shown.
+  size: () where none is generated. Raises ValueError for unknown keys, for a crop that is none of
+  CROPS and for a size that does not fit it."""
+  contracts.check_keys('data.vision', vision, VISION_KEYS if vision else ())
   if crop not in CROPS:
     raise ValueError(f'data.crop: {crop!r} found, one of {CROPS} expected')
-  y, x = size
-  if crop == 'vargpt' and y != x:
+  size = tuple(size)
+  if len(size) not in (0, 2) or (size and crop == 'none'):
+    raise ValueError(f"data.size: {size} found with crop {crop!r}, (y, x), or () with 'none'")
+  if crop == 'vargpt' and len(set(size)) > 1:
+    y, x = size
     raise ValueError(f"data.size: {y} x {x} found with crop 'vargpt', a square expected")
-  return DialogueFormat(tokenizer=load_tokenizer(tokenizer), size=(y, x), crop=crop, **vision)
+  loaded = tokenizers.load(tokenizer, images=bool(vision) or bool(size))
+  options = dict(vision) or dict(patch=0, merge=1, frames=0, min_pixels=0, max_pixels=0)
+  return DialogueFormat(tokenizer=loaded, size=size, crop=crop, **options)
 
 
-def load_tokenizer(tokenizer: str) -> text.TextTokenizer:
-  """The tokenizer of a checkpoint's folder, or that of 'scenes'.
-
-  One without tokens for generated images gets them after its last token; ValueError where it has
-  none for shown images."""
-  if tokenizer == 'scenes':
-    loaded = scenes_tokenizer.build()
-  else:
-    loaded = text.add_image_tokens(text.load(tokenizer))
-  for token in scenes_tokenizer.SPECIAL:
-    text.token_id(loaded, token)
-  return loaded
+def check_images(format: DialogueFormat, places):
+  """Raises DoesNotFit for images, [IMAGE or IMAGE_GEN], where there are none of their kind."""
+  if IMAGE in places and not format.patch:
+    raise DoesNotFit(f'{IMAGE} found, text alone expected with data.vision {{}}')
+  if IMAGE_GEN in places and not format.size:
+    raise DoesNotFit(f'{IMAGE_GEN} found, text alone expected with data.size ()')
 
 
-def image_token_ids(data) -> tuple[tuple[int, ...], int]:
-  """((ids of GEN_START, GEN_END and GEN_PAD), size of the vocabulary) of a config's section."""
-  tokenizer = load_tokenizer(data.tokenizer)
-  ids = [text.token_id(tokenizer, x) for x in (text.GEN_START, text.GEN_END, text.GEN_PAD)]
-  return tuple(ids), tokenizer.backend.get_vocab_size()
+def image_token(format: DialogueFormat, token: str) -> int:
+  """The id of a token of images; -1, which no token is, in text alone."""
+  return -1 if format.text_alone else text.token_id(format.tokenizer, token)
 
 
 def load_image(source) -> np.ndarray:
@@ -186,10 +194,11 @@ def encode_images(format: DialogueFormat, sources, *, framed: bool) -> VisionPat
   are. Raises image.Unreadable, and DoesNotFit for an image that is too long."""
   cuts = []
   for source in sources:
-    image, (y, x) = load_image(source), format.size
+    image = load_image(source)
     if format.crop == 'vargpt':
       image = imaging.limit_pixels(image, max_pixels=MAX_SOURCE_PIXELS)
     elif framed:
+      y, x = format.size
       image = imaging.crop_to_aspect(image, height=y, width=x)
     try:
       options = {key: getattr(format, key) for key in VISION_KEYS}
@@ -243,6 +252,7 @@ def encode(
   ValueError for a text that has tokens of images in it, image.Unreadable and DoesNotFit."""
   messages, images = dialogue.messages, dialogue.images
   kinds = image_placeholders(messages)
+  check_images(format, kinds)
   targets = [image for image, kind in zip(images, kinds, strict=True) if kind == IMAGE_GEN]
   if targets and rng.random() < prompt_drop:
     targets = [targets[rng.integers(len(targets))]]
@@ -254,7 +264,7 @@ def encode(
     format.tokenizer, to_chat_messages(messages), counts=[1] * len(vision.sizes)
   )
   tokens, mask = (x[: np.flatnonzero(mask)[-1] + 1] for x in (tokens, mask))
-  pad = text.token_id(format.tokenizer, text.GEN_PAD)
+  pad = image_token(format, text.GEN_PAD)
   if (found := int((tokens == pad).sum())) != len(targets):
     raise ValueError(
       f'dialogue: {found} tokens {text.GEN_PAD} found, one for each of {len(targets)} {IMAGE_GEN} '
@@ -288,8 +298,8 @@ def loss_mask(format, tokens, answer_mask, *, everything):
   if everything:
     mask = np.ones(len(tokens), bool)
   else:
-    mask = answer_mask & (tokens != text.token_id(format.tokenizer, text.GEN_END))
-  mask &= tokens != text.token_id(format.tokenizer, text.GEN_PAD)
+    mask = answer_mask & (tokens != image_token(format, text.GEN_END))
+  mask &= tokens != image_token(format, text.GEN_PAD)
   mask[0] = False
   return mask.astype(np.float32)
 
@@ -297,14 +307,14 @@ def loss_mask(format, tokens, answer_mask, *, everything):
 def token_repeats(format, tokens, vision):
   """int64 [S]: how often each token is repeated, a VISION_PAD once for each embedding."""
   repeats = np.ones(len(tokens), np.int64)
-  at = tokens == text.token_id(format.tokenizer, text.VISION_PAD)
+  at = tokens == image_token(format, text.VISION_PAD)
   repeats[at] = [h * w // format.merge**2 for h, w in vision.sizes]
   return repeats
 
 
 def mrope_positions(format, tokens, vision):
   """(position int32 [3, S], image_index int32 [S]) of tokens with repeated VISION_PAD."""
-  pad = text.token_id(format.tokenizer, text.VISION_PAD)
+  pad = image_token(format, text.VISION_PAD)
   image_index = np.full(len(tokens), -1, np.int32)
   image_index[tokens == pad] = np.arange((tokens == pad).sum())
   position = patching.mrope_positions(tokens, vision.sizes, pad=pad, merge=format.merge)
@@ -320,6 +330,7 @@ def encode_prompt(
   IMAGE_GEN before the last answer, and where there is none in it that could be prefilled."""
   *before, (_, answer) = dialogue.messages
   kinds = image_placeholders(before)
+  check_images(format, image_placeholders(dialogue.messages))
   if IMAGE_GEN in kinds:
     raise DoesNotFit(f'prompt: {IMAGE_GEN} before the last answer found, which no prompt can hold')
   if prefill_image and IMAGE_GEN not in answer:

@@ -4,7 +4,7 @@ Files are .json, .jsonl, TFDS data sets of the same fields, or .txt with a promp
 record has `messages` [{'role': 'user', 'content': '<image>What is this?'}, {'role': 'assistant',
 ...}] and `images`, one for each <image> and <image_gen> in their order: paths, or in TFDS encoded
 images. A preference ends with the user's message, and has `chosen` and `rejected`, an assistant's
-message each."""
+message each. Whatever else a record has, such as an `answer`, is the metadata of its Dialogue."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from vargrl.data.dialogue.encode import (
 
 CHECKED_IMAGES = 1000  # records whose images must be there when a file is opened
 FILES = ('.json', '.jsonl', '.txt')
+RESERVED = ('messages', 'images', 'chosen', 'rejected')  # keys that are no metadata
 ROLES = ('train', 'prompt', 'pair')  # what a record is for: an answer, a prompt, a preference
 
 
@@ -49,16 +50,16 @@ def open_source(dataset: str, split: str, dir: str, *, role: str):
     if i < CHECKED_IMAGES:
       for path in images:
         find_image(path, folder, where)
-    lines.append(json.dumps([parts, images]).encode())
+    lines.append(json.dumps([parts, images, metadata(record)]).encode())
   if not lines:
     raise ValueError(f'{dataset}: 0 records found, at least 1 expected')
   # As bytes, which a worker process gets at once and which millions of records fit into.
   starts, table = np.cumsum([0, *map(len, lines)]), b''.join(lines)
 
   def read(i):
-    parts, images = json.loads(table[starts[i] : starts[i + 1]])
+    parts, images, more = json.loads(table[starts[i] : starts[i + 1]])
     where = f'{dataset}: record {i}'
-    return to_dialogue(parts, [find_image(path, folder, where) for path in images])
+    return to_dialogue(parts, [find_image(path, folder, where) for path in images], more)
 
   return read, len(lines)
 
@@ -127,9 +128,10 @@ def check_record(record, where: str, role: str):
   messages, images = [role_content(m, where) for m in messages], list(images)
   if role == 'pair':
     answers = [role_content(record[key], where) for key in ('chosen', 'rejected')]
-    for speaker, content in answers:
-      if image_placeholders([(speaker, content)]) != [IMAGE_GEN]:
-        raise ValueError(f'{where}: answer {content!r} found, one {IMAGE_GEN} expected in it')
+    places = [image_placeholders([answer]) for answer in answers]
+    if any(place not in ([], [IMAGE_GEN]) for place in places) or places[0] != places[1]:
+      said = [content for _, content in answers]
+      raise ValueError(f'{where}: answers {said} found, one {IMAGE_GEN} expected in both, or none')
     parts = [[*messages, answer] for answer in answers]
   else:
     if role == 'prompt' and messages and messages[-1][0] == 'user':
@@ -200,16 +202,23 @@ def check_roles(messages, where, *, empty_answer):
       raise ValueError(f'{where}: an empty answer found, words or {IMAGE_GEN} expected')
 
 
-def to_dialogue(parts, images):
+def metadata(record) -> dict:
+  """What a record says besides messages and images, such as the answer that a reward expects."""
+  return {key: x for key, x in record.items() if key not in RESERVED}
+
+
+def to_dialogue(parts, images, metadata):
   """The Dialogue of what `check_record` returns; (chosen, rejected) of two parts."""
   parts = [tuple(map(tuple, part)) for part in parts]
   before = len(image_placeholders(parts[0][:-1]))
   if len(parts) == 1:
     own = [images[before:]]
   else:
-    own = [images[before : before + 1], images[before + 1 :]]
+    half = before + (len(images) - before) // 2
+    own = [images[before:half], images[half:]]
   dialogues = [
-    Dialogue(part, (*images[:before], *mine)) for part, mine in zip(parts, own, strict=True)
+    Dialogue(part, (*images[:before], *mine), metadata)
+    for part, mine in zip(parts, own, strict=True)
   ]
   return tuple(dialogues) if len(dialogues) > 1 else dialogues[0]
 
@@ -218,7 +227,7 @@ def open_tfds(dataset, split, dir, role):
   """`open_source` of a TFDS data set."""
   records, spec = source.open_dataset(dataset, split, dir)
   kinds = dict(spec.items())
-  for name in ('messages', 'images', *(('chosen', 'rejected') if role == 'pair' else ())):
+  for name in ('messages', *(('chosen', 'rejected') if role == 'pair' else ())):
     if name not in kinds:
       raise ValueError(f'{dataset}: features {sorted(kinds)} found, {name!r} expected among them')
 
@@ -234,7 +243,8 @@ def open_tfds(dataset, split, dir, role):
     for key in ('chosen', 'rejected'):
       if role == 'pair':
         record[key] = decode_texts(record[key])
-    return to_dialogue(*check_record(record, f'{dataset}/{split}: record {i}', role))
+    more = {key: plain(x) for key, x in metadata(record).items()}
+    return to_dialogue(*check_record(record, f'{dataset}/{split}: record {i}', role), more)
 
   return read, len(records)
 
@@ -242,3 +252,14 @@ def open_tfds(dataset, split, dir, role):
 def decode_texts(message):
   """A message {key: text} with its bytes decoded as UTF-8."""
   return {k: x.decode() if isinstance(x, bytes) else x for k, x in message.items()}
+
+
+def plain(x):
+  """A feature of TFDS as JSON would have it: text, a number, or lists and dictionaries of these."""
+  if isinstance(x, dict):
+    return {key: plain(value) for key, value in x.items()}
+  if isinstance(x, (np.ndarray, np.generic)):
+    x = x.tolist()
+  if isinstance(x, (list, tuple)):
+    return [plain(value) for value in x]
+  return x.decode() if isinstance(x, bytes) else x

@@ -33,6 +33,13 @@ PROMPT_FEATURES = (
   'patch_position',
   'patch_segment',
 )
+TEXT_FEATURES = ('tokens', 'length', 'position', 'segment', 'loss_mask')
+
+
+def features(format: DialogueFormat, names) -> tuple[str, ...]:
+  """Those of ROW_FEATURES or PROMPT_FEATURES that rows of this format have: in text alone, none of
+  images."""
+  return tuple(x for x in names if x in TEXT_FEATURES or not format.text_alone)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +54,23 @@ class RowBudget:
 
 def check_budget(budget: RowBudget, format: DialogueFormat):
   """Raises ValueError for a row that could hold nothing, or parts of embeddings."""
-  if budget.length < 2 or budget.max_context < 1 or min(budget.max_images, budget.max_patches) < 0:
+  least = int(not format.text_alone)
+  if (
+    budget.length < 2
+    or budget.max_context < least
+    or min(budget.max_images, budget.max_patches) < 0
+  ):
     raise ValueError(
       f'data: length {budget.length}, max_patches {budget.max_patches}, max_images '
-      f'{budget.max_images}, max_context {budget.max_context} found, at least 2, 0, 0, 1 expected'
+      f'{budget.max_images}, max_context {budget.max_context} found, at least 2, 0, 0, {least} '
+      'expected'
     )
+  for name, room, has, key in (
+    ('max_patches', budget.max_patches, format.patch, 'vision {}'),
+    ('max_images', budget.max_images, format.size, 'size ()'),
+  ):
+    if room and not has:
+      raise ValueError(f'data.{name}: {room} found, 0 expected with data.{key}')
   if budget.max_patches % format.merge**2:
     raise ValueError(
       f'data.max_patches: {budget.max_patches} found, a multiple of {format.merge**2}, the patches '

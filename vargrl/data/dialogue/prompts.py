@@ -9,8 +9,9 @@ import numpy as np
 from vargrl.data import stream as streams
 from vargrl.data import text
 from vargrl.data.dialogue import encode, pack, train
+from vargrl.data.dialogue import tokenizer as tokenizers
 
-image_token_ids = encode.image_token_ids
+image_token_ids = tokenizers.image_token_ids
 
 PACKED = False  # whether rows hold several dialogues
 
@@ -40,8 +41,8 @@ def make(
 
   With S = length and T = max_patches, a batch has 'label' int32, the index of the record; 'tokens'
   int32 [S] up to where the assistant begins its last answer, 'length' of them int32; and position,
-  image_index, patches, patch_position and patch_segment as in train.py. Records that do not fit are
-  skipped, and random others take their places.
+  image_index, patches, patch_position and patch_segment as in train.py, of text alone (see there)
+  position. Records that do not fit are skipped, and random others take their places.
 
   dataset, split, dir, max_records: see train.open_source. prefill_image: the prompt ends with the
   GEN_START of the first image of the record's own answer, with what the answer says before it.
@@ -59,7 +60,7 @@ def make(
     source,
     to_row,
     decode_text=functools.partial(decode_text, format.tokenizer),
-    features=('label', *pack.PROMPT_FEATURES),
+    features=('label', *pack.features(format, pack.PROMPT_FEATURES)),
     prompts=prompts,
     shuffle=shuffle,
     max_unreadable=max_unreadable,
@@ -144,7 +145,7 @@ def decode_text(tokenizer, ids) -> str:
 
 def prompt_records(source, labels) -> list[dict]:
   """The records of a Source with these indices, as rewards see them: 'prompt' is the user's last
-  message, 'label' the index, 'metadata' and its items what the data says besides."""
+  message, 'label' the index; the others are what a record's metadata, a dictionary, says."""
   found = [source.read(int(i)) for i in labels]
   found = [x if isinstance(x, encode.Dialogue) else x[0] for x in found]
   extra = [x.metadata if isinstance(x.metadata, dict) else {} for x in found]
@@ -157,7 +158,8 @@ def shapes(data) -> dict:
     tokenizer='scenes', vision=data.vision, size=data.size, crop=data.crop
   )
   row = pack.empty_prompt(format, data.length, data.max_patches)
-  return pack.shapes(row | {'label': np.int32(0), 'length': np.int32(0)})
+  row = pack.shapes(row | {'label': np.int32(0), 'length': np.int32(0)})
+  return {name: row[name] for name in ('label', *pack.features(format, pack.PROMPT_FEATURES))}
 
 
 def load_prompts(
@@ -191,4 +193,5 @@ def load_prompts(
     if error:
       raise ValueError(error)
     rows.append(row | {'label': np.int32(i)})
-  return {k: np.stack([row[k] for row in rows]) for k in rows[0]}, tuple(dialogues)
+  names = ('label', *pack.features(format, pack.PROMPT_FEATURES))
+  return {k: np.stack([row[k] for row in rows]) for k in names}, tuple(dialogues)

@@ -29,7 +29,9 @@ Options of `make`:
                     as VARGPT-v1.1 was trained
   prompt_drop       share of the dialogues that generate images of which one image is left, after an
                     empty message: what classifier-free guidance needs
-  size, crop, tokenizer, vision: see encode.make_format
+  size, crop, tokenizer, vision: see encode.make_format. Text alone has size (), crop 'none',
+                    vision {} and 0 for max_patches, max_images, max_context and image_tokens; its
+                    rows have tokens, position, segment and loss_mask
 
 A dialogue that no longer fits its row is dropped, counts['dropped_share'] of all. One that never
 fits, or has an unreadable image, is skipped.
@@ -47,6 +49,8 @@ from vargrl.data import image
 from vargrl.data import stream as streams
 from vargrl.data.dialogue import encode, files, pack
 from vargrl.data.dialogue import scenes as scenes_dialogues
+from vargrl.data.dialogue import sums as sums_dialogues
+from vargrl.data.dialogue import tokenizer as tokenizers
 
 SOURCE_KEYS = {'dataset', 'split', 'dir', 'max_records', 'weight'}
 
@@ -59,7 +63,7 @@ class Source(NamedTuple):
   name: str
 
 
-image_token_ids = encode.image_token_ids
+image_token_ids = tokenizers.image_token_ids
 
 PACKED = True  # whether rows hold several dialogues
 
@@ -109,7 +113,7 @@ def make(
     streams.HostRows(order.random_map(load), batch, rows),
     rows=len(rows),
     block=1,
-    features=pack.ROW_FEATURES,
+    features=pack.features(format, pack.ROW_FEATURES),
     classes=None,
     class_names=(),
     max_unreadable=max_unreadable,
@@ -131,9 +135,12 @@ def mixture_name(sources, weights) -> str:
 
 def check_options(examples_per_row, image_tokens, budget, loss_on, positions, prompt_drop):
   """Raises ValueError for options of `make` that are out of range."""
-  for name, value in (('examples_per_row', examples_per_row), ('image_tokens', image_tokens)):
-    if value < 1:
-      raise ValueError(f'data.{name}: {value} found, at least 1 expected')
+  for name, value, least in (
+    ('examples_per_row', examples_per_row, 1),
+    ('image_tokens', image_tokens, int(budget.max_images > 0)),
+  ):
+    if value < least:
+      raise ValueError(f'data.{name}: {value} found, at least {least} expected')
   if budget.max_images and budget.length <= image_tokens:
     raise ValueError(
       f'data.length: {budget.length} found, more than data.image_tokens, {image_tokens}, expected'
@@ -154,7 +161,8 @@ def shapes(data) -> dict:
     tokenizer='scenes', vision=data.vision, size=data.size, crop=data.crop
   )
   budget = pack.RowBudget(data.length, data.max_patches, data.max_images, data.max_context)
-  return pack.shapes(pack.empty_row(format, budget))
+  row = pack.shapes(pack.empty_row(format, budget))
+  return {name: row[name] for name in pack.features(format, pack.ROW_FEATURES)}
 
 
 def open_mixture(sources) -> tuple[list[Source], list[float]]:
@@ -175,10 +183,16 @@ def open_mixture(sources) -> tuple[list[Source], list[float]]:
 def open_source(*, dataset: str, split: str, dir: str, max_records: int, role: str) -> Source:
   """The Source of the first `max_records` records; 0 is all.
 
-  dataset: a file or a TFDS name, see files.py; or 'scenes/WORLD/PIXELS/KIND', see scenes.py, which
-  has as many records as are asked for. role: one of files.ROLES, what the records are for. Raises
-  ValueError for a data set that is not there or of another role."""
+  dataset: a file or a TFDS name, see files.py; or 'scenes/WORLD/PIXELS/KIND', see scenes.py, or
+  'sums/LARGEST', see sums.py, which have as many records as are asked for. role: one of
+  files.ROLES, what the records are for. Raises ValueError for a data set that is not there or of
+  another role."""
+  generated = None
   if dataset.startswith('scenes/') and dataset.count('/') > 1:
+    generated = scenes_dialogues
+  elif dataset.startswith('sums/'):
+    generated = sums_dialogues
+  if generated:
     if (role == 'pair') != dataset.endswith('/pairs'):
       kind = 'preferences' if role == 'pair' else 'dialogues'
       raise ValueError(f'dataset: {dataset!r} found, a data set of {kind} expected')
@@ -186,7 +200,7 @@ def open_source(*, dataset: str, split: str, dir: str, max_records: int, role: s
       raise ValueError(
         f"{dataset}: dir {dir!r}, max_records {max_records} found, '' and at least 1 expected"
       )
-    return Source(scenes_dialogues.open_source(dataset, split), max_records, f'{dataset}/{split}')
+    return Source(generated.open_source(dataset, split), max_records, f'{dataset}/{split}')
   read, count = files.open_source(dataset, split, dir, role=role)
   if not 0 <= max_records <= count:
     raise ValueError(

@@ -17,7 +17,8 @@ from vargrl.models.layers import cache as caches
 from vargrl.parallel.rules import shard
 
 PROMPT = ('tokens', 'length')  # features of a batch that a prompt is made of
-PACKED_KINDS = ('text',)  # the segments of packed rows
+PACKED = ('tokens', 'position', 'segment')  # those of a packed row
+PACKED_KINDS = ('text',)  # its segments
 
 
 @flax.struct.dataclass
@@ -52,6 +53,12 @@ class Memory:
 def last_valid(valid_1S):
   """[1, S] bool: the last place that exists."""
   return valid_1S & (jnp.cumsum(valid_1S, 1) == valid_1S.sum(1, keepdims=True))
+
+
+def last_hidden(h_1LD, valid_L):
+  """[1, 1, D]: the hidden state of the last place that exists; of the first one if none does."""
+  last = jnp.maximum(valid_L.sum() - 1, 0)
+  return jax.lax.dynamic_slice_in_dim(h_1LD, last, 1, 1)
 
 
 @flax.struct.dataclass
@@ -137,10 +144,8 @@ class Net:
     x_1LD = self.lm('embed', tokens_L[None])
     position_1L = (context.position + place_L)[None]
     h_1LD, cache = self.lm('prefill', x_1LD, position_1L, valid_L[None], context.cache)
-    last = jnp.maximum(valid_L.sum() - 1, 0)
-    last_11D = jax.lax.dynamic_slice_in_dim(h_1LD, last, 1, 1)
     hidden = h_1LD if self.remembers else None
-    return self.end_text(context, cache, last_11D, valid_L, hidden)
+    return self.end_text(context, cache, last_hidden(h_1LD, valid_L), valid_L, hidden)
 
   def forward(self, context, blocks):
     """One h per block of expert 'text', shifted: h_1LD[:, i] predicts the block's token i."""
@@ -149,9 +154,10 @@ class Net:
     h_1SD = self.hidden(context, blocks, [self.lm('embed', b.x[None]) for b in blocks])
     out, at, before = [], 0, context.last_11D
     for b in blocks:
-      h_1LD = h_1SD[:, at : at + len(b.x)]
+      L = len(b.x)
+      h_1LD, at = h_1SD[:, at : at + L], at + L
       out.append(jnp.concatenate([before, h_1LD], 1))
-      before, at = h_1LD[:, -1:], at + len(b.x)
+      before = last_hidden(h_1LD, b.valid_L) if L else before
     return out
 
   def forward_packed(self, row, blocks):

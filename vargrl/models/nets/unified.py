@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from vargrl.models import infinity, qwen2
 from vargrl.models.layers import cache as caches
 from vargrl.models.nets import language
-from vargrl.models.nets.language import Memory, PackedContext, last_valid
+from vargrl.models.nets.language import Memory, PackedContext, last_hidden, last_valid
 from vargrl.parallel.rules import shard
 
 PROMPT = (
@@ -26,6 +26,17 @@ PROMPT = (
   'patches',
   'patch_position',
   'patch_segment',
+)
+PACKED = (
+  'tokens',
+  'position',
+  'segment',
+  'image_index',
+  'patches',
+  'patch_position',
+  'patch_segment',
+  'image_start',
+  'context',
 )
 PACKED_KINDS = ('text', 'bits')
 
@@ -60,6 +71,18 @@ class Settings:
         f'rollout.uncond_prompt: ends with token {self.uncond_prompt[-1]}, expected {begin}, where '
         'a picture begins'
       )
+    for before, segment in zip(plan, plan[1:]):
+      if not (before.kind.TEXT or segment.kind.TEXT):
+        raise ValueError(
+          f'rollout.plan: picture {segment.name!r} after picture {before.name!r}, expected a text in '
+          'between, which ends where a picture begins'
+        )
+    for segment in plan:
+      if getattr(segment.c, 'logp_of', 'cond') != 'cond':
+        raise ValueError(
+          f"rollout.{segment.name}.logp_of: {segment.c.logp_of!r}, expected 'cond', of a policy of "
+          'text and pictures'
+        )
     guided = any(getattr(s.c, 'guided', False) for s in plan)
     if guided and not (self.uncond_prompt or self.reference_impl):
       raise ValueError(
@@ -261,7 +284,7 @@ class Net(language.Net):
       text = b.expert == 'text'
       out.append(jnp.concatenate([before, h_1LD], 1) if text else h_1LD)
       memory = (*memory, Memory(h_1LD, valid_1L, last_valid(valid_1L) if text else None))
-      before = h_1LD[:, -1:]
+      before = last_hidden(h_1LD, b.valid_L) if L else before
     return out
 
   def decode(self, block, h_1LD, cond_BD, memory):
