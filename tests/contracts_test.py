@@ -14,7 +14,7 @@ from vargrl.data.dialogue import encode, pairs, prompts, train
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-  """(name of a file, its text) -> writes it into the package mine_of_test, which is on sys.path."""
+  """(name of a file, its text) -> writes it into the folder mine_of_test, which is on sys.path."""
   monkeypatch.syspath_prepend(tmp_path)
   folder = tmp_path / 'mine_of_test'
   folder.mkdir()
@@ -23,7 +23,6 @@ def mine(tmp_path, monkeypatch):
     (folder / name).write_text(text)
     importlib.invalidate_caches()  # a folder is listed anew once in a tick of its clock
 
-  write('__init__.py', '')
   yield write
   for name in [name for name in sys.modules if name.split('.')[0] == 'mine_of_test']:
     del sys.modules[name]
@@ -57,9 +56,8 @@ def test_a_module_of_vargrl_comes_before_one_of_the_user(tmp_path, monkeypatch):
     ('../escape', ''),
   ],
 )
-def test_a_name_of_no_module_is_refused(tmp_path, monkeypatch, name, meant):
-  monkeypatch.syspath_prepend(tmp_path)
-  (tmp_path / 'mine_of_test').mkdir()  # a folder alone is no module
+def test_a_name_of_no_module_is_refused(mine, name, meant):
+  mine('note.txt', 'a folder alone is no module')
   with pytest.raises(ValueError) as e:
     contracts.module(name)
   assert f'name: there is no {name!r}' in str(e.value) and meant in str(e.value)
@@ -71,7 +69,7 @@ def test_a_module_of_the_user_that_fails_says_why(mine):
   with pytest.raises(ValueError, match=sentence):
     contracts.module('mine_of_test.bad', 'data')
   mine('__init__.py', '1 / 0\n')
-  sys.modules.pop('mine_of_test')
+  sys.modules.pop('mine_of_test', None)
   with pytest.raises(ValueError, match="importing 'mine_of_test.bad' failed: ZeroDivisionError"):
     contracts.module('mine_of_test.bad', 'data')
 
