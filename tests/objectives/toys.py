@@ -1,5 +1,6 @@
 """The smallest policy: a table of logits by class and position, behind the records of a run."""
 
+import dataclasses
 import pathlib
 import sys
 
@@ -55,11 +56,11 @@ def score(policy, frozen, prompt_P, data_PR, reference=None):
   return out.replace(penalty=(p * (logp - other)).sum(-1), ref_logp=chosen(other))
 
 
-def with_logp(policy, prompt_P, tokens, gap=0.0):
+def with_logp(policy, prompt_P, tokens):
   """The Rollout of tokens [P, R, L] that the policy has drawn."""
   data = {'image': {'tokens': tokens}}
   logp = score(policy, {}, prompt_P, data).logp
-  return Rollout(data, logp, logp - gap)
+  return Rollout(data, logp, logp)
 
 
 def generate(policy, frozen, prompt_P, key_P, keys_PR):
@@ -110,17 +111,16 @@ POLICY = fake_run.policy(
 )
 
 
-def draws(*tokens, gap=0.0):
-  """A policy whose rollouts are these tokens [P, R, L], one after the other, and again the last."""
-  calls = []
+def draws(tokens, off=0.0, gap=0.0):
+  """A policy whose rollouts are these tokens [P, R, L]. off: nats that the sampler says too few of
+  an action. gap: nats fewer still of the distribution that it was drawn from."""
 
   def generate(policy, frozen, prompt_P, key_P, keys_PR):
-    calls.append(0)
-    found = tokens[min(len(calls), len(tokens)) - 1]
-    assert keys_PR.shape == found.shape[:2] and key_P.shape == found.shape[:1]
-    return with_logp(policy, prompt_P, found, gap)
+    assert keys_PR.shape == tokens.shape[:2] and key_P.shape == tokens.shape[:1]
+    out = with_logp(policy, prompt_P, tokens)
+    return out.replace(logp=out.logp - off, sampler_logp=out.logp - off - gap)
 
-  return fake_run.policy(**vars(POLICY) | dict(generate=generate, config=vars(POLICY.config)))
+  return dataclasses.replace(POLICY, generate=generate)
 
 
 def decode(frozen, tokens, prompts, keys_B):

@@ -75,6 +75,8 @@ def check(*, rollouts, old_logp, std, eps, kl_reward, reward_mix, resample, upda
   for name, value in (('eps', eps), ('kl_reward', kl_reward), ('resample', resample)):
     if not value >= 0:
       raise ValueError(f'objective.collect.{name}: {value}, expected at least 0')
+  if resample != int(resample):
+    raise ValueError(f'objective.collect.resample: {resample}, expected a whole number')
   if kl_reward and not reference:
     raise ValueError('objective.collect.kl_reward: there is no reference in the config')
 

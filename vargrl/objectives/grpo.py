@@ -24,7 +24,7 @@ def passes(policy, collect):
 
 def check(policy, *, mask, rewards, pool, **options):
   groups.check(**options)
-  if mask and len(policy.spans) > 1:
+  if mask and (len(policy.spans) > 1 or not policy.spans[0].parts):
     raise ValueError(
       f'objective.collect.mask: {dict(mask)}, expected {{}} for a policy of the segments '
       f'{[s.name for s in policy.spans]}'
