@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from vargrl.objectives import collect as groups_of
+from vargrl.objectives import judge as judging
 from vargrl.reporting import images
 from vargrl.training import chain, weights
 from vargrl.training.run import Run
@@ -92,9 +93,9 @@ def draw(run, folder, groups, seed):
       tokens_PRL = out.data[span.name]['tokens']
       image_Byxc = decode(frozen, policy.images(out.data, 2), prompt_P, key)
       shape = P, R, 1
-      r_B, each, _ = groups_of.judge(policy, run.rewards, frozen, image_Byxc, out, labels, shape)
+      r_B, each, _ = judging.judge(policy, run.rewards, frozen, image_Byxc, out, labels, shape)
       # As the run's own groups are judged, several rewards normalised or not.
-      r_PRK = groups_of.mix_rewards(
+      r_PRK = judging.mix_rewards(
         r_B, each, shape, collect.reward_mix, collect.rewards, collect.eps
       )
       part, rows = best_and_worst(labels, np.asarray(tokens_PRL), np.asarray(r_PRK)[..., 0])

@@ -105,32 +105,9 @@ def collect(
   tokens, the mask leaves those of the suffix. The reward of row 0 of a prefix is what GRPO would
   have seen with the same key. Other keys: see grpo.collect; kl_reward takes the tokens of the
   Experience."""
-  cut = offsets(policy.config.scales)[split]
-
-  @jax.jit
-  def prefixes(weights, frozen, prompt_P, rng):
-    _, keys_PG = policy.keys(rng, groups.count(prompt_P), rollouts)
-    out = policy.branch(weights, frozen, prompt_P, keys_PG, split, continuations)
-    return policy.images(out.data, 3), jax.tree.map(lambda x: x[:, :, 0, :cut], out)
-
-  @jax.jit
-  def suffixes(weights, frozen, prompt_P, rng):
-    _, keys_PG = policy.keys(rng, groups.count(prompt_P), 1)
-    out = policy.branch(weights, frozen, prompt_P, keys_PG, split, rollouts)
-    return policy.images(out.data, 3), jax.tree.map(lambda x: x[:, 0], out)
-
-  value = jax.jit(partial(reduce.soft_value, eta=eta))
-  kinds = {
-    'prefix': groups.StepKind(prefixes, value, facts={'vmr/prefix': 1.0}),
-    'suffix': groups.StepKind(
-      suffixes, value=lambda r_PRK: r_PRK[..., 0], start=cut, facts={'vmr/prefix': 0.0}
-    ),
-  }
-  kinds = {
-    name: kinds[name]
-    for name, steps in (('prefix', prefix_steps), ('suffix', suffix_steps))
-    if steps
-  }
+  kinds = step_kinds(policy, rollouts, split, continuations, eta)
+  lengths = (('prefix', prefix_steps), ('suffix', suffix_steps))
+  kinds = {name: kinds[name] for name, steps in lengths if steps}
   cycle = prefix_steps + suffix_steps
   when = lambda step: 'prefix' if step % cycle < prefix_steps else 'suffix'
   return groups.make_collect(
@@ -148,3 +125,28 @@ def collect(
     mask=mask,
     rewards_config=rewards,
   )
+
+
+def step_kinds(policy, rollouts, split, continuations, eta):
+  """{'prefix', 'suffix': the collect.StepKind of such steps}."""
+  cut = offsets(policy.config.scales)[split]
+
+  @jax.jit
+  def prefixes(weights, frozen, prompt_P, rng):
+    _, keys_PG = policy.keys(rng, groups.count(prompt_P), rollouts)
+    out = policy.branch(weights, frozen, prompt_P, keys_PG, split, continuations)
+    return policy.images(out.data, 3), jax.tree.map(lambda x: x[:, :, 0, :cut], out)
+
+  @jax.jit
+  def suffixes(weights, frozen, prompt_P, rng):
+    _, keys_PG = policy.keys(rng, groups.count(prompt_P), 1)
+    out = policy.branch(weights, frozen, prompt_P, keys_PG, split, rollouts)
+    return policy.images(out.data, 3), jax.tree.map(lambda x: x[:, 0], out)
+
+  value = jax.jit(partial(reduce.soft_value, eta=eta))
+  return {
+    'prefix': groups.StepKind(prefixes, value, facts={'vmr/prefix': 1.0}),
+    'suffix': groups.StepKind(
+      suffixes, value=lambda r_PRK: r_PRK[..., 0], start=cut, facts={'vmr/prefix': 0.0}
+    ),
+  }
