@@ -34,8 +34,7 @@ def check(policy, tokenizer, *, flip, flip_scales, same_flips, updates, referenc
   if names not in (('image',), ('text',), ('text', 'image')):
     raise ValueError(
       f'rollout.plan: segments {names}, expected text (data.max_answer), one image, or both in '
-      'this '
-      'order by objectives.dpo'
+      'this order by objectives.dpo'
     )
   prepare.check_flips(tokenizer, flip=flip, flip_scales=flip_scales)
 
@@ -107,6 +106,8 @@ def check_loss(policy, *, kind, beta, smoothing, scale_weight_power, segments, r
     raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 <= smoothing < 0.5')
   if not reference:
     raise ValueError('objective: dpo needs a reference in the config')
+  scalars = dict(weight=1.0, scale_weight_power=scale_weight_power)
+  settings.by_segment(policy.spans, segments, scalars)  # of the table's settings these alone count
   if not row_weights(policy, scale_weight_power, segments).weight_A.any():
     raise ValueError('objective.loss.segments: every weight is 0, expected one that is not')
 

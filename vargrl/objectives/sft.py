@@ -68,8 +68,7 @@ def check_loss(policy, *, scale_weight_power, segments, reference):
     policy.spans, segments, dict(weight=1.0, scale_weight_power=scale_weight_power)
   )
   for span, s in zip(policy.spans, table):
-    if not 0 <= s['weight'] < np.inf:
-      raise ValueError(f'objective.loss ({span.name}): weight={s["weight"]}, expected at least 0')
+    settings.check_positive(span, s, 'weight')
     picture_weights(span, s)
 
 

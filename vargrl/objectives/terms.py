@@ -116,6 +116,7 @@ def terms(spans, length, *, segments, **scalars):
   weights = ('scale_weight_power', 'first_scale', 'last_scale')
   leading = leading_spans(spans, length)
   for span, cut, s in zip(spans, leading, whole):
+    check_positive(span, s, 'weight')
     w = part_weights(span, **{name: s[name] for name in weights})[: len(cut.part_A)]
     fill = lambda x, like=w: np.full(like.shape, x, np.float32)
     weight = (w / w.sum()).astype(np.float32) * np.float32(s['weight'])
@@ -123,6 +124,12 @@ def terms(spans, length, *, segments, **scalars):
   whole = whole[: len(leading)]
   arrays = (np.concatenate(x) for x in zip(*out))
   return Terms(leading, *arrays, *(tuple(s[k] for s in whole) for k in ('level', 'estimator')))
+
+
+def check_positive(span, s, name):
+  """ValueError unless a setting of a segment is a number of at least 0."""
+  if not 0 <= s[name] < np.inf:
+    raise ValueError(f'objective.loss ({span.name}): {name}={s[name]}, expected at least 0')
 
 
 def check(spans, *, segments, reference, **scalars):
@@ -137,9 +144,7 @@ def check(spans, *, segments, reference, **scalars):
       raise ValueError(
         f'{at}: clip={s["clip"]}, clip_high={s["clip_high"]}; expected 0 <= clip <= clip_high'
       )
-    for name in ('penalty', 'weight'):
-      if not 0 <= s[name] < np.inf:
-        raise ValueError(f'{at}: {name}={s[name]}, expected at least 0')
+    check_positive(span, s, 'penalty')
     if s['penalty'] and s['estimator'] == 'k1':
       raise ValueError(
         f'{at}: estimator=k1 has no gradient in expectation, expected exact, k2, k3 or k3_is '
