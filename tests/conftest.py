@@ -50,7 +50,7 @@ LONGEST = (
   'experiments_test',
   'resume_test',
   'train_test',
-  'next_scale_test',
+  'scales_kind_test',
   'branch_test',
   'var_torch_test',
   'lora_run_test',

@@ -43,6 +43,14 @@ def score_segment(segment, nets, found, data):
   return vmaps.in_chunks(chunk, trees, kind.actions(c, data[name]), chunk=kind.CHUNK * vmaps.CHUNK)
 
 
+def without_dropout(data):
+  """A segment's data as the reference sees it: what is dropped at random, the policy's pass alone
+  drops."""
+  return (
+    {key: x for key, x in data.items() if key != 'drop_path'} if isinstance(data, dict) else data
+  )
+
+
 def score_row(nets, plan, contexts, data, soft=()):
   """One row of data {segment: pytree} -> (Scores [A], {segment: soft codes}). nets, contexts: of
   the policy, and of the reference if there is one. What a row's end leaves unused is scored too:
@@ -50,7 +58,11 @@ def score_row(nets, plan, contexts, data, soft=()):
   # Where the rows are computed: a part of a batch lies as the batch did, and the compiler would
   # move logits to it.
   data = jax.tree.map(lambda x: shard(x, ''), data)
-  found = [features(net, plan, context, data) for net, context in zip(nets, contexts)]
+  plain = {name: without_dropout(x) for name, x in data.items()}
+  found = [
+    features(net, plan, context, plain if i else data)
+    for i, (net, context) in enumerate(zip(nets, contexts))
+  ]
   found = [found[0], *map(stop, found[1:])]
   codes = {
     name: kind.soft(c, kind.outputs(nets[0], c, found[0][name]), data[name])

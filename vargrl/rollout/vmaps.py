@@ -53,7 +53,8 @@ def in_chunks(function, *trees, chunk):
 
   def cut(x):
     x = jnp.asarray(x)
-    x = jnp.pad(x, [(0, count * size - A)] + [(0, 0)] * (x.ndim - 1))
+    # Repeated and not 0: a gradient of 0 through what divides by 0, as by a temperature, is NaN.
+    x = jnp.pad(x, [(0, count * size - A)] + [(0, 0)] * (x.ndim - 1), mode='edge')
     return x.reshape(count, size, *x.shape[1:])
 
   one = lambda part: jax.checkpoint(function, prevent_cse=False)(*part)

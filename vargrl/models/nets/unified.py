@@ -56,6 +56,19 @@ class Settings:
   def check(self, c, plan, length):
     """ValueError where they do not fit the model's Config `c`, the plan, or prompts of `length`
     tokens (None: not known yet)."""
+    self.check_tokens(c, plan)
+    check_order(plan)
+    guided = any(getattr(s.c, 'guided', False) for s in plan)
+    if guided and not (self.uncond_prompt or self.reference_impl):
+      raise ValueError(
+        'rollout: guidance without rollout.uncond_prompt, the tokens of a prompt that asks for '
+        'nothing'
+      )
+    if guided and self.reference_impl:
+      check_reference(c.image_decoder, plan, length)
+
+  def check_tokens(self, c, plan):
+    """ValueError for token ids that are none of the model's, or mean something else to it."""
     begin, end, pad = c.image_tokens
     ids = {'uncond_prompt': self.uncond_prompt}
     ids |= {f'{s.name}.stop': s.c.stop for s in plan if hasattr(s.c, 'stop')}
@@ -71,35 +84,42 @@ class Settings:
         f'rollout.uncond_prompt: ends with token {self.uncond_prompt[-1]}, expected {begin}, where '
         'a picture begins'
       )
-    for before, segment in zip(plan, plan[1:]):
-      if not (before.kind.TEXT or segment.kind.TEXT):
-        raise ValueError(
-          f'rollout.plan: picture {segment.name!r} after picture {before.name!r}, expected a text in '
-          'between, which ends where a picture begins'
-        )
-    for segment in plan:
-      if getattr(segment.c, 'logp_of', 'cond') != 'cond':
-        raise ValueError(
-          f"rollout.{segment.name}.logp_of: {segment.c.logp_of!r}, expected 'cond', of a policy of "
-          'text and pictures'
-        )
-    guided = any(getattr(s.c, 'guided', False) for s in plan)
-    if guided and not (self.uncond_prompt or self.reference_impl):
+
+
+def check_order(plan):
+  """ValueError for segments that this net cannot sample or score one after the other."""
+  for before, segment in zip(plan, plan[1:]):
+    if not (before.kind.TEXT or segment.kind.TEXT):
       raise ValueError(
-        'rollout: guidance without rollout.uncond_prompt, the tokens of a prompt that asks for '
-        'nothing'
+        f'rollout.plan: picture {segment.name!r} after picture {before.name!r}, expected a text in '
+        'between, which ends where a picture begins'
       )
-    if length is None or not (guided and self.reference_impl):
-      return
-    images = [i for i, s in enumerate(plan) if hasattr(s.c, 'guided')]
-    before = plan[: images[-1]]
-    places = length + len(images) - 1 + sum(s.c.max_tokens for s in before if hasattr(s.c, 'stop'))
-    if places > c.image_decoder.text_length:
+  for segment in plan:
+    if getattr(segment.c, 'logp_guided', False):
       raise ValueError(
-        f'rollout: {places} tokens of a prompt (data.length) and of text before a picture, '
-        'expected '
-        f'at most {c.image_decoder.text_length} by the released unconditional branch'
+        f"rollout.{segment.name}.logp_of: {segment.c.logp_of!r}, expected 'cond', of a policy of "
+        'text and pictures'
       )
+
+
+def check_reference(decoder, plan, length):
+  """ValueError where the released unconditional branch cannot be: its learned features, which stand
+  for no text, take the place of all hidden states before a picture."""
+  if decoder.text != decoder.width:
+    raise ValueError(
+      f'rollout.reference_impl: text features of {decoder.text} numbers for a decoder of width '
+      f'{decoder.width}, expected as many'
+    )
+  if length is None:
+    return
+  images = [i for i, s in enumerate(plan) if hasattr(s.c, 'guided')]
+  before = plan[: images[-1]]
+  places = length + len(images) - 1 + sum(s.c.max_tokens for s in before if hasattr(s.c, 'stop'))
+  if places > decoder.text_length:
+    raise ValueError(
+      f'rollout: {places} tokens of a prompt (data.length) and of text before a picture, expected '
+      f'at most {decoder.text_length} by the released unconditional branch'
+    )
 
 
 @flax.struct.dataclass
