@@ -70,6 +70,8 @@ def check_loss(policy, *, scale_weight_power, segments, reference):
   for span, s in zip(policy.spans, table):
     settings.check_positive(span, s, 'weight')
     picture_weights(span, s)
+  if not any(s['weight'] for s in table):
+    raise ValueError('objective.loss.segments: every weight is 0, expected one that is not')
 
 
 def collect(policy, tokenizer, *, prompt_drop, condition_drop, drop_path, flip, flip_scales):
@@ -119,7 +121,7 @@ def picture_weights(span, s):
   a text."""
   power = s['scale_weight_power']
   w = settings.part_weights(span, scale_weight_power=power, first_scale=0, last_scale=-1)
-  if not span.parts:
+  if not span.picture:
     return w.astype(np.float32)
   return (w / w.sum() * settings.picture_count(span)).astype(np.float32)
 
