@@ -1,21 +1,25 @@
+"""Training a tokenizer: the terms of the loss by hand, whom each of them moves, what it needs."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from toys import fake_run
 
 from vargrl.models.judges import critics
 from vargrl.objectives import tokenizer
-from vargrl.types import Experience, Models
+from vargrl.types import Experience, Judges, Tokenizer
 
 # The tokenizer multiplies by a gain, the critic's verdict is its weight times a pixel.
 IMAGE = jnp.full((2, 2, 2, 3), 0.5)
-BATCH = Experience(image=IMAGE)
+BATCH = Experience(image=IMAGE, scale_dropout=jnp.ones((2, 3)))
 PARAMS = {'policy': jnp.array(0.8), 'critic': jnp.array(0.4)}
 OFF = dict(l1=0.0, l2=0.0, quantizer=0.0, perceptual=0.0, adversarial=0.0)
 
 
-def reconstruct(gain, image):
+def reconstruct(gain, image, scale_dropout):
+  assert scale_dropout is BATCH.scale_dropout
   t_BL = jnp.zeros((len(image), 3), jnp.int32)
   return gain * image, gain * jnp.array([1.0, 3]), t_BL
 
@@ -24,14 +28,16 @@ def distance(frozen, a, b):
   return critics.perceptual([a, a**2], [b, b**2])
 
 
-MODELS = Models(
-  init=None, config=None, reconstruct=reconstruct, perceptual=distance,
+TOKENIZER = fake_run.record(Tokenizer, reconstruct=reconstruct)
+JUDGES = fake_run.record(
+  Judges,
+  perceptual=distance,
   critic=lambda weight, image: weight * image.mean(-1, keepdims=True),
-)  # fmt: skip
+)
 
 
 def loss(params=PARAMS, **changes):
-  value, metrics = tokenizer.loss(MODELS, params, {}, BATCH, **OFF | changes)
+  value, metrics = tokenizer.loss(TOKENIZER, JUDGES, params, {}, BATCH, **OFF | changes)
   return value.total / value.count, metrics
 
 
@@ -80,3 +86,45 @@ def test_critic_and_tokenizer_learn_from_their_own_terms_alone():
 def test_a_critic_that_is_switched_off_does_not_move():
   grads = gradient(l1=1.0, l2=1.0, quantizer=1.0, perceptual=1.0)
   assert float(grads['critic']) == 0 and float(grads['policy']) != 0
+
+
+def test_collect_hands_on_the_images_and_which_scales_are_dropped():
+  dropout = lambda rng, B: jax.random.uniform(rng, (B, 3))
+  seen = fake_run.record(
+    Tokenizer,
+    reconstruct=lambda params, image, none: (0.5 * image, None, none),
+    scale_dropout=dropout,
+  )
+  out = toys.run(tokenizer.collect(seen), {'image': np.asarray(IMAGE)}, {'policy': None}, rng=3)
+  np.testing.assert_array_equal(out.experience.image, IMAGE)
+  np.testing.assert_array_equal(out.experience.scale_dropout, dropout(jax.random.key(3), 2))
+  image, captions = out.images()['reconstruction']
+  assert captions == ['image'] * 2 + ['decoded'] * 2
+  np.testing.assert_array_equal(image, np.concatenate([IMAGE, 0.5 * IMAGE]))
+
+
+def check_loss(judges=JUDGES, **changes):
+  tokenizer.check_loss(judges, **OFF | dict(reference=False) | changes)
+
+
+def test_terms_without_their_network_are_refused():
+  check_loss(l1=1.0, perceptual=1.0, adversarial=1.0)
+  none = fake_run.record(Judges)
+  for changes, words in (
+    (dict(l1=-1.0), 'objective.loss.l1: -1.0, expected at least 0'),
+    (dict(judges=none, perceptual=1.0), "perceptual: 1.0 without a section 'perceptual'"),
+    (dict(judges=none, adversarial=0.5), "adversarial: 0.5 without a section 'critic'"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      check_loss(**changes)
+
+
+def test_a_policy_that_is_no_tokenizer_is_refused():
+  check = lambda policy, found: tokenizer.check(policy, found, updates=1, reference=False)
+  nothing = fake_run.policy()
+  check(nothing, TOKENIZER)
+  for policy, found in ((nothing, None), (toys.POLICY, TOKENIZER)):
+    with pytest.raises(
+      ValueError, match='policy: not a tokenizer of tokenizers/, as objectives.tok'
+    ):
+      check(policy, found)

@@ -36,7 +36,8 @@ def spans(*segments, choices=1):
     parts = () if isinstance(what, int) else tuple(f'scale_{i}' for i in range(len(what)))
     part_A = np.repeat(np.arange(len(count), dtype=np.int32), count)
     each = choices if parts else 1
-    out.append(Span(name, start, start + len(part_A), parts, part_A, each))
+    stop = start + len(part_A)
+    out.append(Span(name, start, stop, parts, part_A, each, picture=bool(parts)))
     start += len(part_A)
   return tuple(out)
 

@@ -18,7 +18,9 @@ def features(policy):
   return ('label', 'image')
 
 
-def check(*, noise, updates, reference):
+def check(judges, *, noise, updates, reference):
+  if judges.classify is None:
+    raise ValueError('policy: not a classifier, as objectives.classify trains')
   if not noise >= 0:
     raise ValueError(f'objective.collect.noise: {noise}, expected at least 0')
 

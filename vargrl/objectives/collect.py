@@ -90,7 +90,7 @@ def decode_images(policy, tokenizer):
   """(frozen, tokens_B, prompt_P, rng) -> image_Byxc, jitted; the K R rows of a prompt adjacent."""
 
   def decode(frozen, tokens_B, prompt_P, rng):
-    B = len(tokens_B)
+    B = count(tokens_B)
     each = B // count(prompt_P)
     prompts = jax.tree.map(lambda x: jnp.repeat(x, each, 0), prompt_P)
     return tokenizer.decode(frozen, tokens_B, prompts, jax.random.split(rng, B))

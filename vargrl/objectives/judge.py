@@ -52,11 +52,13 @@ def texts_of(policy, rollout):
 
 def without_images(policy, rollout, K):
   """bool [B]: pictures that were not drawn, as their row ended before; the K of a row adjacent."""
-  starts = [span.start for span in policy.spans if span.parts]
-  if rollout.mask is None or not starts:
+  pictures = [span for span in policy.spans if span.picture and not span.given]
+  if rollout.mask is None or not pictures:
     return None
-  missing = multihost.to_numpy(rollout.mask[..., np.array(starts)]) == 0
-  return missing.reshape(-1) if K == len(starts) else missing.all(-1).reshape(-1)
+  mask_PRA = multihost.to_numpy(rollout.mask)
+  drawn = [mask_PRA[..., span.start : span.stop].any(-1) for span in pictures]
+  missing = ~np.stack(drawn, -1)
+  return missing.reshape(-1) if K == len(pictures) else missing.all(-1).reshape(-1)
 
 
 def mix_rewards(r_B, each, shape, reward_mix, rewards, eps):

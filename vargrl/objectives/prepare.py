@@ -19,7 +19,7 @@ def prepared(function, name='prepare'):
 
 def has_images(policy):
   """Whether rows have a picture among their segments."""
-  return any(span.parts for span in policy.spans)
+  return any(span.picture for span in policy.spans)
 
 
 def check_flips(tokenizer, *, flip, flip_scales):

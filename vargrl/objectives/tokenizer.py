@@ -23,6 +23,11 @@ def features(policy):
   return ('image',)
 
 
+def check(policy, tokenizer, *, updates, reference):
+  if policy.spans or tokenizer is None:
+    raise ValueError('policy: not a tokenizer of tokenizers/, as objectives.tokenizer trains')
+
+
 def check_loss(judges, *, l1, l2, quantizer, perceptual, adversarial, reference):
   weights = dict(l1=l1, l2=l2, quantizer=quantizer, perceptual=perceptual, adversarial=adversarial)
   for name, weight in weights.items():
