@@ -38,7 +38,7 @@ CONTRACTS = {
   'kind': {
     'Config': 'a frozen dataclass: settings, no hidden default',
     'TEXT': 'whether it is text; else a picture',
-    'ENDS': 'whether rows may end within it',
+    'ENDS': 'whether its mask may be 0: where rows end within it, or not all actions are scored',
     'CHUNK': 'times vmaps.CHUNK actions whose outputs exist at once',
     'FROM_MODEL': "fields of Config that the policy's config says",
     'SHARED': 'what policy and tokenizer must have alike',

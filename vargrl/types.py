@@ -86,6 +86,7 @@ class Span(NamedTuple):
   start, stop: Python ints. parts: names of what metrics and weights tell apart within it, such as
   its scales; () for one part. part_A: numpy int32, the part of each of its actions. choices: how
   many draws an action is made of: the bits of a token, else 1. given: nothing of it is sampled.
+  picture: whether it is one; else it is a text.
   """
 
   name: str
@@ -95,6 +96,7 @@ class Span(NamedTuple):
   part_A: Any
   choices: int = 1
   given: bool = False
+  picture: bool = False
 
 
 @flax.struct.dataclass

@@ -80,7 +80,10 @@ def policy(task, shift, draws=(True,) * 21):
     assert settings == dict(
       text=dict(max_tokens=WORDS, top_k=1), image=dict(guidance=2.5, top_p=1e-6)
     )
-    spans = (Span('text', 0, WORDS, (), None), Span('image', WORDS, WORDS + 1, ('scale_0',), None))
+    spans = (
+      Span('text', 0, WORDS, (), None),
+      Span('image', WORDS, WORDS + 1, ('scale_0',), None, picture=True),
+    )
     images = (lambda data, n: None) if task == 'question' else fake_run.images
     return fake_run.policy(
       spans=spans[: len(names)],

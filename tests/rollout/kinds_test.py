@@ -1,5 +1,5 @@
-"""What every kind of segment must hold, alone and in plans, whichever its net: one suite; a new
-kind is a new entry of plan_cases.CASES. Log-probabilities are scored in chunks of 8 actions here, and
+"""What every kind of segment must hold, alone and in plans, on any net: one suite; a new kind is a
+new entry of plan_cases.CASES. Log-probabilities are scored in chunks of 8 actions here, and
 sampled all at once.
 """
 
@@ -45,7 +45,7 @@ def programs(case):
   return jax.jit(case.sample), jax.jit(learn)
 
 
-LONGER = ('words', 'text-masked-text', 'gaussian', 'text-gaussian-text')
+LONGER = ('unified', 'words', 'codes', 'remask', 'flow', 'text-masked-text', 'text-gaussian-text')
 CASES = [
   pytest.param(name, marks=pytest.mark.slow if name in LONGER else ()) for name in plan_cases.CASES
 ]
@@ -140,7 +140,7 @@ def spread(case, sizes, keys):
   return out, scores
 
 
-ORDINARY = [(f'text-{name}-text', (2, 4)) for name in ('codes', 'remask', 'flow')]
+ORDINARY = [(f'text-{name}-text', (2, 4)) for name in ('remask', 'flow')]
 MESHES = [(name, sizes) for name in plan_cases.CASES for sizes in ((2, 4), (2, 1), (1, 8))]
 MESHES = [pytest.param(*x, marks=() if x in ORDINARY else pytest.mark.slow) for x in MESHES]
 

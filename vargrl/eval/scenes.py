@@ -103,8 +103,10 @@ def answers(tokenizer, out, counts_B):
 
 def drawn_images(policy, out, image_Byxc, counts_B):
   """[uint8 image_yxc, None where a row ended before its picture] of the rows that count."""
-  start = next(span.start for span in policy.spans if span.parts)
-  drawn_B = np.ones(len(out.logp), bool) if out.mask is None else row_mask(out)[:, start] > 0
+  span = next(span for span in policy.spans if span.picture)
+  drawn_B = np.ones(len(counts_B), bool)
+  if out.mask is not None:
+    drawn_B = row_mask(out)[:, span.start : span.stop].max(1) > 0
   pairs = zip(multihost.to_numpy(image_Byxc)[counts_B], drawn_B[counts_B], strict=True)
   return [image_yxc if drawn else None for image_yxc, drawn in pairs]
 

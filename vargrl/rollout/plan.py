@@ -29,9 +29,9 @@ def spans(plan):
   out, start = [], 0
   for name, kind, c, given in plan:
     names, part_A = kind.parts(c)
-    length = kind.length(c)
-    out.append(Span(name, start, start + length, names, part_A, kind.choices(c), given))
-    start += length
+    stop = start + kind.length(c)
+    out.append(Span(name, start, stop, names, part_A, kind.choices(c), given, not kind.TEXT))
+    start = stop
   return tuple(out)
 
 

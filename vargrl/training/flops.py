@@ -74,8 +74,8 @@ def row_shape(run, p):
     return RowShape(
       data.length, data.length - pictures * L, pictures, L, 0, data.max_context, data.max_patches
     )
-  text = sum(s.stop - s.start for s in spans if not s.parts)
-  images = [s.stop - s.start for s in spans if s.parts]
+  text = sum(s.stop - s.start for s in spans if not s.picture)
+  images = [s.stop - s.start for s in spans if s.picture]
   L = (p.actions or spans[-1].stop) if images and not text else (images or [0])[0]
   prompt = data.length if 'length' in data else 0
   return RowShape(text + sum(images), text, len(images), L, p.skip, prompt + text, 0)
@@ -140,7 +140,7 @@ def learned(experience, spans):
   counted = (jnp.broadcast_to(mask, (*row_mask.shape, mask.shape[-1])) > 0) * row_mask[..., None]
   pictures = 0.0
   for span in spans:
-    if span.parts:
+    if span.picture and not span.given:
       starts = span.start + np.flatnonzero(np.diff(span.part_A, prepend=1) < 0)
       ends = [*starts[1:], span.stop]
       for a, b in zip(starts, ends):

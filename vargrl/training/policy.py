@@ -173,6 +173,7 @@ class Maker:
     sampled."""
     weights, c = self.rollout.weights, self.model.c
     features = dict.fromkeys(self.net.PACKED) if packed else self.features()
+    features = features | dict.fromkeys(s.name for s in plan if s.given)
     prompt = lambda batch: {name: batch[name] for name in features} if features else batch['label']
     return Policy(
       config=c,
@@ -234,11 +235,11 @@ def masks(plan, data_PR):
 
 
 def images(plan, data, n_leading):
-  """What the tokenizer decodes, of the pictures of all rows on one axis B, those of a row adjacent;
-  None for rows without pictures. n_leading: how many axes of the data are rows."""
+  """What the tokenizer decodes, of the pictures that all rows draw, on one axis B, those of a row
+  adjacent; None for rows without any. n_leading: how many axes of the data are rows."""
   found = []
-  for name, kind, c, _ in plan:
-    if kind.TEXT:
+  for name, kind, c, given in plan:
+    if kind.TEXT or given:
       continue
     latents = partial(kind.latents, c)
     for _ in range(n_leading):

@@ -11,7 +11,7 @@ and, for the kinds that its policies may be made of, what those call while they 
 of each file in vargrl/rollout/kinds. Nothing here knows a mesh, a batch's keys or a loss.
 """
 
-from typing import Any, Callable
+from typing import Any
 
 import flax
 import numpy as np
@@ -30,9 +30,8 @@ class Block:
   block, such as canvases or noise levels, do not see each other). position_L: int32, in the row.
   valid_L: bool, False for what comes after the end of a row. level_L: numpy; within the block a
   place sees those of its own level and lower ones: 0, 1, 2 .. is causal, all 0 is full, the number
-  of a scale is causal by scale. expert: the part. kept: whether later blocks see it. scored:
-  hidden -> what the head reads, leading with the actions. options: whatever else the part takes,
-  {name: array}.
+  of a scale is causal by scale. expert: the part. kept: whether later blocks see it. options:
+  whatever else the part takes, {name: array}.
   """
 
   x: Any
@@ -42,4 +41,3 @@ class Block:
   level_L: np.ndarray = static()
   expert: str = static()
   kept: bool = static(True)
-  scored: Callable = static()
