@@ -63,8 +63,8 @@ def test_thresholds_are_those_of_a_sort_at_any_sign_and_size(shift):
     -0.0,
   )  # fewer than k, all alike, zeros of both signs
   for k in (1, 2, 17, 299):
-    least = np.asarray(sampling.least(jnp.array(rows), jnp.ones(rows.shape), k))
-    np.testing.assert_array_equal(least[:, 0], -np.sort(-rows, -1)[:, k - 1])
+    found = np.asarray(sampling.threshold(jnp.array(rows), jnp.ones(rows.shape), k))
+    np.testing.assert_array_equal(found[:, 0], -np.sort(-rows, -1)[:, k - 1])
 
 
 def test_counts_are_exact_in_bfloat16():

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from vargrl.models import var
-from vargrl.rollout import next_scale
+from vargrl.models.nets import next_scale
+from vargrl.rollout import score
+from vargrl.rollout.kinds import scales
+from vargrl.rollout.plan import Segment
 from vargrl.tokenizers import vq
 
 SCALES, V, P, R = (1, 2, 3, 4, 5, 6, 8), 4099, 2, 3  # no other axis has V entries
@@ -33,12 +36,13 @@ def abstract(module, model):
   )
 
 
-def gradient_of(logprobs):
+def gradient_of(plan):
   """The compiled gradient of a loss with log-probabilities and the exact KL to a reference."""
 
   def loss(policy, reference, tokenizer, label_P, t_PRL):
-    scores = logprobs(policy, tokenizer, label_P, t_PRL, reference)
-    return (0.1 * scores.kl - scores.logp).mean()
+    nets = [next_scale.Net(MODEL, TOKENIZER, p, tokenizer) for p in (policy, reference)]
+    scores, _ = score.score(nets, plan, label_P, {'image': {'tokens': t_PRL}})
+    return (0.1 * scores.penalty - scores.logp).mean()
 
   policy, int32 = abstract(var, MODEL), lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
   return (
@@ -57,18 +61,14 @@ def largest(program):
   return max(math.prod(shape) for shape in shapes if V in shape and MODEL.c.width not in shape)
 
 
-@pytest.mark.parametrize('record, rows', [('cond', P * R), ('guided', 2 * P * R)])
-def test_logits_of_a_chunk_are_the_most_that_exist(monkeypatch, record, rows):
-  c = next_scale.Config(guidance=1.5, temperature=1.0, top_k=0, top_p=0.0, record=record)
+@pytest.mark.parametrize('logp_of, rows', [('cond', P * R), ('guided', 2 * P * R)])
+def test_logits_of_a_chunk_are_the_most_that_exist(monkeypatch, logp_of, rows):
+  c = scales.Config(2.5, True, 1.0, top_k=0, top_p=0.0, logp_of=logp_of, scales=SCALES)
 
   def measure(chunk):
     """(entries of the largest array of logits, bytes of all temporaries)."""
-    monkeypatch.setattr('vargrl.rollout.groups.CHUNK', chunk)
-    program = gradient_of(
-      lambda policy, tokenizer, label_P, t_PRL, reference: next_scale.logprobs(
-        MODEL, TOKENIZER, c, policy, tokenizer, label_P, t_PRL, reference=reference
-      )
-    )
+    monkeypatch.setattr('vargrl.rollout.vmaps.CHUNK', chunk)
+    program = gradient_of((Segment('image', scales, c),))
     return largest(program), program.memory_analysis().temp_size_in_bytes
 
   both = 2 * rows * L * V * 4  # policy and reference, float32
