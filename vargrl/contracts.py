@@ -32,9 +32,10 @@ CONTRACTS = {
   # features of a batch that a prompt and a packed row are made of; PACKED_KINDS, its segments.
   'net': {'Net': '(model, tokenizer, params, vq_params, settings), see models/nets/block.py'},
   # A segment of a row; written for one row of one prompt. May have soft(c, outputs, data),
-  # straight-through codes; commit(net, c, context, data), for segments that are given; branches, to
-  # continue a part of it several times; PRESETS {name: Config}; NEUTRAL and PACKED_SIZE, for packed
-  # rows.
+  # straight-through codes; commit(net, c, context, data) -> context, for segments that are given;
+  # corrupt(c, data, key) -> data, of targets, {'tokens': what the tokenizer encodes}: what is random
+  # of them, such as noise; branches, to continue a part of it several times; PRESETS {name: Config};
+  # NEUTRAL and PACKED_SIZE, for packed rows.
   'kind': {
     'Config': 'a frozen dataclass: settings, no hidden default',
     'TEXT': 'whether it is text; else a picture',
@@ -91,6 +92,8 @@ def module(name: str, *contracts: str):
   known = names()
   if name in known:
     found = importlib.import_module(f'vargrl.{name}')
+  elif name in RENAMED_MODULES:
+    raise ValueError(f'name: {name!r} found, it is called {RENAMED_MODULES[name]!r} now')
   elif not (found := outside(name)):
     near = [k for k in known if k.split('.')[0] == name.split('.')[0]] or known
     close = difflib.get_close_matches(name, known, 1, 0.4) or near[:1]
@@ -128,8 +131,24 @@ def offers(thing, name: str):
   return getattr(thing, name, None)
 
 
+# Modules of earlier versions: {what a config called them: their present name}.
+RENAMED_MODULES = {
+  'data.dialogue_pairs': 'data.dialogue.pairs',
+  'data.dialogue_prompts': 'data.dialogue.prompts',
+  'data.dialogues': 'data.dialogue.train',
+  'models.blip': 'models.judges.blip',
+  'models.classifier': 'models.judges.classifier',
+  'models.clip': 'models.judges.clip',
+  'models.critics': 'models.judges.critics',
+  'models.inception': 'models.judges.inception',
+  'objectives.dpo_unified': 'objectives.dpo',
+  'objectives.sft_bits': 'objectives.sft',
+  'objectives.sft_unified': 'objectives.sft',
+}
+
 # Config keys of earlier versions: the pattern of their path (a part `*` is any name) and what they
-# are called now. Of several new names, the one that the section expects.
+# are called now. Of several new names, the one that the section expects; what is no bare name lies
+# in a section below.
 RENAMED = {
   'data.look': 'vision',
   'data.look.least': 'min_pixels',
@@ -156,6 +175,33 @@ RENAMED = {
   'evals.*.each': ('per_class', 'per_prompt'),
   'evals.*.samples_each': 'per_class',
   'evals.*.words': 'max_text_tokens',
+  'policy.chunks': 'export_chunks',
+  'policy.drop': 'scale_dropout',
+  'policy.padded': 'image_pad_to',
+  'policy.phis': 'n_shared_convs',
+  'policy.special': 'image_tokens',
+  'policy.spread': 'codebook_std',
+  'rollout.name': 'plan',
+  'rollout.guidance': 'image.guidance (of models.var 1 more)',
+  'rollout.record': 'image.logp_of',
+  'rollout.temperature': 'image.temperature or text.temperature',
+  'rollout.top_k': 'image.top_k or text.top_k',
+  'rollout.top_p': 'image.top_p or text.top_p',
+  'rollout.bit_temperature': 'image.temperature',
+  'rollout.bit_top_p': 'image.top_p',
+  'rollout.words': 'text.max_tokens',
+  'rollout.stop': 'text.stop',
+  'rollout.nothing': 'uncond_prompt',
+  'rollout.released': 'reference_impl',
+  'objective.collect.old': 'old_logp',
+  'objective.collect.combine': 'reward_mix',
+  'objective.collect.label_drop': 'prompt_drop',
+  'objective.collect.shared': 'same_flips',
+  'objective.loss.kl': 'penalty',
+  'objective.loss.alpha': 'scale_weight_power',
+  'objective.loss.first': 'first_scale',
+  'objective.loss.last': 'last_scale',
+  'objective.loss.bits': "segments (('image', {'weight': ..}),)",
 }
 
 
@@ -169,7 +215,8 @@ def renamed(section: str, key: str, expected=()) -> str | None:
   for old, names in RENAMED.items():
     if fnmatch.fnmatchcase(f'.{section}.{key}', f'*.{old}'):
       names = (names,) if isinstance(names, str) else names
-      known = [name for name in names if name in expected] or [n for n in names if not expected]
+      bare = [name for name in names if name.isidentifier() and expected]
+      known = [name for name in names if name in expected or name not in bare]
       if known:
         return known[0]
   return None

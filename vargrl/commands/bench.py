@@ -191,7 +191,7 @@ def time_update(run, state, frozen, label_P, out, how):
     flops=work.program_flops(run, 'update') * parts // n, tokens=P * R // n * L, images=P * R // n
   )
 
-  loss_of = bind_records(run.objective.loss, run.built.records(), run.config.objective.name)
+  loss_of = bind_records(run.objective.loss, run.built.records())
 
   def gradient(params, frozen, batch):
     trained_params, frozen_params = optim.partition(params, run.optimizer.trained)

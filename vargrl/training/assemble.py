@@ -25,6 +25,8 @@ def module(section, what):
   known = [f.name for f in dataclasses.fields(python.Config)]
   for key in changes:
     if key not in known:
+      if now := contracts.renamed(what, key, known):
+        raise ValueError(f'{what}.{key}: it is called {now!r} now')
       near = difflib.get_close_matches(key, known, 1, 0)
       raise ValueError(
         f'{what}.{key}: {section.name} has no such option; did you mean {near[0]!r}?'
@@ -134,6 +136,7 @@ def without_rollout(c, init, reference):
       'score',
       'images',
       'mask',
+      'corrupt',
       'check_prompt',
     )
   )

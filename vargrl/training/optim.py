@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+KEYS = ('name', 'b1', 'b2', 'eps', 'clip', 'ema', 'peak', 'warmup', 'schedule', 'end', 'scale')
+KEYS += ('decay',)
 SCHEDULES = ('constant', 'linear', 'cosine')
 
 

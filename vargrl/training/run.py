@@ -19,6 +19,11 @@ from vargrl.training import assemble as building
 from vargrl.training import optim, timing, update, weights
 from vargrl.types import State, sides
 
+# What every run says of itself, besides sections of networks that some have.
+KEYS = ('seed', 'steps', 'save_every', 'show_every', 'keep', 'profile', 'mesh')
+KEYS += ('max_replicated_share', 'reference', 'init', 'evals', 'minibatches', 'accum', 'epochs')
+KEYS += ('policy', 'objective', 'data', 'optim')
+
 
 class Run:
   """Shared by training, evaluation, sampling and bench.
@@ -28,6 +33,7 @@ class Run:
   data, the evaluators and the rewards. devices: those of this process if None."""
 
   def __init__(self, config, root, *, upstream=(), lean=False, devices=None):
+    check_sections(config)
     self.config, self.root, self.mesh = config, root, meshes.make(config.mesh, devices)
     self.objective = contracts.module(config.objective.name, 'objective')
     self.data_module = contracts.module(config.data.name, 'data')
@@ -82,16 +88,26 @@ class Run:
 
   def check_objective(self):
     objective, config = self.objective, self.config
-    records = self.built.records()
+    records, policy = self.built.records(), self.built.learner
+    if needs(objective.loss, 'policy') and policy.score is None:
+      raise ValueError(
+        f'objective: {config.objective.name} needs a policy with a section rollout, '
+        f'{config.policy.name} found without one'
+      )
+    if needs(objective.collect, 'scorer') and policy.generate is None:
+      raise ValueError(
+        f'objective: {config.objective.name} samples rows, {config.data.name} found, which packs '
+        'given ones'
+      )
     if contracts.offers(objective, 'check'):
-      bound = bind_records(objective.check, records, config.objective.name)
+      bound = bind_records(objective.check, records)
       bound(
         **config.objective.collect,
         updates=self.updates_per_step,
         reference=config.reference,
       )
     if contracts.offers(objective, 'check_loss'):
-      bound = bind_records(objective.check_loss, records, config.objective.name)
+      bound = bind_records(objective.check_loss, records)
       bound(**config.objective.loss, reference=config.reference)
 
   def shape(self):
@@ -232,32 +248,46 @@ class Run:
 
   def collect_and_update(self):
     """(collect, update), update jitted with the state donated."""
-    records, name = self.built.records(self.rewards), self.config.objective.name
-    loss = bind_records(self.objective.loss, records, name)
+    records = self.built.records(self.rewards)
+    loss = bind_records(self.objective.loss, records)
     loss = partial(loss, **self.config.objective.loss)
-    collect = bind_records(self.objective.collect, records, name)(**self.config.objective.collect)
+    collect = bind_records(self.objective.collect, records)(**self.config.objective.collect)
     step = update.make_update(loss, self.optimizer, self.config.accum)
     # Said aloud: with shardings of the compiler's choice, the second call would compile again.
     shardings = jax.tree.map(lambda x: x.sharding, self.shapes)
     return collect, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
+def check_sections(config):
+  """ValueError unless a run's config has what every run must say."""
+  missing = [key for key in KEYS if key not in config]
+  for key in sorted(config):
+    if key not in KEYS and (now := contracts.renamed('', key, missing)):
+      raise ValueError(f'config: key {key!r} found, it is called {now!r} now')
+  if missing:
+    raise ValueError(f'config: keys {sorted(config)} found, {missing} expected too')
+  contracts.check_keys('objective', config.objective, ('name', 'collect', 'loss'))
+  contracts.check_keys('optim', config.optim, optim.KEYS)
+
+
 def signature(function, section, what, given=()):
-  """A dictionary in the config is the keyword arguments of one function."""
+  """A section of the config is the keyword arguments of one function."""
   parameters = inspect.signature(function).parameters.values()
   expected = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY} - set(given)
   contracts.check_keys(what, set(section) - {'name'}, expected)
 
 
-def bind_records(function, records, name):
-  """The function with those of a run's records that its first parameters name; ValueError for one
-  that the run does not have."""
+def needs(function, record):
+  """Whether a function of an objective takes this record of the run."""
+  return record in inspect.signature(function).parameters
+
+
+def bind_records(function, records):
+  """The function with those of a run's records that its first parameters name."""
   found = []
   for p in inspect.signature(function).parameters.values():
     if p.kind == p.KEYWORD_ONLY or p.name not in records:
       break
-    if records[p.name] is None and p.name == 'policy':
-      raise ValueError(f'objective: {name} needs a {p.name}, which the config does not have')
     found.append(records[p.name])
   return partial(function, *found)
 
