@@ -1,6 +1,6 @@
-"""Checkpoint + dialogues -> answers of text and images, by a unified policy (models/unified.py).
+"""Checkpoint + dialogues -> answers of text, and of images by a unified policy (models/unified.py).
 
-It says what an image shows, generates images, edits those that it is shown, and all of these in
+That says what an image shows, generates images, edits those that it is shown, and all of these in
 turn. The steps:
 
 1. dialogues.py parses and encodes the prompts; `prepare` checks everything before compilation.
@@ -35,7 +35,7 @@ from vargrl.training import assemble, chain
 from vargrl.training.run import Run, check_token_ids
 from vargrl.types import Policy
 
-MAX_TEXT_TOKENS, BATCH = (64, 64), 16
+MAX_TEXT_TOKENS, BATCH = 64, 16
 CONTEXT = 32768  # tokens of a sequence, as Qwen2 knows them (https://arxiv.org/abs/2407.10671)
 
 
@@ -69,7 +69,7 @@ def draw(
   *,
   seed=0,
   run='',
-  max_text_tokens=MAX_TEXT_TOKENS,
+  max_text_tokens=(),
   begin=None,
   length=0,
   patches=0,
@@ -83,11 +83,12 @@ def draw(
   {'messages', 'images'} with an image for every <image>. A content may also be a list of texts and
   images. An image is uint8 [y, x, 3], the bytes of a file or its path. An answer that a dialogue
   ends with is left out. max_text_tokens: at most so many text tokens before each image of an
-  answer, and after the last, so that (64, 0) ends with an image and (64,) has none; whether there
-  is an image is the model's choice. begin: the text after which an image begins without its choice,
-  '' for none; or that of the answer that a dialogue ends with, if that has an <image_gen>. length,
-  patches: size of a padded prompt, 0: of the longest. batch: dialogues on a device at once. An
-  answer is a function of its dialogue, the seed and its place in the list.
+  answer, and after the last, so that (64, 0) ends with an image and (64,) has none; (): (64, 64),
+  or (64,) of a policy that draws none; whether there is an image is the model's choice. begin: the
+  text after which an image begins without its choice, '' for none; or that of the answer that a
+  dialogue ends with, if that has an <image_gen>. length, patches: size of a padded prompt, 0: of
+  the longest. batch: dialogues on a device at once. An answer is a function of its dialogue, the
+  seed and its place in the list.
 
   Raises ValueError or OSError for what is wrong with a dialogue, an image or the checkpoint, before
   anything is compiled."""
@@ -155,7 +156,7 @@ def prepare(
   )
   model = assemble.module(config.policy, 'policy')[1].c
   check_token_ids(config.data, model)
-  lengths = text_lengths(max_text_tokens, begin)
+  lengths = text_lengths(max_text_tokens or default_lengths(config), begin)
   if begin is not None:
     dialogues = [prompts_of.begin_image(x, begin) for x in dialogues]
   prompts = prompts_of.encode_prompts(
@@ -199,6 +200,13 @@ def answer_plan(lengths):
     if i + 1 < len(lengths):
       names.append(numbered('image', i))
   return tuple(names), settings
+
+
+def default_lengths(config):
+  """The most text tokens of each text of an answer where nobody says it: of one that may have an
+  image between two, or, where the policy draws none, of text alone."""
+  draws = any(contracts.offers(x, 'kind') not in (None, 'text') for x in config.rollout.values())
+  return (MAX_TEXT_TOKENS, MAX_TEXT_TOKENS) if draws else (MAX_TEXT_TOKENS,)
 
 
 def text_lengths(max_text_tokens, begin) -> tuple:

@@ -21,34 +21,36 @@ def main(flags):
   a model or a checkpoint that cannot be exported.
 
   A policy that is published as a folder takes a path without an ending: the weights of its image
-  tokenizer, its config and the files of its text tokenizer are written there too. The adapters of a
+  tokenizer, if it has one, its config and the files of its text tokenizer are written there too.
+  The adapters of a
   LoRA run are merged into a file; to a path without an ending they are written alone, as PEFT's
   folder."""
   (name, config), root = chain.select_run(flags.config, flags.run), pathlib.Path(flags.workdir)
   python, model = assemble.module(config.policy, 'policy')
   has_adapters, bundled = bool(offers(model.c, 'lora_rank')), offers(python, 'BUNDLED') or {}
-  folder = not pathlib.Path(flags.out).suffix
+  layouts = offers(python, 'torch_layouts')
+  folder, layout = not pathlib.Path(flags.out).suffix, layouts(model.c)[0] if layouts else None
+  has_config = bool(layout and layout.config)  # as models that are published as a folder
   try:
-    if not folder or not (has_adapters or bundled):
+    if not folder or not (has_adapters or has_config):
       files.check_suffix(flags.out)
   except ValueError as e:
-    more = ', or a folder' if bundled else ''
+    more = ', or a folder' if has_config else ''
     more = ', or a folder for the adapters alone' if has_adapters else more
     raise ValueError(f'--out: {e}{more}') from e
-  if not offers(python, 'torch_layouts'):
+  if not layout:
     raise ValueError(
       f'--run: {name or root.name} trains {config.policy.name}, which has no reference layout'
     )
   tokenizer = (
     tokenizers.load(config.data.tokenizer, images=tokenizers.has_images(config.data))
-    if folder and bundled and 'tokenizer' in config.data
+    if folder and has_config and 'tokenizer' in config.data
     else None
   )
   run = inference.build(config, root, tuple(bundled))
   step, params, meta = weights.load_trained(
     root / name / 'checkpoints', run.shapes.params['policy'], item='params/policy'
   )
-  layout = python.torch_layouts(model.c)[0]
   if has_adapters and folder:
     peft.save(flags.out, layout.table, params, alpha=model.c.lora_alpha)
     params = lora.split(params)[1]

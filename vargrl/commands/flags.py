@@ -81,14 +81,15 @@ FLAGS = {
     'string',
     '',
     'FILE',
-    'dialogues for a policy of text and images: .json, .jsonl, or .txt with a prompt in each line',
+    'dialogues for a policy that answers in text: .json, .jsonl, or .txt with a prompt in each '
+    'line',
   ),
   'max_text_tokens': Flag(
     'list',
-    ['64', '64'],
+    [],
     'N,...',
     'at most so many text tokens before each image of an answer, and after the last one; 64: text '
-    'alone',
+    'alone; if empty 64,64, or 64 of a policy that draws nothing',
   ),
   'begin': Flag(
     'string', None, 'TEXT', 'text after which each answer begins an image; may be empty'

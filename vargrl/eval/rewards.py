@@ -25,24 +25,8 @@ def make(built, *, classes, per_class, seed, preset, batch, rewards, pool):
     raise ValueError(f'per_class: {per_class} found, at least 1 expected')
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() < classes_known:
     raise ValueError(f'classes: {classes} found, some of 0 .. {classes_known - 1} expected')
-  some, memory = samples.batch_sampler(built, preset), {}
-  if missing := [
-    r['name'] for r in rewards.values() if r['name'] == 'rewards.classifier' and not built.bound
-  ]:
-    raise ValueError(f'rewards: {missing[0]} found, without a classifier in the config')
-  mixed = mix.make(rewards, bind=built.bound, **pool)  # last: it starts processes
-  if mixed.groups:
-    mixed.close()
-    raise ValueError(
-      f'rewards: {mixed.groups[0]} found, which compares the rows of a prompt (GROUPS = True); '
-      'rewards of single rows expected'
-    )
-
-  def weights():
-    """{'rewards': weights} of the rewards that have some, read at the first use."""
-    if not memory:
-      memory['rewards'] = mixed.load(meshes.current())
-    return memory
+  some = samples.batch_sampler(built, preset)
+  mixed, weights = open_mix(built, rewards, **pool)  # last: it starts processes
 
   def evaluate(params, frozen, poll=None):
     all_frozen = frozen | weights()
@@ -66,3 +50,27 @@ def make(built, *, classes, per_class, seed, preset, batch, rewards, pool):
 
   evaluate.close = mixed.close
   return evaluate
+
+
+def open_mix(built, rewards, **options):
+  """(the Mix of rewards of single rows, a call -> {'rewards': their weights}, read at the first
+  one). options: of mix.make. ValueError for rewards that compare rows, or that the run lacks a
+  network for."""
+  if missing := [
+    r['name'] for r in rewards.values() if r['name'] == 'rewards.classifier' and not built.bound
+  ]:
+    raise ValueError(f'rewards: {missing[0]} found, without a classifier in the config')
+  mixed, memory = mix.make(rewards, bind=built.bound, **options), {}
+  if mixed.groups:
+    mixed.close()
+    raise ValueError(
+      f'rewards: {mixed.groups[0]} found, which compares the rows of a prompt (GROUPS = True); '
+      'rewards of single rows expected'
+    )
+
+  def weights():
+    if not memory:
+      memory['rewards'] = mixed.load(meshes.current())
+    return memory
+
+  return mixed, weights

@@ -77,6 +77,7 @@ SIZES = {
   'vl-2b': Config(28, 1536, 12, 2, 8960, 151936, tied=True, sections=MROPE),
   'vl-7b': Config(28, 3584, 28, 4, 18944, 152064, sections=MROPE),
   'vl-72b': Config(80, 8192, 64, 8, 29568, 152064, sections=MROPE),
+  'tiny': Config(3, 128, 4, 2, 384, 128, tied=True, theta=1e4),  # with the characters of ASCII
   'smoke': Config(2, 32, 4, 2, 64, 512, theta=1e4, sections=(2, 1, 1)),
 }
 NET = 'models.nets.language'  # how rollouts and scores call it

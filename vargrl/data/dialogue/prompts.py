@@ -144,12 +144,17 @@ def decode_text(tokenizer, ids) -> str:
 
 
 def prompt_records(source, labels) -> list[dict]:
-  """The records of a Source with these indices, as rewards see them: 'prompt' is the user's last
-  message, 'label' the index; the others are what a record's metadata, a dictionary, says."""
+  """The records of a Source with these indices, as rewards see them."""
   found = [source.read(int(i)) for i in labels]
   found = [x if isinstance(x, encode.Dialogue) else x[0] for x in found]
-  extra = [x.metadata if isinstance(x.metadata, dict) else {} for x in found]
-  return [more | {'prompt': x.text, 'label': int(i)} for x, more, i in zip(found, extra, labels)]
+  return [to_record(x, i) for x, i in zip(found, labels)]
+
+
+def to_record(dialogue: encode.Dialogue, index) -> dict:
+  """A Dialogue as rewards see it: 'prompt' is the user's last message, 'label' the index; the
+  others are what its metadata says, if that is a dictionary."""
+  metadata = dialogue.metadata if isinstance(dialogue.metadata, dict) else {}
+  return metadata | {'prompt': dialogue.text, 'label': int(index)}
 
 
 def shapes(data) -> dict:
