@@ -10,6 +10,7 @@ import pytest
 
 from vargrl import contracts
 from vargrl.data.dialogue import encode, pairs, prompts, train
+from vargrl.objectives import grpo
 
 
 @pytest.fixture
@@ -44,10 +45,18 @@ def test_a_module_of_vargrl_comes_before_one_of_the_user(tmp_path, monkeypatch):
   assert contracts.module('objectives.grpo', 'objective').__name__ == 'vargrl.objectives.grpo'
 
 
+def test_a_name_in_a_config_is_the_path_of_a_file():
+  assert contracts.module('objectives.grpo') is grpo
+  assert 'objectives.grpo' in contracts.names() and 'types' not in contracts.names()
+
+
 @pytest.mark.parametrize(
   'name, meant',
   [
     ('objectives.gpro', 'objectives.grpo'),
+    ('models.vra', 'models.var'),
+    ('os.path', ''),
+    ('objectives.__init__', 'objectives.'),
     ('mine_of_test.nothing', ''),
     ('nobody.has.this', ''),
     ('vargrl.objectives.grpo', 'objectives.grpo'),
