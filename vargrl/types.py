@@ -140,6 +140,7 @@ class Policy:
   init: Callable  # key -> boxed params
   spans: tuple  # of Span: what a row's A actions are
   mask: Callable | None  # data_PR -> float32 mask_PRA of the actions that rows took, None: all
+  corrupt: Callable | None  # (data_PR, key_P) -> data_PR with what is random of targets, if any is
   features: dict  # of a batch, that prompts are made of: {name: (shape of a row, dtype) or None}
   prompt: Callable | None  # batch -> prompts, a pytree that leads with P
   unconditional: Callable | None  # prompts -> those of the unconditional policy

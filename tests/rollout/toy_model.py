@@ -16,7 +16,7 @@ import numpy as np
 from vargrl.models.nets.block import Block
 from vargrl.parallel.rules import shard
 
-PROMPT = ('tokens', 'length')
+NET, PROMPT = 'toy_model', ('tokens', 'length')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vargrl.metrics import average
 from vargrl.objectives import prepare
 from vargrl.objectives import terms as settings
-from vargrl.types import Experience, Pass, offsets
+from vargrl.types import Experience, Pass
 
 KINDS = ('sigmoid', 'sigmoid_norm', 'ipo', 'hinge')
 ROWS = 2  # of a prompt, which stay together in all parts of a batch
@@ -59,7 +59,7 @@ def collect(policy, tokenizer, *, flip, flip_scales, same_flips):
         options = dict(flip=flip, flip_scales=flip_scales)
         found.append(prepare.encode(policy, tokenizer, frozen, batch[side], key, **options))
       else:
-        found.append({'tokens': given_tokens(policy, batch[side])})
+        found.append({'tokens': given_tokens(batch[side], lengths['image'])})
     return jax.tree.map(lambda *pair: jnp.stack(pair, 1), *found)
 
   def prepared(params, frozen, batch, rng):
@@ -71,17 +71,17 @@ def collect(policy, tokenizer, *, flip, flip_scales, same_flips):
       data['image'] = images(frozen, batch, rng, (0, 0) if same_flips else (0, 1))
       theirs['image'] = data['image'] if same_flips else images(frozen, batch, rng, (2, 3))
     prompt_P = policy.prompt(batch)
+    target_key = jax.random.fold_in(rng, 4)
+    theirs = prepare.target_rows(policy, theirs, target_key)['data']
     scores = policy.score(policy.reference(params, frozen), frozen, prompt_P, theirs)
-    return Experience(
-      prompt=prompt_P, data=data, ref_logp=scores.logp, loss_mask=policy.mask and policy.mask(data)
-    )
+    rows = prepare.target_rows(policy, data, target_key)
+    return Experience(prompt=prompt_P, ref_logp=scores.logp, **rows)
 
-  return prepare.prepared(jax.jit(prepared))
+  return prepare.one_program(jax.jit(prepared))
 
 
-def given_tokens(policy, tokens):
+def given_tokens(tokens, expected):
   """Tokens of pictures that a data set has, as they are; ValueError for another length."""
-  expected = offsets(policy.config.scales)[-1]
   if tokens.shape[1] != expected:
     raise ValueError(f'data: {tokens.shape[1]} tokens an image found, {expected} in the model')
   return tokens
@@ -133,7 +133,7 @@ def row_weights(policy, scale_weight_power, segments):
 def row_sums(log_ratio, terms, mask_PRA, *, mean):
   """[P, R]: the log-ratios of a row's actions by weight. mean: each segment's weighted mean times
   its weight; else its sum, which is that times its number of actions."""
-  weight_PRA = settings.masked(terms, mask_PRA)
+  weight_PRA = settings.masked_weights(terms, mask_PRA)
   if mean:
     return (log_ratio * weight_PRA).sum(-1)
   total = 0.0
@@ -162,7 +162,7 @@ def loss(policy, params, frozen, batch, *, kind, beta, smoothing, scale_weight_p
   a mask, its actions alone count."""
   scores = policy.score(params['policy'], frozen, batch.prompt, batch.data)
   terms, mask = row_weights(policy, scale_weight_power, segments), batch.loss_mask
-  counted = settings.masked(terms, mask) > 0
+  counted = settings.masked_weights(terms, mask) > 0
   mean = kind in ('sigmoid_norm', 'ipo')
   chosen_P, rejected_P = row_sums(scores.logp - batch.ref_logp, terms, mask, mean=mean).T
   margin_P = chosen_P - rejected_P

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from vargrl.types import Collect, Collection, sizes
 
 
-def prepared(function, name='prepare'):
+def one_program(function, name='prepare'):
   """The Collect of a jitted function (params, frozen, batch, rng) -> Experience, called `name` in
   what is told of programs."""
 
@@ -72,8 +72,19 @@ def sample_drop_path(key, drop_path, B, layers):
   return {'drop_path': (jax.random.uniform(key, (B, layers, 2)) < keep_1X1) / keep_1X1}
 
 
+def target_rows(policy, data_PR, rng):
+  """{'data', 'loss_mask'} of the Experience of supervised rows: what is random of their targets is
+  drawn here, once for all rows of a prompt."""
+  if policy.corrupt:
+    P = len(jax.tree.leaves(data_PR)[0])
+    data_PR = policy.corrupt(data_PR, jax.random.split(rng, P))
+  return dict(data=data_PR, loss_mask=policy.mask and policy.mask(data_PR))
+
+
 def drop_prompts(policy, key, prompt_P, share):
   """prompt_P of which about `share` are replaced by the unconditional one."""
+  if not share:
+    return prompt_P
   B = len(jax.tree.leaves(prompt_P)[0])
   dropped_B = jax.random.uniform(key, (B,)) < share
   either = lambda a, b: jnp.where(dropped_B.reshape(B, *[1] * (a.ndim - 1)), a, b)

@@ -54,6 +54,11 @@ def check(
       'dropped '
       'by data.prompt_drop'
     )
+  if prompt_drop and policy.unconditional is None:
+    raise ValueError(
+      f'objective.collect.prompt_drop: {prompt_drop}, expected 0.0 for a policy without an '
+      'unconditional prompt'
+    )
   if condition_drop and not (is_packed(policy) and prepare.has_images(policy)):
     raise ValueError(
       f'objective.collect.condition_drop: {condition_drop}, expected 0.0 for a policy whose '
@@ -91,7 +96,9 @@ def collect(policy, tokenizer, *, prompt_drop, condition_drop, drop_path, flip, 
     data |= prepare.sample_drop_path(path_key, drop_path, B, policy.config.depth)
     prompt_P = prepare.drop_prompts(policy, drop_key, policy.prompt(batch), prompt_drop)
     (span,) = policy.spans
-    return Experience(prompt=prompt_P, data={span.name: jax.tree.map(lambda x: x[:, None], data)})
+    data_PR = {span.name: jax.tree.map(lambda x: x[:, None], data)}
+    rows = prepare.target_rows(policy, data_PR, jax.random.fold_in(rng, 3))
+    return Experience(prompt=prompt_P, **rows)
 
   def packed(params, frozen, batch, rng):
     drop_key, path_key, flip_key = jax.random.split(rng, 3)
@@ -113,7 +120,7 @@ def collect(policy, tokenizer, *, prompt_drop, condition_drop, drop_path, flip, 
     prompt_P = policy.prompt(batch)
     return Experience(prompt=prompt_P, data=data, loss_mask=jnp.concatenate(weights, 1)[:, None])
 
-  return prepare.prepared(jax.jit(packed if is_packed(policy) else one_picture))
+  return prepare.one_program(jax.jit(packed if is_packed(policy) else one_picture))
 
 
 def picture_weights(span, s):
@@ -148,7 +155,7 @@ def loss(policy, params, frozen, batch, *, scale_weight_power, segments):
       out[name('loss')] = average(value)
     out[name('accuracy')] = average(scores.accuracy[..., at], counted)
     out[name('entropy')] = average(scores.entropy[..., at] / span.choices, counted)
-    for label, part in reduce.labelled([span._replace(start=0, stop=len(span.part_A))]):
+    for label, part in reduce.metric_groups([span._replace(start=0, stop=len(span.part_A))]):
       if span.parts:
         mask = None if counted is None else counted[..., part]
         out[f'nll/{label}'] = average(nll[..., part], mask)

@@ -51,9 +51,15 @@ def segments(rollout, names, model_config, **changes):
   return tuple(out)
 
 
+def kind_module(name):
+  """The module of a kind: 'text' is vargrl/rollout/kinds/text.py, a dotted name a module of the
+  user's."""
+  return contracts.module(name if '.' in name else f'rollout.kinds.{name}', 'kind')
+
+
 def segment(section, name, model_config, given, changes):
   """One Segment from its section."""
-  kind = contracts.module(f'rollout.kinds.{section.kind}', 'kind')
+  kind = kind_module(section.kind)
   fields = {f.name for f in dataclasses.fields(kind.Config)} - set(kind.FROM_MODEL)
   fields -= set(kind.PACKED_ONLY)
   contracts.check_keys(f'rollout.{name}', set(section) - {'kind'}, fields)
@@ -78,7 +84,7 @@ def packed_plan(net_module, model_config, data):
   """The plan of packed rows: all text of a row, then all of its pictures, at temperature 1."""
   out = []
   for name in net_module.PACKED_KINDS:
-    kind = contracts.module(f'rollout.kinds.{name}', 'kind')
+    kind = kind_module(name)
     field, key = kind.PACKED_SIZE
     if not data[key]:
       continue
@@ -180,6 +186,7 @@ class Maker:
       init=self.init,
       spans=plans.spans(plan),
       mask=partial(masks, plan) if plans.rows_end(plan) else None,
+      corrupt=corruption(plan),
       features=features,
       prompt=prompt,
       unconditional=contracts.offers(self.model, 'unconditional'),
@@ -232,6 +239,22 @@ def masks(plan, data_PR):
   """float32 mask_PRA of the actions that rows took, from their data."""
   one = partial(plans.row_mask, plan)
   return jax.vmap(jax.vmap(one))(data_PR)
+
+
+def corruption(plan):
+  """(data_PR, key_P) -> data_PR of supervised rows with what is random of their targets, such as
+  noise or a re-mask, which all rows of a prompt share; None where no kind has any."""
+  found = [(i, s) for i, s in enumerate(plan) if contracts.offers(s.kind, 'corrupt')]
+
+  def corrupt(data_PR, key_P):
+    out = dict(data_PR)
+    for i, (name, kind, c, _) in found:
+      keys = jax.vmap(jax.random.fold_in, (0, None))(key_P, i)
+      of_row = partial(kind.corrupt, c)
+      out[name] = jax.vmap(jax.vmap(of_row, (0, None)))(data_PR[name], keys)
+    return out
+
+  return corrupt if found else None
 
 
 def images(plan, data, n_leading):

@@ -1,7 +1,7 @@
 """A picture of latents by Euler steps from noise, random inside a window of steps whose start the
 rows of a prompt share. An action is a step of the window.
 
-Data of a row: {'last' [L, C]: the latents; 'x', 'eps', 'mean' [A, L, C], 't', 'h' [A]}."""
+Data of a row: {'tokens' [L, C]: the latents; 'x', 'eps', 'mean' [A, L, C], 't', 'h' [A]}."""
 
 import dataclasses
 
@@ -49,11 +49,11 @@ def mask(c, data):
 
 
 def actions(c, data):
-  return {name: x for name, x in data.items() if name != 'last'}
+  return {name: x for name, x in data.items() if name != 'tokens'}
 
 
 def latents(c, data):
-  return data['last'][None]
+  return data['tokens'][None]
 
 
 def drift(c, x, v, t, h):
@@ -73,7 +73,7 @@ def levels(net, x_BLC, t_B, position, kept):
 def inputs(net, c, data, position, followed):
   blocks = [levels(net, data['x'], data['t'], position, False)]
   if followed:
-    blocks.append(levels(net, data['last'][None], jnp.zeros(1), position, True))
+    blocks.append(levels(net, data['tokens'][None], jnp.zeros(1), position, True))
   return blocks, position + c.length
 
 
@@ -105,12 +105,12 @@ def score(c, v, data, ref_v=None):
 
 
 def corrupt(c, data, key):
-  """Places of the straight paths from noise to the latents `last`, with their velocities."""
-  A, last = c.window[2], data['last']
+  """Places of the straight paths from noise to the latents, with their velocities."""
+  A, last = c.window[2], data['tokens']
   t = jax.random.uniform(key, (A,), minval=0.05, maxval=0.95)
   eps, t_A11 = jax.random.normal(fold_in(key, 1), (A, *last.shape)), t[:, None, None]
   x = (1 - t_A11) * last[None] + t_A11 * eps
-  return dict(last=last, x=x, eps=eps, mean=eps - last[None], t=t, h=jnp.zeros(A))
+  return dict(tokens=last, x=x, eps=eps, mean=eps - last[None], t=t, h=jnp.zeros(A))
 
 
 def sample(net, c, context, key, alive, followed):
@@ -131,7 +131,7 @@ def sample(net, c, context, key, alive, followed):
   start = jax.random.normal(fold_in(key, c.steps), shape)
   last, steps = jax.lax.scan(step, start, jnp.arange(c.steps))
   data = {name: jax.lax.dynamic_slice_in_dim(x, first, A) for name, x in steps.items()}
-  v, data['last'] = data.pop('v'), last
+  v, data['tokens'] = data.pop('v'), last
   logp_A = score(c, v, actions(c, data)).logp
   if followed:
     context = net.append(context, *inputs(net, c, data, context.position, True))
