@@ -80,9 +80,11 @@ def test_full_size_fits_together(path, tmp_path):
   for name, config in chain.runs(experiment.load(path)):
     if 'weights/' in str(config.init):
       config.init = {}  # published files, which are not here
-    run = Run(config, tmp_path, upstream=upstream, lean=True)
+    run = Run(config, tmp_path, upstream=upstream, inference_only=True)
     upstream[name] = run.shapes.params
-    count = sum(np.prod(x.shape) for x in jax.tree.leaves(lora.base_params(run.shapes.params['policy'])))
+    count = sum(
+      np.prod(x.shape) for x in jax.tree.leaves(lora.base_params(run.shapes.params['policy']))
+    )
     if config.policy.size in SIZES:
       assert count == SIZES[config.policy.size]
     assert count > 0
@@ -109,7 +111,7 @@ def test_pairs_of_a_group_are_never_cut(tmp_path):
   with pytest.raises(
     ValueError, match='minibatches x accum: 128 parts of 64 pairs, expected a divisor'
   ):
-    Run(config.dpo, tmp_path, lean=True)
+    Run(config.dpo, tmp_path, inference_only=True)
 
 
 @pytest.mark.parametrize('path', SMOKED, ids=lambda p: p.stem)
@@ -121,7 +123,8 @@ def test_smoke_runs_two_steps_and_reports(path, tmp_path, capsys):
   assert '<svg' in (tmp_path / 'report.html').read_text()
   if path.stem in ('pretrain_var_d16_imagenet256', 'grpo_var_d16_jpeg'):
     assert (
-      main.main(['vargrl', 'sample', *argv, '--per_class=2', '--labels=1,3', f'--out={tmp_path}/s']) == 0
+      main.main(['vargrl', 'sample', *argv, '--per_class=2', '--labels=1,3', f'--out={tmp_path}/s'])
+      == 0
     )
     images = np.load(tmp_path / 's.npz')
     assert images['image'].shape == (4, 8, 8, 3) and images['image'].dtype == np.uint8

@@ -28,7 +28,7 @@ def set_at(config, path, value):
 def refused(config):
   """The sentence that a run of this config is refused with."""
   with pytest.raises(ValueError) as e:
-    Run(config, '', lean=True)
+    Run(config, '', inference_only=True)
   assert '\n' not in str(e.value)
   return str(e.value)
 
@@ -53,7 +53,7 @@ def rename_until_accepted(config, old, present):
   sentences = []
   while len(sentences) <= len(old):
     try:
-      Run(config, '', lean=True)
+      Run(config, '', inference_only=True)
       return sentences
     except ValueError as e:
       sentences.append(str(e))

@@ -28,14 +28,15 @@ CONTRACTS = {
     'NET': 'name of the module of its net',
     'flops': '(c, types.RowShape) -> {part: FLOPs of a forward pass over one row}',
   },
-  # May have Settings, a dataclass of keys of the rollout section; PROMPT, PACKED,
+  # May have Settings, a dataclass of keys of the rollout section with check(model's config, plan,
+  # tokens of a prompt or None); PROMPT, PACKED,
   # features of a batch that a prompt and a packed row are made of; PACKED_KINDS, its segments.
   'net': {'Net': '(model, tokenizer, params, vq_params, settings), see models/nets/block.py'},
   # A segment of a row; written for one row of one prompt. May have soft(c, outputs, data),
   # straight-through codes; commit(net, c, context, data) -> context, for segments that are given;
-  # corrupt(c, data, key) -> data, of targets, {'tokens': what the tokenizer encodes}: what is random
-  # of them, such as noise; branches, to continue a part of it several times; PRESETS {name: Config};
-  # NEUTRAL and PACKED_SIZE, for packed rows.
+  # corrupt(c, data, key) -> data, of targets, {'tokens': what the tokenizer encodes}: what is
+  # random of them, such as noise; branches, to continue a part of it several times; PRESETS {name:
+  # Config}; NEUTRAL and PACKED_SIZE, for packed rows.
   'kind': {
     'Config': 'a frozen dataclass: settings, no hidden default',
     'TEXT': 'whether it is text; else a picture',
@@ -59,9 +60,9 @@ CONTRACTS = {
   # Model has: encode, decode, embed, zeros and step of pictures by scales; reconstruct. May have
   # encode_with_flips; the module sample_scale_dropout(c, rng, batch).
   'tokenizer': {'CONDITIONAL': 'whether decode(tokens, prompts, keys_B) needs prompt and noise'},
-  # Named by what it needs of a run: policy, tokenizer, scorer, judges (records of types.py). May
-  # have check and check_loss, ValueError for settings that cannot work; ROWS, rows of a prompt that
-  # stay together.
+  # The leading parameters of its functions are named policy, tokenizer, scorer or judges, and get
+  # the run's record of that name (types.py; scorer: Rewards). May have check and check_loss,
+  # ValueError for settings that cannot work; ROWS_TOGETHER, rows of a prompt that stay together.
   'objective': {
     'collect': '(records, **objective.collect) -> types.Collect',
     'loss': '(records, params, frozen, batch, **objective.loss) -> (Average, {name: Average})',
@@ -69,7 +70,14 @@ CONTRACTS = {
     'passes': '(policy, objective.collect) -> {kind of step: {program: [types.Pass]}}, {} if '
     'uncounted',
   },
-  'evaluator': {'make': '(records, **section) -> evaluate(params, frozen, poll)'},
+  'evaluator': {
+    'make': '(built, **section) -> evaluate(params, frozen, poll); training.assemble.Built'
+  },
+  # With HOST = False: reward(frozen, samples, **options) -> r_B, jitted; or, with a network of its
+  # own, judge(**options) -> rewards.judge.Judge and FILES, its options that name files. With HOST =
+  # True: reward(samples, **options) -> a number or None per row, in worker processes; GROUPS =
+  # True: of whole groups. A user's function, 'module.function', is a host reward.
+  'reward': {'HOST': 'whether it runs on the host; else on the device'},
   # May have image_token_ids(section), of dialogues.
   'data': {
     'make': '(seed, rows, **section) -> a stream of batches',

@@ -133,7 +133,7 @@ class Policy:
 
   `params` is {'policy': weights, 'critic': weights if any}; `frozen` {name: weights}. A policy
   without a rollout section (a tokenizer or classifier under training) has spans () and None for
-  prompt to images.
+  prompt to latents.
   """
 
   config: Any  # of the model
@@ -148,14 +148,12 @@ class Policy:
   generate: Callable | None  # (policy, frozen, prompt_P, key_P, keys_PR) -> Rollout
   branch: Callable | None  # (policy, frozen, prompt_P, keys_PG, split, copies) -> Rollout [P, G, K]
   with_plan: Callable | None  # (names, **{segment: {setting: value}}) -> another Policy
-  check_prompt: (
-    Callable | None
-  )  # (tokens of a prompt) -> ValueError where they leave too little room
+  # (tokens of a prompt) -> ValueError where they leave too little room
+  check_prompt: Callable | None
   presets: dict  # {name: a generate of published settings}
   score: Callable | None  # (policy, frozen, prompt_P, data_PR, reference=None) -> Scores
-  images: (
-    Callable | None
-  )  # (data, n leading axes) -> tokens of all pictures, on one axis B; or None
+  # (data, n leading axes) -> what all pictures are decoded from, on one axis B; or None
+  latents: Callable | None
   texts: tuple  # names of the segments that are text
   reference: Callable  # (params, frozen) -> the weights that the KL is against, or None
 

@@ -41,7 +41,7 @@ def settings(config=GRPO, **init):
 
 @pytest.fixture(scope='module')
 def run():
-  return Run(settings(), '.', lean=True)
+  return Run(settings(), '.', inference_only=True)
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +84,7 @@ def test_export_of_a_checkpoint_is_imported_bit_for_bit(run, weights, workdir, t
   # A reference without a file of its own is what the policy starts from; the fingerprint is of the
   # weights.
   config.reference = True
-  again = Run(config, tmp_path, lean=True)
+  again = Run(config, tmp_path, inference_only=True)
   frozen = again.frozen(say=lambda text: None, only=('reference',))
   assert equal(frozen['reference'], weights['policy'])
   assert again.fingerprints(frozen) == {'reference': digest.digest(weights['policy'])}
@@ -132,22 +132,23 @@ def test_a_tokenizer_goes_in_from_a_folder_and_from_a_file_of_the_workdir(
   monkeypatch.chdir(tmp_path)
   for config in configs:  # the last is no run of the chain
     assert equal(
-      Run(config, tmp_path / 'w', lean=True).frozen(only=('tokenizer',))['tokenizer'], params
+      Run(config, tmp_path / 'w', inference_only=True).frozen(only=('tokenizer',))['tokenizer'],
+      params,
     )
 
 
 def test_a_file_of_another_model_is_told_by_the_configs_key_before_anything_is_read(tmp_path):
   path = str(official.file('var_tiny', 'transformer'))
   with pytest.raises(ValueError) as error:
-    Run(settings(policy=path), tmp_path, lean=True)
+    Run(settings(policy=path), tmp_path, inference_only=True)
   assert str(error.value).startswith(f'init.policy: {path}: not the weights of this model')
   assert '~ class_emb.weight (11, 64) in file, (11, 32) in model' in str(error.value)
   brings = 'init.policy: none.pth: no such file; `hf download FoundationVision/var none.pth'
   with pytest.raises(FileNotFoundError, match=brings):
-    Run(settings(policy='./none.pth'), tmp_path, lean=True)
+    Run(settings(policy='./none.pth'), tmp_path, inference_only=True)
   (tmp_path / 'x.pth').write_bytes(b'PK')
   with pytest.raises(ValueError, match='init.tokenizer: .*x.pth: truncated'):
-    Run(settings(tokenizer=str(tmp_path / 'x.pth')), tmp_path, lean=True)
+    Run(settings(tokenizer=str(tmp_path / 'x.pth')), tmp_path, inference_only=True)
   config = settings('experiments/tokenizer_msvq_imagenet256.py:smoke')
   config.init.critic = 'x.pth'
   with pytest.raises(
@@ -156,7 +157,9 @@ def test_a_file_of_another_model_is_told_by_the_configs_key_before_anything_is_r
     run_weights.torch_layouts(config, 'critic')
   has_none = 'init.classifier: x.pth found, but models.judges.classifier has no reference layout'
   with pytest.raises(ValueError, match=has_none):
-    Run(settings('experiments/vmr_digits.py:smoke', classifier='x.pth'), tmp_path, lean=True)
+    Run(
+      settings('experiments/vmr_digits.py:smoke', classifier='x.pth'), tmp_path, inference_only=True
+    )
 
 
 def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_path, capsys):
@@ -165,7 +168,7 @@ def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_p
   assert f'of models.unified smoke in {out}, with its tokenizer' in capsys.readouterr().out
   config = spoken.chain.dpo.copy_and_resolve_references()
   config.init = {'policy': str(out), 'tokenizer': str(out)}
-  again = Run(config, tmp_path, lean=True)
+  again = Run(config, tmp_path, inference_only=True)
   assert equal(again.frozen(only=('tokenizer',))['tokenizer'], spoken.weights['tokenizer'])
   assert equal(
     run_weights.load_or_init(config, 'policy', again.built.trained['policy'], again.mesh, tmp_path)[
@@ -203,7 +206,7 @@ def test_a_unified_policy_goes_into_one_file_too(spoken, tmp_path):
   config = spoken.chain.dpo.copy_and_resolve_references()
   config.init = {'tokenizer': str(out)}
   assert equal(
-    Run(config, tmp_path, lean=True).frozen(only=('tokenizer',))['tokenizer'],
+    Run(config, tmp_path, inference_only=True).frozen(only=('tokenizer',))['tokenizer'],
     spoken.weights['tokenizer'],
   )
   assert [path.name for path in tmp_path.iterdir()] == ['whole.safetensors']

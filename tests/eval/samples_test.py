@@ -49,7 +49,7 @@ def whole(policy):
   built, params, frozen, _ = policy
   keys = built.policy.keys(jax.random.key(5), 3, 5)
   out = jax.jit(built.policy.generate)(params['policy'], frozen, jnp.array(CLASSES), *keys)
-  tokens_BL = built.policy.images(out.data, 2)
+  tokens_BL = built.policy.latents(out.data, 2)
   image_Byxc = jax.jit(built.tokenizer.decode)(frozen, tokens_BL, None, None)
   return np.rint((np.asarray(image_Byxc) + 1) * 127.5).reshape(3, 5, 4, 4, 3)
 

@@ -162,7 +162,9 @@ def test_images_stand_in_the_place_of_tokens():
   np.testing.assert_array_equal(out[0, 2:4], image_BTD[0, jnp.array([2, 0])])
   np.testing.assert_array_equal(out[1, 7], image_BTD[1, 1])
   np.testing.assert_array_equal(out[place_BL < 0], x_BLD[place_BL < 0])
-  g = jax.grad(lambda image: (qwen2.splice_embeddings(x_BLD, place_BL, image) ** 2).sum())(image_BTD)
+  g = jax.grad(lambda image: (qwen2.splice_embeddings(x_BLD, place_BL, image) ** 2).sum())(
+    image_BTD
+  )
   assert (abs(g).max(-1) > 0).tolist() == [[True, False, True], [False, True, False]]
 
 

@@ -117,7 +117,7 @@ def test_means_of_a_mask_are_over_its_tokens():
 
 
 def test_what_metrics_tell_apart_has_names_and_places():
-  found = dict(reduce.labelled(spans(('text', 3), ('image', (1, 2)), ('image_1', (1, 1)))))
+  found = dict(reduce.metric_groups(spans(('text', 3), ('image', (1, 2)), ('image_1', (1, 1)))))
   assert found == {
     'text': slice(0, 3),
     'scale_0': slice(3, 4),
@@ -127,7 +127,7 @@ def test_what_metrics_tell_apart_has_names_and_places():
   }
   (span,) = spans(('image', (1, 2)))
   two = span._replace(start=3, stop=13, part_A=np.tile(span.part_A, 2))
-  (_, first), (_, second) = reduce.labelled([two])
+  (_, first), (_, second) = reduce.metric_groups([two])
   np.testing.assert_array_equal(first, [3, 8])
   np.testing.assert_array_equal(second, [4, 5, 6, 7, 9, 10, 11, 12])
 
@@ -202,24 +202,24 @@ A = jnp.array([[1.0], [-1]])
 
 
 def test_the_clipped_gain_by_hand():
-  gain, low, high = reduce.clipped(jnp.log(RATIO), A, low=0.2, high=0.3)
+  gain, low, high = reduce.clip_surrogate(jnp.log(RATIO), A, low=0.2, high=0.3)
   np.testing.assert_allclose(gain, [[-0.5, 0, 0.3], [0.2, 0, -0.5]], rtol=1e-6)
   np.testing.assert_array_equal(low, [[0, 0, 0], [1, 0, 0]])
   np.testing.assert_array_equal(high, [[0, 0, 1], [0, 0, 0]])
   for low, high in ((-0.1, 0.2), (0.3, 0.2), (np.array([0.1, 0.3]), np.array([0.2, 0.2]))):
     with pytest.raises(ValueError, match='clip'):
-      reduce.clipped(jnp.log(RATIO), A, low=low, high=high)
+      reduce.clip_surrogate(jnp.log(RATIO), A, low=low, high=high)
 
 
 def test_bounds_may_be_of_each_action():
   low, high = np.array([[0.6, 0.2, 0.2]]), np.array([[0.6, 0.3, 0.9]])
-  gain, below, above = reduce.clipped(jnp.log(RATIO), A, low=low, high=high)
+  gain, below, above = reduce.clip_surrogate(jnp.log(RATIO), A, low=low, high=high)
   np.testing.assert_allclose(gain, [[-0.5, 0, 0.5], [0.5, 0, -0.5]], rtol=1e-6)
   assert not below.any() and not above.any()
 
 
 def test_what_is_clipped_has_no_gradient_and_the_rest_has_its_advantage():
-  gain = lambda ratio: reduce.clipped(jnp.log(ratio), A, low=0.2, high=0.3)[0].sum()
+  gain = lambda ratio: reduce.clip_surrogate(jnp.log(ratio), A, low=0.2, high=0.3)[0].sum()
   away = RATIO.at[:, 1].set(1.1)  # at 1 both branches of the minimum are equal
   np.testing.assert_allclose(jax.grad(gain)(away), [[1, 1, 0], [0, -1, -1]], atol=1e-6)
   np.testing.assert_allclose(jax.grad(gain)(RATIO)[:, 1], [1, -1])  # and so is their gradient
@@ -230,7 +230,7 @@ def test_bounds_of_a_few_millionths_clip_where_they_say():
   change = np.array([0.9, 0.99, 1.01, 1.1, -0.9, -0.99, -1.01, -1.1]) * 1e-6
   log_ratio = jnp.asarray(np.log1p(change), jnp.float32)
   for advantage in (1.0, -1.0):
-    clipped = lambda x: reduce.clipped(x, jnp.float32(advantage), low=1e-6, high=1e-6)
+    clipped = lambda x: reduce.clip_surrogate(x, jnp.float32(advantage), low=1e-6, high=1e-6)
     gain, low, high = clipped(log_ratio)
     outside = advantage * change > 1e-6
     np.testing.assert_array_equal(low | high, outside)
@@ -241,5 +241,5 @@ def test_bounds_of_a_few_millionths_clip_where_they_say():
 
 
 def test_a_ratio_of_1_gains_nothing_to_the_bit():
-  gain, _, _ = reduce.clipped(jnp.zeros((2, 3)), A * 7.3, low=0.2, high=0.3)
+  gain, _, _ = reduce.clip_surrogate(jnp.zeros((2, 3)), A * 7.3, low=0.2, high=0.3)
   np.testing.assert_array_equal(gain, 0)

@@ -133,15 +133,15 @@ MASK = jnp.array([[[1.0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]])
 
 def test_weights_of_a_mask_sum_to_one_again():
   t = terms(spans(('image', (1, 2))), scale_weight_power=1)  # 1/2, four of 1/8
-  np.testing.assert_array_equal(settings.masked(t, None), t.weight_A[None, None])
+  np.testing.assert_array_equal(settings.masked_weights(t, None), t.weight_A[None, None])
   expected = [[[2 / 3, 1 / 6, 1 / 6, 0, 0], [0, 0, 0, 0, 1], [0] * 5]]
-  np.testing.assert_allclose(settings.masked(t, MASK), expected, rtol=1e-6)
+  np.testing.assert_allclose(settings.masked_weights(t, MASK), expected, rtol=1e-6)
 
 
 def test_weights_of_a_mask_sum_to_the_weight_of_each_segment_of_a_row():
   t = terms(TWO, segments=(('text', dict(weight=0.25)), ('image', dict(weight=2.0))))
   text = jnp.array([[[1.0, 1, 0], [0, 0, 0], [1, 1, 1]]])
-  found = settings.masked(t, jnp.concatenate([text, MASK], -1))
+  found = settings.masked_weights(t, jnp.concatenate([text, MASK], -1))
   expected = np.array([[0.25, 2], [0, 2], [0.25, 0]])
   np.testing.assert_allclose(found[0, :, :3].sum(-1), expected[:, 0], rtol=1e-6)
   np.testing.assert_allclose(found[0, :, 3:].sum(-1), expected[:, 1], rtol=1e-6)

@@ -45,7 +45,7 @@ def test_a_run_loads_the_weights_of_its_rewards_and_scores_with_them(tmp_path):
     samples = Samples(image_Byxc, {}, {'label': np.arange(8)})
     r_B, each, _ = run.rewards.score(frozen, samples, 1)
     assert run.fingerprints(frozen) == {'rewards': 'random'}
-    lean = assemble.rewards(run.config, run.built, lean=True).weights(run.mesh)
+    lean = assemble.rewards(run.config, run.built, abstract=True).weights(run.mesh)
   about = lambda x: x.shape  # random weights are not cast to what weights of a file are held in
   assert jax.tree.map(about, lean) == jax.tree.map(about, frozen['rewards'])
   assert len(frozen['rewards']['towers']) == 1 and set(each) == {'clip', 'aesthetic'}
@@ -71,7 +71,7 @@ def test_grpo_runs_on_rewards_with_weights_and_resumes(tmp_path, capsys):
 
 
 def test_a_lean_run_has_no_reward_weights(tmp_path):
-  assert Run(config(), tmp_path, lean=True).rewards is None
+  assert Run(config(), tmp_path, inference_only=True).rewards is None
 
 
 def test_rewards_are_traced_without_their_files(tmp_path):
@@ -96,8 +96,8 @@ def test_rewards_are_traced_without_their_files(tmp_path):
     backbone, name='rewards.image_reward', size='large', vocab='absent', names='absent.txt'
   )
   collect.rewards.jpeg = dict(name='rewards.jpeg', weight=1.0, quality=90, sign=1)
-  run = Run(c, tmp_path, lean=True)
-  rewards = assemble.rewards(c, run.built, lean=True)
+  run = Run(c, tmp_path, inference_only=True)
+  rewards = assemble.rewards(c, run.built, abstract=True)
   frozen = {'rewards': rewards.weights(run.mesh)}
   assert len(frozen['rewards']['towers']) == 2  # clip and aesthetic share theirs
   image = jax.ShapeDtypeStruct((16, 256, 256, 3), np.float32)

@@ -20,7 +20,7 @@ def test_a_judge_says_which_of_its_options_are_files(tmp_path):
   rewards = {'it': dict(name='weighty', weight=1.0, weights=str(tmp_path / 'w'))}
   with pytest.raises(FileNotFoundError, match=r'reward it \(weighty\): weights: there is no'):
     mix.make(rewards, **KNOBS)
-  assert mix.make(rewards, **KNOBS, lean=True).shapes(None)['judges']['it'] == {'number': 0}
+  assert mix.make(rewards, **KNOBS, abstract=True).shapes(None)['judges']['it'] == {'number': 0}
   (tmp_path / 'w').write_text('2.5')
   m = mix.make(rewards, **KNOBS)
   r_B, _, _ = m.score({'rewards': m.load(None)}, Samples(None, {}, {'label': np.arange(3)}), 1)

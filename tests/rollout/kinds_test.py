@@ -45,7 +45,17 @@ def programs(case):
   return jax.jit(case.sample), jax.jit(learn)
 
 
-LONGER = ('unified', 'words', 'codes', 'remask', 'flow', 'text-masked-text', 'text-gaussian-text')
+LONGER = (
+  'scales-guided',
+  'bits-guided',
+  'unified',
+  'words',
+  'codes',
+  'remask',
+  'flow',
+  'text-masked-text',
+  'text-gaussian-text',
+)
 CASES = [
   pytest.param(name, marks=pytest.mark.slow if name in LONGER else ()) for name in plan_cases.CASES
 ]

@@ -129,7 +129,9 @@ def between_texts(name):
 
 CASES = {
   'scales': var_scales,
+  'scales-guided': lambda: var_scales(logp_of='guided'),
   'bits': infinity_bits,
+  'bits-guided': lambda: infinity_bits(logp_of='guided_stopgrad'),
   'text': qwen2_text,
   'unified': unified_dialogue,
   'words': lambda: toy(word_segment('text')),

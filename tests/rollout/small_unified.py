@@ -25,26 +25,25 @@ CONFIG = unified.Config(
 )
 SMOKE = conftest.build(CONFIG, dataclasses.replace(bsq.SIZES['smoke-square'], scales=SCALES))
 SETTINGS = nets.Settings(uncond_prompt=(1, 3, START), reference_impl=False)
-TEXT = text.Config(4, temperature=0.9, top_k=0, top_p=0.97, stop=(STOP,), next_token=START)
-IMAGE = bits.Config(
+SAID = text.Config(4, temperature=0.9, top_k=0, top_p=0.97, stop=(STOP,), next_token=START)
+DRAWN = bits.Config(
   guidance=2.0, temperature=(0.8, 1.1), top_p=0.9, logp_of='cond', scales=SCALES, bits=4
 )
 LENGTH = 5  # tokens of a picture
 SEED = 35  # with this one some rows draw one picture, some two, most none
 
 
-def plan(*lengths, text=TEXT, image=IMAGE):
+def plan(*lengths, said=SAID, drawn=DRAWN):
   """So many tokens of text at most, a picture, so many tokens of text, and so on; 0: no text."""
   out = []
   for i, length in enumerate(lengths):
     if length:
-      out.append(Segment(f'text_{i}', TEXT_KIND, dataclasses.replace(text, max_tokens=length)))
+      out.append(Segment(f'text_{i}', text, dataclasses.replace(said, max_tokens=length)))
     if i + 1 < len(lengths):
-      out.append(Segment(f'image_{i}', bits, image))
+      out.append(Segment(f'image_{i}', bits, drawn))
   return tuple(out)
 
 
-TEXT_KIND = text
 PLAN = plan(4, 3, 3)
 TEXTS, IMAGES = ('text_0', 'text_1', 'text_2'), ('image_0', 'image_1')
 
@@ -93,7 +92,28 @@ def sample(plan=PLAN, prompt_P=None, keys_PR=None, params=SMOKE.params, settings
   return jax.jit(run)(params, prompt_P, keys_PR)
 
 
-def scores(params, prompt_P, data_PR, reference=None, plan=PLAN):
+def scores(params, prompt_P, data_PR, reference=None, plan=PLAN, model=SMOKE.model):
   """Scores of rows."""
-  nets = [net(p) for p in (params, reference) if p is not None]
+  nets = [net(p, model=model) for p in (params, reference) if p is not None]
   return score.score(nets, plan, prompt_P, data_PR)[0]
+
+
+def packed_plan(S, I):
+  """Of rows of S places with I pictures, at the temperatures of PLAN."""
+  said = dataclasses.replace(SAID, max_tokens=S)
+  drawn = dataclasses.replace(DRAWN, guidance=1.0, images=I)
+  return Segment('text', text, said), Segment('image', bits, drawn)
+
+
+def packed_data(row_P, t_PILe):
+  """The data [P, 1, ..] of packed rows, whose pictures are t_PILe."""
+  P, e = len(t_PILe), t_PILe.shape[-1]
+  pictures = jnp.asarray(t_PILe).reshape(P, 1, -1, e)
+  return {'text': {'tokens': row_P['tokens'][:, None]}, 'image': {'tokens': pictures}}
+
+
+def wide():
+  """The same with text features as wide as the decoder, as the released unconditional branch
+  needs."""
+  decoder = dataclasses.replace(CONFIG.image_decoder, text=CONFIG.image_decoder.width)
+  return conftest.build(dataclasses.replace(CONFIG, image_decoder=decoder), SMOKE.vae.c)

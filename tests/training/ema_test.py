@@ -110,7 +110,7 @@ def test_it_is_the_recursion_over_good_updates_of_what_is_trained():
 
 
 def test_off_it_takes_no_memory():
-  on, off = (Run(config(ema), '', lean=True) for ema in (DECAY, 0.0))
+  on, off = (Run(config(ema), '', inference_only=True) for ema in (DECAY, 0.0))
   assert off.shapes.ema is None
   names = digest.named_leaves(off.shapes)
   more = digest.named_leaves(on.shapes).keys() - names.keys()
@@ -121,7 +121,7 @@ def test_off_it_takes_no_memory():
 @pytest.mark.parametrize('ema', [-0.1, 1.0])
 def test_a_decay_out_of_range_is_refused(ema):
   with pytest.raises(ValueError, match=f'optim.ema: {ema}, expected 0 <= ema < 1'):
-    Run(config(ema), '', lean=True)
+    Run(config(ema), '', inference_only=True)
 
 
 def test_a_run_keeps_the_recursion_in_its_checkpoints(whole):
@@ -190,7 +190,7 @@ def test_it_is_what_is_evaluated(tmp_path):
 def test_it_is_what_a_later_run_and_the_commands_load(whole):
   workdir, last = whole
   folder = workdir / 'checkpoints'
-  run = Run(config(0.0, policy=str(folder)), '', lean=True)
+  run = Run(config(0.0, policy=str(folder)), '', inference_only=True)
   equal(run.initial(lambda _: None)[0].params, last.ema)
   step, params, _ = weights.load_trained(folder, run.shapes.params, item='params')
   assert step == 4

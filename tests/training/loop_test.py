@@ -161,7 +161,7 @@ def step_on(sizes, P=8, R=2):
   make = meshes.make
   meshes.make = lambda axes, devices=None: make(axes, jax.devices()[: int(np.prod(sizes))])
   try:
-    run = Run(c, '', lean=True)
+    run = Run(c, '', inference_only=True)
   finally:
     meshes.make = make
   put = lambda x, like: jax.device_put(x, like.sharding)

@@ -188,7 +188,7 @@ def test_an_update_of_adapters_takes_less_memory_and_fewer_flops():
   for rank in (4, 0):
     c = config(rank)
     c.policy.update(width=128, heads=4)
-    run = Run(c, '', lean=True)
+    run = Run(c, '', inference_only=True)
     with jax.set_mesh(run.mesh):
       row = lambda *shape: jax.ShapeDtypeStruct((P, R, *shape), jnp.float32)
       tokens = jax.ShapeDtypeStruct((P, R, run.models.config.length), jnp.int32)

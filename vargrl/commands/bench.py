@@ -69,7 +69,7 @@ def main(flags):
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.init = {}
-  run = Run(config, '.', lean=True)
+  run = Run(config, '.', inference_only=True)
   c, tokens = run.policy.config, run.policy.config.length
   P = config.data.prompts if 'prompts' in config.data else config.data.batch
   R = config.objective.collect.get('rollouts', 1)
@@ -131,7 +131,7 @@ def time_rollout(run, policy, frozen, label_P, R, how):
   key_P, keys_PR = functions.keys(jax.random.key(0), len(label_P), R)
   flops = work.pass_flops(run, Pass('policy', R, sampled=True))
   out = one('rollout', functions.generate, policy, frozen, label_P, key_P, keys_PR, flops=flops)
-  t_BL = functions.images(out.data, 2)
+  t_BL = functions.latents(out.data, 2)
 
   def transformer(policy, label_B, inputs_BLC):
     label_B, inputs_BLC = rows_of.shard_rows((label_B, inputs_BLC))

@@ -72,8 +72,8 @@ def compile_run(name, config, where, effort):
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.init = {}  # weights are not needed, and need not be there
-  run = Run(config, '.', lean=True, devices=devices)
-  run.rewards = assemble.rewards(config, run.built, lean=True)
+  run = Run(config, '.', inference_only=True, devices=devices)
+  run.rewards = assemble.rewards(config, run.built, abstract=True)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
   print(
     f'{name or config.policy.name}: {len(devices)} devices of {where}, mesh {shape}, '

@@ -14,7 +14,7 @@ def build(config, root, frozen=('tokenizer',)) -> Run:
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.init = {k: v for k, v in config.init.items() if k in frozen}
-  return Run(config, root, lean=True)
+  return Run(config, root, inference_only=True)
 
 
 def restore(run, workdir, frozen=('tokenizer',)):

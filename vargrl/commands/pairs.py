@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from vargrl.objectives import collect as groups_of
-from vargrl.objectives import judge as judging
+from vargrl.objectives import scoring
 from vargrl.reporting import images
 from vargrl.training import chain, weights
 from vargrl.training.run import Run
@@ -91,11 +91,11 @@ def draw(run, folder, groups, seed):
       prompt_P, keys = jnp.asarray(labels), policy.keys(key, P, R)
       out = generate(params, frozen, prompt_P, *keys)
       tokens_PRL = out.data[span.name]['tokens']
-      image_Byxc = decode(frozen, policy.images(out.data, 2), prompt_P, key)
+      image_Byxc = decode(frozen, policy.latents(out.data, 2), prompt_P, key)
       shape = P, R, 1
-      r_B, each, _ = judging.judge(policy, run.rewards, frozen, image_Byxc, out, labels, shape)
+      r_B, each, _ = scoring.judge(policy, run.rewards, frozen, image_Byxc, out, labels, shape)
       # As the run's own groups are judged, several rewards normalised or not.
-      r_PRK = judging.mix_rewards(
+      r_PRK = scoring.mix_rewards(
         r_B, each, shape, collect.reward_mix, collect.rewards, collect.eps
       )
       part, rows = best_and_worst(labels, np.asarray(tokens_PRL), np.asarray(r_PRK)[..., 0])

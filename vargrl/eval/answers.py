@@ -8,7 +8,7 @@ from vargrl.data.dialogue import prompts as dialogue_prompts
 from vargrl.data.dialogue import tokenizer as tokenizers
 from vargrl.eval import rewards as rewards_of
 from vargrl.eval.samples import row_keys
-from vargrl.objectives import judge
+from vargrl.objectives import scoring
 from vargrl.parallel import multihost, rows
 from vargrl.rollout.sampler import make_sampler
 
@@ -113,7 +113,7 @@ def rewards_of_rows(policy, mixed, frozen, out, image_Byxc, label_B):
   K = 1 if image_Byxc is None else len(image_Byxc) // B
   if image_Byxc is not None:
     image_Byxc = image_Byxc.astype(np.float32) / 127.5 - 1
-  r, each, _ = judge.judge(policy, mixed, frozen, image_Byxc, out, label_B, (B, 1, K))
+  r, each, _ = scoring.judge(policy, mixed, frozen, image_Byxc, out, label_B, (B, 1, K))
   row_mean = lambda x: np.asarray(x).reshape(B, K).mean(1)
   return row_mean(r), {name: row_mean(x) for name, x in each.items()}
 

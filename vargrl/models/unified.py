@@ -35,7 +35,7 @@ class Config:
   image_pad_to: int = (
     1  # a drawn picture's places in training are a multiple of it: 128 with the released weights
   )
-  scales: tuple | str = ()  # of the pictures that are drawn; (): those of `drawer`
+  scales: tuple | str = ()  # of the pictures that are drawn; (): those of `image_decoder`
   dtype: str = 'float32'
   attention: str = 'dense'
   remat: str = 'none'

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from vargrl.metrics import average
-from vargrl.objectives.prepare import prepared
+from vargrl.objectives.prepare import one_program
 from vargrl.types import Experience
 
 
@@ -38,7 +38,7 @@ def collect(*, noise):
     image = batch['image'] + noise * jax.random.normal(rng, batch['image'].shape)
     return Experience(prompt=batch['label'], image=image)
 
-  return prepared(prepare)
+  return one_program(prepare)
 
 
 def loss(judges, params, frozen, batch, *, smoothing):

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vargrl.metrics import average
-from vargrl.objectives import judge as judging
-from vargrl.objectives import reduce
+from vargrl.objectives import reduce, scoring
 from vargrl.parallel import multihost
 from vargrl.types import Collect, Collection, Experience, Pass, Samples
 
@@ -208,7 +207,7 @@ class Collector:
     facts |= {'resampled': again / len(label_P)} if self.resample else {}
     captions = self.scorer.captions
     show = image is not None and (
-      lambda: judging.best_and_worst(image, np.asarray(label_B), judged.r_B, captions)
+      lambda: scoring.best_and_worst(image, np.asarray(label_B), judged.r_B, captions)
     )
     return Collection(experience, facts, show or None)
 
@@ -236,7 +235,7 @@ class Collector:
     return stage.host(lambda: np.repeat(label_P, R * K), ((P * R * K,), np.int32))
 
   def draw(self, stage, kind, params, frozen, prompt_P, label_P, rng):
-    """(image_Byxc or None, Rollout, judging.Judged) of one draw of all groups."""
+    """(image_Byxc or None, Rollout, scoring.Verdicts) of one draw of all groups."""
     tokens_B, out = stage.call('rollout', kind.sample, params['policy'], frozen, prompt_P, rng)
     image = None
     if tokens_B is not None:
@@ -245,16 +244,16 @@ class Collector:
     shape = self.shape(out, image)
     label_B = self.labels(stage, out, image, label_P)
     if stage.abstract and self.scorer.device:
-      texts = jax.jit(partial(judging.texts_of, self.policy))
+      texts = jax.jit(partial(scoring.texts_of, self.policy))
       texts = {} if shape[2] > 1 else stage.call('', texts, out)
       stage.lower('rewards', self.scorer.device, frozen, Samples(image, texts, {'label': label_B}))
 
     def score():
-      r_B, each, facts = judging.judge(self.policy, self.scorer, frozen, image, out, label_P, shape)
-      mixed = judging.mix_rewards(r_B, each, shape, self.reward_mix, self.rewards_config, self.eps)
-      return judging.Judged(r_B, each, facts, kind.value(mixed))
+      r_B, each, facts = scoring.judge(self.policy, self.scorer, frozen, image, out, label_P, shape)
+      mixed = scoring.mix_rewards(r_B, each, shape, self.reward_mix, self.rewards_config, self.eps)
+      return scoring.Verdicts(r_B, each, facts, kind.value(mixed))
 
-    abstract = lambda: judging.Judged(None, {}, {}, stage.abstract_rows(shape[:2], np.float32))
+    abstract = lambda: scoring.Verdicts(None, {}, {}, stage.abstract_rows(shape[:2], np.float32))
     judged = abstract() if stage.abstract else score()
     stage.phase('reward')
     return image, out, judged
@@ -270,7 +269,7 @@ class Collector:
     pick = lambda a, b: np.where(flat_B, b, a)
     each = {name: pick(x, judged_2.each[name]) for name, x in judged.each.items()}
     r_B = pick(judged.r_B, judged_2.r_B)
-    return image, out, judging.Judged(r_B, each, judged.metrics, value_PR)
+    return image, out, scoring.Verdicts(r_B, each, judged.metrics, value_PR)
 
   def with_advantages(self, stage, kind, params, frozen, experience, out, judged):
     """(the Experience, {metric})."""

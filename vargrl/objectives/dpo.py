@@ -13,7 +13,7 @@ from vargrl.objectives import terms as settings
 from vargrl.types import Experience, Pass
 
 KINDS = ('sigmoid', 'sigmoid_norm', 'ipo', 'hinge')
-ROWS = 2  # of a prompt, which stay together in all parts of a batch
+ROWS_TOGETHER = 2  # of a prompt, which stay together in all parts of a batch
 SIDES = ('chosen', 'rejected')
 
 

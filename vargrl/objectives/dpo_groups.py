@@ -7,12 +7,16 @@ import numpy as np
 
 from vargrl.metrics import average
 from vargrl.objectives import collect as groups
-from vargrl.objectives import dpo
-from vargrl.objectives import judge as judging
+from vargrl.objectives import dpo, scoring
 from vargrl.parallel import multihost
 from vargrl.types import Collect, Collection, Experience, Pass, Samples
 
-features, ROWS, check_loss, loss = groups.features, dpo.ROWS, dpo.check_loss, dpo.loss
+features, ROWS_TOGETHER, check_loss, loss = (
+  groups.features,
+  dpo.ROWS_TOGETHER,
+  dpo.check_loss,
+  dpo.loss,
+)
 
 
 def passes(policy, collect):
@@ -63,7 +67,7 @@ def collect(policy, tokenizer, scorer, *, rollouts, rewards, pool):
   def sample(weights, frozen, prompt_P, rng):
     key_P, keys_PR = policy.keys(rng, groups.count(prompt_P), rollouts)
     out = policy.generate(weights, frozen, prompt_P, key_P, keys_PR)
-    return policy.images(out.data, 2), out
+    return policy.latents(out.data, 2), out
 
   def run(stage, params, frozen, batch, rng):
     stage.phase('wait_for_update', params)
@@ -79,7 +83,7 @@ def collect(policy, tokenizer, scorer, *, rollouts, rewards, pool):
     label_B = stage.host(lambda: np.repeat(label_P, R * K), ((P * R * K,), np.int32))
     if scorer.device:
       stage.lower('rewards', scorer.device, frozen, Samples(image, {}, {'label': label_B}))
-    judge = lambda: judging.judge(policy, scorer, frozen, image, out, label_P, (P, R, K))
+    judge = lambda: scoring.judge(policy, scorer, frozen, image, out, label_P, (P, R, K))
     r_B, each, facts = stage.host(judge) or (None, {}, {})
     stage.phase('reward')
     mean = lambda: jnp.nanmean(jnp.asarray(r_B).reshape(P, R, K), -1)
@@ -103,7 +107,7 @@ def collect(policy, tokenizer, scorer, *, rollouts, rewards, pool):
       'pairs/gap': average(r_P2[:, 0] - r_P2[:, 1], mask_P),
     }
     metrics |= {f'rewards/{k}': average(v, np.isfinite(v)) for k, v in each.items()} | facts
-    show = lambda: judging.best_and_worst(image, label_B, r_B, scorer.captions)
+    show = lambda: scoring.best_and_worst(image, label_B, r_B, scorer.captions)
     return Collection(experience, metrics, None if image is None else show)
 
   return Collect(run, {'': 0})

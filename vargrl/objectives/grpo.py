@@ -54,15 +54,16 @@ def collect(
   present policy's (one update per batch). std: what centred rewards are divided by, see
   reduce.advantages. kl_reward: nats of logp - ref_logp, summed over the actions, times this, are
   taken from the reward. reward_mix: 'sum' adds the rewards by weight, 'normalize' divides each by
-  its group's deviation before; `std` then applies to the sum. resample: up to so many times, groups
-  whose rewards are all equal are drawn again (https://arxiv.org/abs/2503.14476). mask: the pixels
-  that the reward is about, {} for all."""
+  its group's deviation before; `std` then applies to the sum. resample: as long as some group's
+  rewards are all equal, up to so many times, the batch is drawn and rewarded again, and such groups
+  take the new rows (https://arxiv.org/abs/2503.14476). mask: the pixels that the reward is about,
+  {} for all."""
 
   @jax.jit
   def sample(weights, frozen, prompt_P, rng):
     key_P, keys_PR = policy.keys(rng, groups.count(prompt_P), rollouts)
     out = policy.generate(weights, frozen, prompt_P, key_P, keys_PR)
-    return policy.images(out.data, 2), out
+    return policy.latents(out.data, 2), out
 
   kind = groups.StepKind(sample, value=lambda r_PRK: jnp.nanmean(r_PRK, -1))
   return groups.make_collect(

@@ -13,7 +13,7 @@ STDS = ('group', 'batch', 'none')
 REWARD_MIXES = ('sum', 'normalize')
 
 
-def labelled(spans):
+def metric_groups(spans):
   """[(label, index)] of what metrics tell apart in a row: texts by name, pictures by scale. index:
   a slice, or a numpy array where there are several pictures."""
   out = []
@@ -179,9 +179,10 @@ def soft_value(r_PRK, *, eta):
   return jnp.where(count_PR > 0, top_PR + eta * jnp.log(sum_PR / jnp.maximum(count_PR, 1)), jnp.nan)
 
 
-def clipped(log_ratio, advantage, *, low, high):
-  """(surrogate to maximise, clipped below, clipped above) of PPO with separate bounds, numbers or
-  one for each action; ratio times advantage minus advantage, which has the same gradient.
+def clip_surrogate(log_ratio, advantage, *, low, high):
+  """(surrogate to maximise, clip_surrogate below, clip_surrogate above) of PPO with separate
+  bounds, numbers or one for each action; ratio times advantage minus advantage, which has the same
+  gradient.
 
   It works on ratio - 1, as a clip of 1e-6 is eight float32 steps beside 1."""
   if np.min(low) < 0 or np.any(np.asarray(high) < low):

@@ -54,7 +54,7 @@ def loss(
     last_scale=last_scale,
     segments=segments,
   )
-  policy_weight = settings.masked(t, batch.loss_mask)
+  policy_weight = settings.masked_weights(t, batch.loss_mask)
   policy_mask = (policy_weight > 0).astype(np.float32)
   row_mask, advantage_PR1 = batch.row_mask, batch.advantage[..., None]
 
@@ -62,12 +62,12 @@ def loss(
   d_PRA = jnp.clip(scores.logp - old_logp, -20, 20)
   log_ratio = reduce.log_ratio(d_PRA, policy_mask, t)
   low_11A, high_11A, penalty_11A = (x[None, None] for x in (t.low_A, t.high_A, t.penalty_A))
-  gain, low, high = reduce.clipped(log_ratio, advantage_PR1, low=low_11A, high=high_11A)
+  gain, low, high = reduce.clip_surrogate(log_ratio, advantage_PR1, low=low_11A, high=high_11A)
   term = -gain * policy_weight
   if t.penalty_A.any():
     # k3_is weighs each action by its own ratio, whatever the level of the surrogate's.
     penalties = reduce.penalty(scores, d_PRA, t)
-    term += jnp.asarray(penalty_11A) * penalties * settings.masked(t, batch.kl_mask)
+    term += jnp.asarray(penalty_11A) * penalties * settings.masked_weights(t, batch.kl_mask)
   value = average(term.sum(-1), row_mask)
   change = jnp.expm1(log_ratio)
   return value, {'loss': value} | metrics(scores, batch, t, d_PRA, change, low, high, policy_mask)
@@ -94,6 +94,7 @@ def metrics(scores, batch, t, d_PRA, change, low, high, policy_mask):
     if batch.loss_mask is not None:
       out['kl/image'] = average(stop(scores.penalty.sum(-1)), row_mask)
   for name, x_PRA in families.items():
-    for label, at in reduce.labelled(t.spans):  # one without an action in the mask has no value
+    # one without an action in the mask has no value
+    for label, at in reduce.metric_groups(t.spans):
       out[f'{name}/{label}'] = average(stop(x_PRA[..., at]), row_mask[..., None] * inside[..., at])
   return out

@@ -158,7 +158,7 @@ def check(spans, *, segments, reference, **scalars):
     raise ValueError('objective.loss.segments: every weight is 0, expected one that is not')
 
 
-def masked(terms, mask_PRA):
+def masked_weights(terms, mask_PRA):
   """weight_PRA of the actions that a mask leaves, summing to its weight in each segment of a row
   again, or to 0 where it leaves none of it; without a mask (None) weight_A with axes P and R of
   1."""

@@ -135,13 +135,13 @@ def step_kinds(policy, rollouts, split, continuations, eta):
   def prefixes(weights, frozen, prompt_P, rng):
     _, keys_PG = policy.keys(rng, groups.count(prompt_P), rollouts)
     out = policy.branch(weights, frozen, prompt_P, keys_PG, split, continuations)
-    return policy.images(out.data, 3), jax.tree.map(lambda x: x[:, :, 0, :cut], out)
+    return policy.latents(out.data, 3), jax.tree.map(lambda x: x[:, :, 0, :cut], out)
 
   @jax.jit
   def suffixes(weights, frozen, prompt_P, rng):
     _, keys_PG = policy.keys(rng, groups.count(prompt_P), 1)
     out = policy.branch(weights, frozen, prompt_P, keys_PG, split, rollouts)
-    return policy.images(out.data, 3), jax.tree.map(lambda x: x[:, 0], out)
+    return policy.latents(out.data, 3), jax.tree.map(lambda x: x[:, 0], out)
 
   value = jax.jit(partial(reduce.soft_value, eta=eta))
   return {

@@ -27,7 +27,7 @@ def make(
   timeout,
   retries,
   chunk,
-  lean=False,
+  abstract=False,
   records=None,
   decode_text=None,
 ):
@@ -35,7 +35,7 @@ def make(
 
   bind: {parameter: function}, functions that no config can hold; a device reward gets those that it
   has a keyword-only parameter for. max_failed: the share of a batch's rows that may be without a
-  verdict. workers, timeout, retries, chunk: of each host reward's pool, see rewards/pool.py. lean:
+  verdict. workers, timeout, retries, chunk: of each host reward's pool, see rewards/pool.py. abstract:
   a Mix that is only compiled: no file is looked for, no worker started. records: labels of some
   rows -> the records that host rewards see, dicts with all that the data says of a prompt; None:
   {'label': label}. decode_text: token ids of what a row said, int32 [L], -1 after the end -> the
@@ -52,13 +52,13 @@ def make(
         raise ValueError(f"reward {nickname}: found {options}, expected 'name' and 'weight' in it")
       name, weights[nickname] = options.pop('name'), float(options.pop('weight'))
       names[nickname], module = name, device_module(name)
-      if module is None and lean:
+      if module is None and abstract:
         continue
       if module is None:
         knobs = dict(workers=workers, timeout=timeout, retries=retries, chunk=chunk)
         host[nickname] = pools.Pool(name, options, **knobs)
       elif hasattr(module, 'judge'):
-        options |= without_files(module, options) if lean else {}
+        options |= without_files(module, options) if abstract else {}
         judges[nickname] = make_judge(nickname, name, module.judge, options)
       else:
         device[nickname] = bind_options(name, module.reward, options, bind)

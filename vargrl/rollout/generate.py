@@ -79,7 +79,8 @@ def branch(net, plan, prompt_P, keys_PG, split, copies):
 
   def group(prompt, keys_G):
     context = net.prefill(prompt)
-    one = lambda key: kind.branches(net, c, context, key, split, copies, k)
+    segment_key = lambda key: segment_keys(net, plan, key)[0]
+    one = lambda key: kind.branches(net, c, context, segment_key(key), split, copies, k)
     return jax.vmap(one, axis_name=vmaps.AXES[1], **g)(keys_G)
 
   data, logp, sampler_logp = jax.vmap(group, axis_name=vmaps.AXES[0], **p)(prompt_P, keys_PG)

@@ -22,7 +22,7 @@ def make_sampler(policy, tokenizer, preset=''):
   @jax.jit
   def sample(weights, frozen, prompt_B, keys_B):
     out = generate(weights, frozen, prompt_B, keys_B, keys_B[:, None])
-    tokens = policy.images(out.data, 2)
+    tokens = policy.latents(out.data, 2)
     if tokens is None:
       return out, None
     each = len(tokens) // len(keys_B)

@@ -12,7 +12,8 @@ from vargrl.types import Scores
 
 
 def guide(cond, uncond, strength):
-  """VAR's classifier-free guidance: (1 + t) cond - t uncond; t = 0 is no guidance."""
+  """Classifier-free guidance: cond + strength (cond - uncond). strength is guidance - 1: the setting
+  guidance=1 is off (https://arxiv.org/abs/2207.12598)."""
   return (1 + strength) * cond - strength * uncond
 
 

@@ -134,7 +134,7 @@ def without_rollout(c, init, reference):
       'branch',
       'with_plan',
       'score',
-      'images',
+      'latents',
       'mask',
       'corrupt',
       'check_prompt',
@@ -185,12 +185,11 @@ def check_reference(config, built, trained):
     )
 
 
-def rewards(config, built, data=None, lean=False):
+def rewards(config, built, data=None, abstract=False):
   """The Rewards of `objective.collect`, started (host rewards have worker processes), or None.
 
-  data: the run's stream, which knows the records of its labels. lean: those on the device alone,
-  whose weights are abstract.
-  """
+  data: the run's stream, which knows the records of its labels. abstract: those on the device
+  alone, whose weights are abstract."""
   collect = config.objective.collect
   if 'rewards' not in collect:
     return None
@@ -199,18 +198,18 @@ def rewards(config, built, data=None, lean=False):
   ):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
   classes = contracts.offers(built.policy.config, 'classes') or 0
-  if not lean:
+  if not abstract:
     count = contracts.offers(data, 'record_count')
     mix.check_names(collect.rewards, classes=classes, records=count)
   found = mix.make(
     collect.rewards,
     bind=built.bound,
-    lean=lean,
+    abstract=abstract,
     records=contracts.offers(data, 'prompt_records'),
     decode_text=contracts.offers(data, 'decode_text'),
     **collect.pool,
   )
-  load = found.shapes if lean else found.load
+  load = found.shapes if abstract else found.load
   return Rewards(
     score=found.score,
     device=found.device or None,

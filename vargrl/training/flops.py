@@ -52,7 +52,9 @@ def pass_flops(run, p):
   for part, count in parts.items():
     one = passes_of_learning(trained[part] if part else trained, part == 'vision')
     second = {'cond': 0, 'guided': one, 'guided_stopgrad': 1}
-    logp_of = plan[0].c.logp_of if logp_guided else 'cond'
+    logp_of = 'cond'
+    if logp_guided:
+      logp_of = next(s.c.logp_of for s in plan if contracts.offers(s.c, 'logp_guided'))
     total += count * (one + second[logp_of])
   return rows * total
 
@@ -125,7 +127,7 @@ def step_flops(run, kind=''):
   return total + run.updates_per_step * program_flops(run, 'update', kind)
 
 
-def learned(experience, spans):
+def learning_counts(experience, spans):
   """(tokens, pictures), float32 scalars: what a step learns from, of rows with a verdict: actions
   that are in the loss, and pictures of which some action is; pictures alone where a tokenizer or
   classifier is trained."""
@@ -194,12 +196,14 @@ def traffic(run, name):
     return gathered * (2 if config.objective.collect.get('kl_reward', 0) else 1)
   if name != 'update':
     return 0
-  learned = jax.tree.leaves(optim.partition(run.shapes.params, run.optimizer.trained)[0]['policy'])
+  learning_counts = jax.tree.leaves(
+    optim.partition(run.shapes.params, run.optimizer.trained)[0]['policy']
+  )
   held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * itemsize
   scattered = sum(
     hlo.ring_bytes('reduce-scatter', held(x), parts(x))
     + hlo.ring_bytes('all-reduce', held(x), mesh.size // parts(x))
-    for x in learned
+    for x in learning_counts
   )
   passes = next(iter(step_passes(run).values()))['update']
   reference = config.reference and any(p.weights == 'reference' for p in passes)

@@ -8,14 +8,19 @@ A step of a run, in order, as `run_steps` takes it:
 2. Evaluate (`make_evaluate`, eval/run.py). The evaluators that are due look at that state: at the
    moving average of its weights, if there is one.
 3. Read (`next_batch`, data/; parallel/multihost.py). Each host reads its rows; together they are
-   one batch, sharded over the mesh.
+   one batch, sharded over the mesh where it divides.
 4. Collect (objectives/NAME.py, `collect`). Supervised data passes through. GRPO and its like sample
    rows with the present policy (rollout/), decode their pictures (tokenizers/), have them rewarded
-   (rewards/mix.py: on the device, and by worker processes of the hosts) and give them advantages.
-   The result is an Experience, and the rest of the step is the same for all.
+   (rewards/mix.py: on the device, and by worker processes of the hosts), draw groups again whose
+   rewards are all equal, score the rows once more where the ratio wants the trainer's own
+   log-probabilities, and give them advantages.
+   The result is an Experience, and the rest of the step is the same for all. Where they are due,
+   pictures of the step are written.
 5. Listen (parallel/preemption.py). Every part of 1 to 4 ends with `timer.phase`, which waits for
-   its arrays and checks whether a SIGTERM or Ctrl-C has come; all hosts hear of it at the same
-   point. The last one, `phase('prepare')`, is between reward and update. There the step is given
+   the arrays that it is given and checks whether a SIGTERM or Ctrl-C has come, which is heard
+   within
+   a second; all hosts hear of it at the same point. The last one, `phase('prepare')`, is between
+   reward and update. There the step is given
    up, and state and data are saved as they were before it: the run that continues takes this step
    again, with the same random keys. After this point a step is always finished.
 6. Update (training/update.py). `epochs` passes over the Experience in `minibatches` parts; each
@@ -196,7 +201,7 @@ def run_steps(run, state, frozen, first, writer, save, evaluate, bar, timer):
       if multihost.is_multihost():
         timer.phase('wait_for_update', state.params)  # the next line would, and be blamed
       batch = multihost.global_batch(  # 3
-        multihost.on_all_hosts(partial(next_batch, run.data, timer.phase)), run.mesh, run.rows
+        multihost.on_all_hosts(partial(next_batch, run.data, timer.phase)), run.mesh, run.n_prompts
       )
       timer.phase('data')
       stage, key = Stage(step, timer.phase), jax.random.fold_in(rng, step)

@@ -197,7 +197,7 @@ class Maker:
       check_prompt=partial(self.check_prompt, plan),
       presets={} if packed else self.presets(plan, weights),
       score=self.scorer(plan),
-      images=partial(images, plan),
+      latents=partial(latents, plan),
       texts=tuple(name for name, kind, _, _ in plan if kind.TEXT),
       reference=self.reference,
     )
@@ -257,7 +257,7 @@ def corruption(plan):
   return corrupt if found else None
 
 
-def images(plan, data, n_leading):
+def latents(plan, data, n_leading):
   """What the tokenizer decodes, of the pictures that all rows draw, on one axis B, those of a row
   adjacent; None for rows without any. n_leading: how many axes of the data are rows."""
   found = []

@@ -29,10 +29,10 @@ class Run:
   """Shared by training, evaluation, sampling and bench.
 
   root: the workdir of the chain. upstream: {run: abstract params} of the runs that will have left
-  their checkpoints below it before this one starts. lean: without what only training needs, the
-  data, the evaluators and the rewards. devices: those of this process if None."""
+  their checkpoints below it before this one starts. inference_only: without what only training
+  needs, the data, the evaluators and the rewards. devices: those of this process if None."""
 
-  def __init__(self, config, root, *, upstream=(), lean=False, devices=None):
+  def __init__(self, config, root, *, upstream=(), inference_only=False, devices=None):
     check_sections(config)
     self.config, self.root, self.mesh = config, root, meshes.make(config.mesh, devices)
     self.objective = contracts.module(config.objective.name, 'objective')
@@ -46,12 +46,12 @@ class Run:
     self.shapes = self.shape()
     weights.check_sources(config, self.built, self.mesh, root, dict(upstream))
     self.evals, self.data = [], None
-    if lean:
+    if inference_only:
       return
     building.check_reference(config, self.built, self.optimizer.trained)
     options = {k: v for k, v in config.data.items() if k != 'name'}
     self.data = self.data_module.make(
-      seed=config.seed, rows=multihost.local_rows(self.mesh, self.rows), **options
+      seed=config.seed, rows=multihost.local_rows(self.mesh, self.n_prompts), **options
     )
     self.check_data()
     self.evals = evaluators.make(config.evals, self.built)  # last: these two may start processes
@@ -77,8 +77,8 @@ class Run:
       if config[name] < 1:
         raise ValueError(f'{name}: {config[name]}, expected at least 1')
     timing.check(config.profile)
-    pair = contracts.offers(self.objective, 'ROWS') or 0  # rows that must stay together
-    P = self.rows = config.data.prompts if 'prompts' in config.data else config.data.batch
+    pair = contracts.offers(self.objective, 'ROWS_TOGETHER') or 0  # rows that must stay together
+    P = self.n_prompts = config.data.prompts if 'prompts' in config.data else config.data.batch
     drawn = collect.rollouts if 'rollouts' in collect else 1
     R = pair or drawn
     rows.mesh_axes(self.mesh, P, drawn)

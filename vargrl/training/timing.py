@@ -32,7 +32,7 @@ def timer(run, workdir, check, began):
   kinds = flops.step_passes(run) or {'': {}}
   flops_of = {kind: flops.step_flops(run, kind) for kind in kinds}
   peak = flops.peak(jax.devices()[0].device_kind)
-  learned = jax.jit(partial(flops.learned, spans=run.built.learner.spans))
+  learned = jax.jit(partial(flops.learning_counts, spans=run.built.learner.spans))
   profile, state = run.config.profile, {'on': False}
 
   def add_time(name):

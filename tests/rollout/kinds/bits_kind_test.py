@@ -202,8 +202,8 @@ def test_a_prompt_is_read_and_its_first_scale_computed_once_for_all_its_rows(tin
 
 def test_guidance_and_temperature_are_one_number_or_one_for_each_scale():
   c = lambda **changes: config(**changes, scales=(1, 2))
-  assert c(guidance=3.0).guidance_scales() == [2.0, 2.0]
-  assert c(guidance=(1.0, 4.0)).guidance_scales() == [0.0, 3.0]
+  assert c(guidance=3.0).strengths() == [2.0, 2.0]
+  assert c(guidance=(1.0, 4.0)).strengths() == [0.0, 3.0]
   assert c(temperature=0.5).temperatures() == [0.5, 0.5]
   assert not c(guidance=1.0).guided
   assert c(guidance=(1.0, 2.0)).guided and c(guidance=0.0).guided

@@ -185,9 +185,9 @@ def test_the_guidance_pair_is_the_prompt_and_the_unconditional_one(smoke):
 
 def test_guidance_rises_from_off_to_its_value():
   four = lambda **changes: dataclasses.replace(config(), scales=(1, 2, 3, 4), **changes)
-  assert four(guidance=4.0).guidance_scales() == [0.0, 1.0, 2.0, 3.0]
-  assert four(guidance=4.0, guidance_ramp=False).guidance_scales() == [3.0] * 4
-  assert dataclasses.replace(config(), scales=(1,)).guidance_scales() == [0.0]
+  assert four(guidance=4.0).strengths() == [0.0, 1.0, 2.0, 3.0]
+  assert four(guidance=4.0, guidance_ramp=False).strengths() == [3.0] * 4
+  assert dataclasses.replace(config(), scales=(1,)).strengths() == [0.0]
   assert four(temperature=0.5).temperatures() == [0.5] * 4
   with pytest.raises(ValueError, match='guidance=.* with guidance_ramp, expected one number'):
     four(guidance=(1.0, 2.0, 3.0, 4.0))

@@ -3,9 +3,10 @@ hidden states out.
 
 A net is a model bound to its weights. Every net offers
 
-  prefill(prompt) -> Context            what rows of one prompt have in common; computed once
+  prefill(prompt, group_key) -> Context what rows of one prompt have in common; computed once
   forward(context, blocks) -> [hidden]  one teacher-forced pass over a row, a hidden state per block
   CAST, gather_head                     how its weights are prepared, see vargrl/training/policy.py
+  model, tokenizer, params, vq_params   what it was made of; one_segment, if rows are one picture
 
 and, for the kinds that its policies may be made of, what those call while they sample: see the head
 of each file in vargrl/rollout/kinds. Nothing here knows a mesh, a batch's keys or a loss.

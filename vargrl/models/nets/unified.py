@@ -257,6 +257,15 @@ class Net(language.Net):
     x_1LD = self.call('image_inputs', inputs_1LC)
     return self.advance(state.branches, [x_1LD] * len(state.branches), i)
 
+  def fork(self, state):
+    """The state for several continuations, which share all that it has."""
+    freeze = lambda cache: None if cache is None else caches.freeze(cache)
+    branches = [
+      b.replace(cache=freeze(b.cache), decoder_cache=freeze(b.decoder_cache))
+      for b in state.branches
+    ]
+    return state.replace(branches=tuple(branches))
+
   def end_image(self, context, state, alive, length):
     """The context after a picture of `length` places and the token that ends it."""
     branch = state.branches[0]

@@ -54,7 +54,7 @@ class Config:
 
   guided = by_scale.Config.guided
   logp_guided = by_scale.Config.logp_guided
-  guidance_scales = by_scale.Config.guidance_scales
+  strengths = by_scale.Config.strengths
   temperatures = by_scale.Config.temperatures
 
 

@@ -3,7 +3,8 @@
 Data of a row: {'tokens': int32 [L], L over all scales or the first few; and, if they are given,
 'input_tokens': what the model is shown in their place; 'drop_path' [X, 2]; 'drop_condition' bool}.
 An action is a token; its log-probability is categorical. Needs of a net: start_image, next_scale,
-end_image, fork, image_logits, tokens_embedded, tokenize (vargrl/models/nets/next_scale.py).
+end_image and image_end_token (where something follows), fork (to branch), image_logits,
+tokens_embedded, tokenize, and tokenizer.zeros (vargrl/models/nets/next_scale.py).
 """
 
 import dataclasses
@@ -33,7 +34,8 @@ class Config:
   (https://arxiv.org/abs/2207.12598); a number or one for each scale. guidance_ramp: g rises
   linearly from 1 at the first scale to `guidance` at the last, as in FoundationVision/VAR, whose
   cfg=1.5 is guidance=2.5 here. temperature: a number or one for each scale. top_k, top_p: see
-  rollout/sampling.py; 0 is off. logp_of: 'cond' (the conditional branch alone), 'guided' (what is
+  rollout/sampling.py; 0 is off. logp_of: the guidance branch whose log-probabilities
+  count: 'cond' (the conditional one alone), 'guided' (what is
   sampled, gradient through both branches), 'guided_stopgrad' (no gradient through the
   unconditional one). scales: the policy's.
   """
@@ -63,7 +65,7 @@ class Config:
     """Whether log-probabilities need it too."""
     return self.guided and self.logp_of != 'cond'
 
-  def guidance_scales(self):
+  def strengths(self):
     """How far each scale's logits go beyond the conditional ones: g - 1."""
     count = len(self.scales)
     if not self.guidance_ramp:
@@ -86,7 +88,7 @@ def check(c):
   if not 0 <= c.top_p <= 1:
     raise ValueError(f'rollout: top_p={c.top_p}, expected 0 <= top_p <= 1')
   if c.scales:
-    c.guidance_scales(), c.temperatures()
+    c.strengths(), c.temperatures()
 
 
 def numbers(x):
@@ -163,7 +165,7 @@ def settings(c, L):
   """{'strength', 'temperature'} of each of L actions, float32 numpy."""
   scales = leading(c.scales, L // c.images)
   one = lambda x: np.tile(np.repeat(np.float32(x[: len(scales)]), sizes(scales)), c.images)
-  return {'strength': one(c.guidance_scales()), 'temperature': one(c.temperatures())}
+  return {'strength': one(c.strengths()), 'temperature': one(c.temperatures())}
 
 
 def features(c, hidden, data):
@@ -197,14 +199,14 @@ def score(c, logits, tokens, ref_logits=None):
 def draw_scales(net, c, state, z_BhwC, key, numbers, reduce=lambda x: x):
   """(the ImageState and z_BhwC before the next scale, (tokens, logp, sampler_logp)) of the scales
   `numbers`, a range. reduce: of what is known of every bit of a token, see bits.py."""
-  strengths, temperatures, out = c.guidance_scales(), c.temperatures(), []
+  strengths, temperatures, out = c.strengths(), c.temperatures(), []
   for i in numbers:
     guided = guided_logits(state.logits_BLV, strengths[i]) / temperatures[i]
     tokens, sampler_logp = sampling.draw(
       jax.random.fold_in(key, i), guided, top_k=c.top_k, top_p=c.top_p
     )
-    record = guided if c.logp_of != 'cond' else state.logits_BLV[0] / temperatures[i]
-    out.append((tokens, reduce(sampling.select(record, tokens)), reduce(sampler_logp)))
+    of_policy = guided if c.logp_of != 'cond' else state.logits_BLV[0] / temperatures[i]
+    out.append((tokens, reduce(sampling.select(of_policy, tokens)), reduce(sampler_logp)))
     z_BhwC, inputs_1LC = net.tokenize('step', z_BhwC, tokens[None], i)
     if inputs_1LC is not None:
       state = net.next_scale(state, inputs_1LC, i + 1)

@@ -2,7 +2,8 @@
 
 Data of a row: {'tokens': int32 [L]}, 0 after the end. An action is a token; its log-probability is
 categorical. The first one is predicted by the place before the segment. Needs of a net: allocate,
-next_token, text_logits, end_text (vargrl/models/nets/language.py).
+next_token, text_logits, end_text, read_text (of given texts), and remembers, whether it needs the
+hidden states of a text after it (vargrl/models/nets/language.py).
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ class Config:
 
   max_tokens: at most so many. temperature, top_k, top_p: see rollout/sampling.py; top_k=1 is
   greedy, 0 switches either off. stop: token ids that end the row, of which they are a part.
-  next_token: the id that ends the segment and begins the next one, -1 if the model has none.
+  next_token: the id that ends the segment and begins the next one, -1 where no token does.
   """
 
   max_tokens: int

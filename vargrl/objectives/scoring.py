@@ -12,7 +12,7 @@ from vargrl.parallel import multihost
 from vargrl.types import Samples
 
 
-class Judged(NamedTuple):
+class Verdicts(NamedTuple):
   """What the rewards say of a step's samples: r_B, each reward's by name, and metrics, on the host;
   value_PR on the device."""
 
