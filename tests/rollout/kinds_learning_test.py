@@ -7,18 +7,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 import optax
-from plan_cases import FLOW, MODEL, PARAMS, picture, word_segment
+from plan_cases import FLOW, MODEL, PARAMS, make_policy, picture, word_segment
 import pytest
 from toy_kinds import flow
-import toy_model
 
 from vargrl.objectives import grpo, sft
 from vargrl.rollout.plan import Segment
 from vargrl.training import flops, optim, update
-from vargrl.training import policy as policies
 from vargrl.training.stage import Stage
 from vargrl.types import Rewards, Tokenizer
 
@@ -27,17 +24,6 @@ COLLECT = dict(std='group', eps=1e-4, kl_reward=0.0, reward_mix='sum', resample=
 COLLECT |= dict(rewards={'goal': {'weight': 1.0}}, rollouts=R, old_logp='trainer')
 LOSS = dict(level='token', clip=0.2, clip_high=0.2, penalty=0.01, estimator='exact')
 LOSS |= dict(scale_weight_power=0.0, first_scale=0, last_scale=-1)
-
-
-def make_policy(*plan):
-  """The Policy record of a plan, from a config that names its kinds as modules of the user's."""
-  sections = {s.name: dict(kind=s.kind.__name__, **dataclasses.asdict(s.c)) for s in plan}
-  rollout = dict(plan=tuple(sections), weights='gathered', **sections)
-  config = ConfigDict(dict(rollout=rollout, data=dict(name='data.prompts')))
-  options = dict(
-    init=partial(toy_model.init, MODEL), reference=lambda params, frozen: frozen['old']
-  )
-  return policies.make(config, toy_model, MODEL, None, **options)[0]
 
 
 def batch():

@@ -2,11 +2,13 @@
 the toys of toy_kinds/ alone and between texts."""
 
 import dataclasses
+from functools import partial
 from typing import Any, Callable
 
 import conftest
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import small_unified
 from toy_kinds import codes, flow, masked, words
 import toy_model
@@ -17,6 +19,7 @@ from vargrl.rollout import generate, score
 from vargrl.rollout.kinds import bits, scales, text
 from vargrl.rollout.plan import Segment
 from vargrl.tokenizers import bsq, vq
+from vargrl.training import policy as policies
 
 P, R = 2, 8
 
@@ -125,6 +128,18 @@ def picture(name):
 
 def between_texts(name):
   return toy(word_segment('text'), picture(name), word_segment('answer'))
+
+
+def make_policy(*plan):
+  """The Policy record of a plan, from a config that names its kinds as modules of the user's."""
+  sections = {s.name: dict(kind=s.kind.__name__, **dataclasses.asdict(s.c)) for s in plan}
+  names = tuple(s.name + ':given' * s.given for s in plan)
+  rollout = dict(plan=names, weights='gathered', **sections)
+  config = ConfigDict(dict(rollout=rollout, data=dict(name='data.prompts')))
+  options = dict(
+    init=partial(toy_model.init, MODEL), reference=lambda params, frozen: frozen['old']
+  )
+  return policies.make(config, toy_model, MODEL, None, **options)[0]
 
 
 CASES = {
