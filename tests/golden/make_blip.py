@@ -38,9 +38,8 @@ def filled(model, prefix, renames=()):
   return keys
 
 
-def main():
-  s = rule.SIZES
-  image = modeling_blip.BlipVisionModel(
+def image_tower(s):
+  return modeling_blip.BlipVisionModel(
     configs.BlipVisionConfig(
       hidden_size=s['image_width'],
       intermediate_size=4 * s['image_width'],
@@ -52,7 +51,10 @@ def main():
       layer_norm_eps=1e-6,
     )
   ).eval()
-  text = modeling_blip_text.BlipTextModel(
+
+
+def text_model(s):
+  return modeling_blip_text.BlipTextModel(
     configs.BlipTextConfig(
       vocab_size=s['vocab'],
       hidden_size=s['text_width'],
@@ -69,7 +71,10 @@ def main():
     ),
     add_pooling_layer=False,
   ).eval()
-  head = torch.nn.ModuleDict(
+
+
+def reward_head(s):
+  return torch.nn.ModuleDict(
     {
       'layers': torch.nn.Sequential(
         torch.nn.Linear(s['text_width'], 1024),
@@ -83,6 +88,11 @@ def main():
       )
     }
   ).eval()
+
+
+def main():
+  s = rule.SIZES
+  image, text, head = image_tower(s), text_model(s), reward_head(s)
   keys = (
     filled(image, 'blip.visual_encoder.', IMAGE)
     + filled(text, 'blip.text_encoder.')
