@@ -159,9 +159,9 @@ def test_the_command_writes_data(spoken, tmp_path, capsys):
     assert found.messages[1][1].startswith(
       f'{"here is a circle." if i == 2 else "it is a cat."}<image_gen>'
     )
-    assert found.pictures[-1] == str(out / f'{i:05d}_0.png')
-    assert encode.load_image(found.pictures[-1]).shape == (32, 32, 3)
-  np.testing.assert_array_equal(encode.load_image(read(1).pictures[0]), PICTURE)
+    assert found.images[-1] == str(out / f'{i:05d}_0.png')
+    assert encode.load_image(found.images[-1]).shape == (32, 32, 3)
+  np.testing.assert_array_equal(encode.load_image(read(1).images[0]), PICTURE)
   page = (out / 'index.html').read_text()
   assert page.count('<img src="data:image/png;base64,') == 9 and page.count('<section>') == 7
   before = files(out)
@@ -287,7 +287,7 @@ def test_what_was_cut_goes_on_to_the_same_files(spoken, tmp_path):
     (
       ['a cat'],
       dict(max_text_tokens=(8, 0, 8)),
-      r'words=\(8, 0, 8\), expected how many before each picture',
+      "rollout.plan: picture 'image_1' after picture 'image', expected a text in between",
     ),
     (
       ['a cat'],
