@@ -3,7 +3,7 @@
 import string
 
 import numpy as np
-import transformers
+import pytest
 
 from vargrl.data import characters_tokenizer, text
 
@@ -30,6 +30,7 @@ def test_a_dialogue_is_short_and_its_answer_is_marked():
 
 
 def test_a_saved_one_is_read_by_transformers_as_by_us(tmp_path):
+  transformers = pytest.importorskip('transformers')
   ours = characters_tokenizer.build()
   text.save(ours, tmp_path)
   again = text.load(tmp_path)
