@@ -67,15 +67,15 @@ def run(folder, *arguments):
   assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
-def train(folder, config):
-  """Rows of metrics.jsonl after `train`."""
-  run(folder, '-m', 'vargrl.main', 'train', '--config', config, '--workdir', 'runs/mine')
+def train(folder, config, *options):
+  """Rows of metrics.jsonl after `train`. options: of Python."""
+  run(folder, *options, '-m', 'vargrl.main', 'train', '--config', config, '--workdir', 'runs/mine')
   return [row for row in writer.load(folder / 'runs' / 'mine') if 'reward' in row]
 
 
 def test_rewards_of_ones_own_are_trained_on(folder):
   (folder / 'short.py').write_text(SHORT)
-  np.savez(folder / 'network.npz', w=np.full((8, 8, 3), 0.5))
+  np.savez(folder / 'network.npz', w=np.full((8, 8, 3), 0.5, np.float32))
   rows = train(folder, 'short.py')
   assert len(rows) == 2
   for row in rows:
@@ -92,7 +92,7 @@ def test_a_model_of_ones_own_learns_from_a_reward_on_text(folder):
   line = blocks('json')[0].splitlines()[0]
   assert json.loads(line)['letters'] == 'aeiou'
   (folder / 'prompts.jsonl').write_text(f'{line}\n' * 8)
-  rows = train(folder, 'my_text.py')
+  rows = train(folder, 'my_text.py', '-P')  # the folder is not on sys.path, as of `vargrl train`
   assert len(rows) == 40
   assert all(row['sampler/trainer_gap'] < 1e-5 for row in rows)
   assert rows[0]['reward'] < 0.3 and rows[-1]['reward'] > 0.8
@@ -139,7 +139,8 @@ def test_settings_by_segment_are_those_of_a_run(tmp_path):
   (code,) = [code for code in blocks('python') if 'c.objective.loss.segments' in code]
   c = experiment.load('experiments/scenes.py:smoke-grpo').grpo
   exec(code, {'c': c})
-  run = Run(c, tmp_path, lean=True)
+  c.init = {}
+  run = Run(c, tmp_path, inference_only=True)
   assert [span.name for span in run.policy.spans] == ['text', 'image']
   assert run.shapes.ema is not None and run.optimizer.clip_groups is not None
 

@@ -7,6 +7,7 @@
 """
 
 import importlib
+import os
 import sys
 
 from vargrl.commands import errors, help
@@ -40,6 +41,8 @@ def main(argv=None) -> int:
 
 def run(command: str, arguments) -> int:
   """The exit code of a command; its errors are raised."""
+  if not {'', os.getcwd()} & {*sys.path}:
+    sys.path.append(os.getcwd())  # as `python -m` has it: the user's own modules
   flags = command_flags.parse(command, arguments)
   from vargrl.commands import process  # late: a mistyped flag needs no jax
 
