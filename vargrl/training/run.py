@@ -223,7 +223,9 @@ class Run:
     def one(name, tree):
       if name == 'rewards':
         return mix.fingerprint(tree)
-      return f'random, seed {self.config.seed}' if drawn(name) else digest.digest(tree)
+      return (
+        f'random, seed {self.config.seed}, key by crc32' if drawn(name) else digest.digest(tree)
+      )
 
     return {name: one(name, tree) for name, tree in frozen.items()}
 

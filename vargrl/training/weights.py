@@ -5,6 +5,7 @@ of these before anything is compiled.
 import dataclasses
 import pathlib
 from typing import Any
+import zlib
 
 from flax import traverse_util
 import flax.linen as nn
@@ -31,8 +32,9 @@ class PartCheckpoint:
 
 
 def key_of(seed, name):
-  """The key that the weights `name` of a run with this seed are drawn with."""
-  return jax.random.fold_in(jax.random.key(seed), sum(map(ord, name)))
+  """The key that the weights `name` of a run with this seed are drawn with. Names that are
+  anagrams have different ones, in every process the same."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def per_part_checkpoints(config, name, shapes):
