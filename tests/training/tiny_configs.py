@@ -71,15 +71,17 @@ def sections(policy):
     'qwen2': grpo_qwen2_text.get_config('smoke').grpo,
   }[policy]
   config = config.copy_and_resolve_references()
+  if policy in ('infinity', 'unified'):
+    config.policy.scales = config.tokenizer.scales = '1x1 2x2'
   return {k: config[k] for k in ('policy', 'tokenizer', 'rollout') if k in config}
 
 
 LABELS = dict(split='train', size=8, crop='none', flip=False, shuffle=True, batch=8)
 LABELS |= dict(max_unreadable=0.01, dir='', threads=1, workers=0)
 FEATURES = dict(name='data.features', dataset='random', split='', dir='', prompts=8, tokens=8)
-FEATURES |= dict(width=16, size=(8, 4), shuffle=True)
+FEATURES |= dict(width=16, size=(4, 4), shuffle=True)
 DIALOGUES = dict(shuffle=True, max_unreadable=0.01, threads=1, workers=0)
-SCENES = dict(DIALOGUES, size=(32, 32), crop='cover', tokenizer='scenes')
+SCENES = dict(DIALOGUES, size=(16, 16), crop='cover', tokenizer='scenes')
 SCENES |= dict(vision=dict(patch=4, merge=2, frames=1, min_pixels=1024, max_pixels=1024))
 SUMS = dict(DIALOGUES, tokenizer='characters', **grpo_qwen2_text.TEXT)
 PACKED = dict(batch=8, examples_per_row=2, loss_on='assistant', prompt_drop=0.0)
@@ -104,7 +106,7 @@ def packed(dataset, **more):
 
 def scenes(what):
   if what == 'train':
-    places = dict(length=256, max_patches=128, max_images=2, max_context=72, image_tokens=21)
+    places = dict(length=256, max_patches=128, max_images=2, max_context=72, image_tokens=5)
     return packed('scenes/small/32/generation', positions='mrope', **places, **SCENES)
   if what == 'pairs':
     answers = dict(name='data.dialogue.pairs', dataset='scenes/small/32/pairs', max_answer=48)

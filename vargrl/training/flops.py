@@ -196,14 +196,12 @@ def traffic(run, name):
     return gathered * (2 if config.objective.collect.get('kl_reward', 0) else 1)
   if name != 'update':
     return 0
-  learning_counts = jax.tree.leaves(
-    optim.partition(run.shapes.params, run.optimizer.trained)[0]['policy']
-  )
+  trained, _ = optim.partition(run.shapes.params, run.optimizer.trained)
   held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * itemsize
   scattered = sum(
     hlo.ring_bytes('reduce-scatter', held(x), parts(x))
     + hlo.ring_bytes('all-reduce', held(x), mesh.size // parts(x))
-    for x in learning_counts
+    for x in jax.tree.leaves(trained['policy'])
   )
   passes = next(iter(step_passes(run).values()))['update']
   reference = config.reference and any(p.weights == 'reference' for p in passes)
