@@ -6,7 +6,21 @@ A chain: a bitwise tokenizer; a language model with a tower that learns to answe
 pictures; all tasks together, the decoder that draws included; and DPO on pairs of the model's own
 pictures, as the world's checker judges them. Before it draws or edits, the model says what will lie
 where: words are sampled one after the other, so that what they decide fits together. Everything is
-scored on scenes that training has no like of.
+scored on scenes that training has no like of; a picture that shows more than its caption says is
+wrong. Measured on two CPU cores, which had other work besides (3.4 million parameters, percent):
+
+  after       steps  minutes  answers  pictures  unguided  edits
+  tokenizer    1000        8        0
+  read         2000       23     64.1         0                0
+  draw         5000       60     71.6      56.9      45.8   13.2
+  dpo           150       11     71.6      61.4      55.7   16.5    seed 0
+                                 71.6      61.0      55.7   16.1    seed 1
+                                 71.6      62.0      57.4   16.9    seed 2
+
+On 2,100 captions, each drawn by both with the same keys, DPO is better than `draw` by 5.5, 4.8 and
+5.5 points (standard error 0.7). It trains what draws alone: answers stay as they are to the letter.
+Right are 99 % of single objects, 73 of counts, 51 of places, 43 of colours bound to two objects and
+13 of words.
 
   --config experiments/scenes.py:grpo      GRPO on the same prompts, by the same judge, in the place
   of DPO

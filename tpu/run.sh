@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # tpu/run.sh ARGUMENTS...: python -m vargrl.main ARGUMENTS... of HEAD on every worker, in the background.
+# Changes that are not committed and new Python files are refused, and so is a second run beside a living
+# one; other files that Git does not know stay behind. Each log is in bucket/logs/NAME/ too, a minute late.
 # shellcheck source=pod.sh
 source "$(dirname "${BASH_SOURCE[0]}")/pod.sh"
 [ $# -gt 0 ] || die "no arguments found, those of python -m vargrl.main expected:" \

@@ -20,11 +20,10 @@ def main(flags):
   """Writes the policy of the last good checkpoint of a run to --out. Raises ValueError for a path,
   a model or a checkpoint that cannot be exported.
 
-  A policy that is published as a folder takes a path without an ending: the weights of its image
-  tokenizer, if it has one, its config and the files of its text tokenizer are written there too.
-  The adapters of a
-  LoRA run are merged into a file; to a path without an ending they are written alone, as PEFT's
-  folder."""
+  A .pth needs torch (pip install -e '.[torch]'). A policy that is published as a folder takes a
+  path without an ending: the weights of its image tokenizer, if it has one, its config and the
+  files of its text tokenizer are written there too. The adapters of a LoRA run are merged into a
+  file; to a path without an ending they are written alone, as PEFT's folder."""
   (name, config), root = chain.select_run(flags.config, flags.run), pathlib.Path(flags.workdir)
   python, model = assemble.module(config.policy, 'policy')
   has_adapters, bundled = bool(offers(model.c, 'lora_rank')), offers(python, 'BUNDLED') or {}

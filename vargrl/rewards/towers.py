@@ -1,5 +1,9 @@
 """What the rewards on CLIP share: their checkpoint, the image tower, embeddings of prompts, and the
-affine map from an image's embedding to the reward."""
+affine map from an image's embedding to the reward.
+
+Rewards on one CLIP file share its tower, which runs once a batch. The prompts of all classes are
+embedded once, at the start, with the tokenizer files of the checkpoint; of several templates the
+embeddings are averaged."""
 
 from functools import partial
 import pathlib

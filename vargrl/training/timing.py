@@ -1,4 +1,11 @@
-"""Where a step's time goes, how much is done in it, and a profile of chosen steps."""
+"""Where a step's time goes, how much is done in it, and a profile of chosen steps.
+
+Metrics of a step: `time/PHASE`, its seconds by phase (`rollout`, `reward`, `save`, ..), and
+`time/save_whole` until a checkpoint was seen on disk; `speed/images`, `speed/tokens`, what is
+learned from in a second; `speed/goodput`, the share of the run's time that was spent in steps after
+the first, which compiles; `speed/tflops_per_device` of the policy's analytic FLOPs (block-causal
+attention counted; recomputation, decoding and reward networks not), and `speed/mfu`, their share of
+the device's peak, where that is known."""
 
 import contextlib
 from functools import partial

@@ -1,7 +1,10 @@
 """LoRA (https://arxiv.org/abs/2106.09685) as functions of trees of weights.
 
 A tree is a base and, beside some weights `w` of it, their adapters `lora_a` and `lora_b`, which
-Einsum makes and applies. A model applies a base alone too: that is its adapter-base_params pass."""
+Einsum makes and applies. A model applies a base alone too: that is the reference of a LoRA run,
+which takes no memory, also where the run starts from trained adapters. With optim.scale =
+(('/lora_', 1.0), ('.*', None)) only adapters are trained, and nothing frozen has a gradient or
+moments."""
 
 import dataclasses
 

@@ -1,7 +1,10 @@
 """Attention in blocks, for long sequences on a TPU: the splash kernel that comes with JAX.
 
 It holds logits of one block of queries and keys at a time, in float32, and skips blocks that the
-mask leaves empty; L x S numbers never exist, neither forward nor backward.
+mask leaves empty; L x S numbers never exist, neither forward nor backward. It is for updates and
+log-probabilities; sampling is dense. Compiled for v5p, the attention of one layer of VAR-d36-512,
+forward and backward for 4 rows, holds 0.7 GiB of temporaries, dense 4.2; at 256 pixels no block is
+empty, and a layer of d16 gains 0.1 GiB.
 https://github.com/jax-ml/jax/tree/main/jax/experimental/pallas/ops/tpu/splash_attention"""
 
 import jax
