@@ -45,20 +45,10 @@ def programs(case):
   return jax.jit(case.sample), jax.jit(learn)
 
 
-LONGER = (
-  'scales-guided',
-  'bits-guided',
-  'unified',
-  'words',
-  'codes',
-  'remask',
-  'flow',
-  'text-masked-text',
-  'text-gaussian-text',
-)
-CASES = [
-  pytest.param(name, marks=pytest.mark.slow if name in LONGER else ()) for name in plan_cases.CASES
-]
+# The others, among them all plans of the library's kinds that kinds/ tests, take longer.
+SHORT = ('scales', 'text', 'masked', 'gaussian')
+SHORT += tuple(f'text-{name}-text' for name in ('codes', 'remask', 'flow'))
+CASES = [pytest.param(x, marks=() if x in SHORT else pytest.mark.slow) for x in plan_cases.CASES]
 
 
 @pytest.fixture(scope='module', params=CASES)
@@ -150,9 +140,9 @@ def spread(case, sizes, keys):
   return out, scores
 
 
-ORDINARY = [(f'text-{name}-text', (2, 4)) for name in ('remask', 'flow')]
 MESHES = [(name, sizes) for name in plan_cases.CASES for sizes in ((2, 4), (2, 1), (1, 8))]
-MESHES = [pytest.param(*x, marks=() if x in ORDINARY else pytest.mark.slow) for x in MESHES]
+SHORT_MESHES = [('text-flow-text', (2, 4)), ('remask', (2, 4))]
+MESHES = [pytest.param(*x, marks=() if x in SHORT_MESHES else pytest.mark.slow) for x in MESHES]
 
 
 @pytest.mark.parametrize('run, sizes', MESHES, indirect=['run'])
