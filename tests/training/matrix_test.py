@@ -121,3 +121,19 @@ def check_flops(run, kind, called):
   assert counted['update'] > 0
   assert all(counted.get(name, 1) > 0 for name in ('rollout', 'logprobs'))
   assert total == pytest.approx(sum(counted.values()))
+
+
+KINDS = ('var', 'infinity', 'unified', 'qwen2')  # of data
+# What may be answered in text alone may be asked in the words of scenes.
+ALSO = {('grpo', 'qwen2', 'unified')}
+
+
+@pytest.mark.parametrize('policy', KINDS)
+@pytest.mark.parametrize('objective', ['grpo', 'dpo', 'sft'])
+def test_data_of_another_kind_is_refused_in_one_sentence(objective, policy):
+  for kind in KINDS:
+    if kind == policy or (objective, kind) == ('dpo', 'var') or (objective, policy, kind) in ALSO:
+      continue
+    with pytest.raises(ValueError, match='^data[.:]') as e:
+      Run(tiny_configs.config(objective, policy, kind), '')
+    assert '\n' not in str(e.value)

@@ -187,11 +187,28 @@ class Run:
           f'data.vision.{name}: {data.vision[name]} found, {getattr(vision, name)} expected by the '
           'policy'
         )
+    self.check_pictures(bool(vision))
     places = contracts.offers(c, 'image_places')
     if places and 'image_tokens' in data and data.image_tokens != places:
       raise ValueError(
         f'data.image_tokens: {data.image_tokens} found, {places} expected, the places of a picture '
         'in the policy'
+      )
+
+  def check_pictures(self, reads):
+    """Dialogues have no pictures that the policy does not read or draw. reads: whether it reads
+    any."""
+    data, name = self.config.data, self.config.policy.name
+    draws = any(span.picture for span in self.built.learner.spans)
+    if not reads and data.max_patches:
+      raise ValueError(
+        f'data.max_patches: {data.max_patches} found, 0 expected as {name} reads none'
+      )
+    if not draws and 'max_images' in data and data.max_images:
+      raise ValueError(f'data.max_images: {data.max_images} found, 0 expected as {name} draws none')
+    if not draws and 'max_answer' in data and data.size:
+      raise ValueError(
+        f'data.size: {tuple(data.size)} found, () expected as rollout.plan has no picture'
       )
 
   def features(self):
