@@ -71,7 +71,7 @@ def infinity_config(g):
     g['bits_per_token'],
     g['text_channels'],
     g['text_maxlen'],
-    chunks=g['block_chunks'],
+    export_chunks=g['block_chunks'],
   )
 
 

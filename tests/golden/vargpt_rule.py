@@ -95,7 +95,7 @@ def state(rule=fill):
   }
 
 
-def config(padded=1):
+def config(image_pad_to=1):
   c = stored()[0]['config']
   l, v, d = c['llm'], c['vision'], c['decoder']
   text = qwen2.Config(
@@ -115,14 +115,14 @@ def config(padded=1):
     SCALES,
     text=d['text_channels'],
     text_length=d['text_maxlen'],
-    chunks=d['block_chunks'],
+    export_chunks=d['block_chunks'],
   )
   return unified.Config(
     text,
     vit.Config(v['depth'], v['embed_dim'], v['num_heads'], v['hidden_size']),
     drawer,
-    special=(START, END, PAD),
-    padded=padded,
+    image_tokens=(START, END, PAD),
+    image_pad_to=image_pad_to,
   )
 
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from vargrl.models import infinity
+from vargrl.models import infinity, infinity_block
 from vargrl.models.layers import masks
 from vargrl.parallel import mesh, rules
 from vargrl.types import bounds
@@ -102,16 +102,16 @@ def test_hidden_states_given_from_outside_are_those_that_the_model_makes_itself(
   @jax.jit
   def outside(params):
     call = lambda *args, method: bits.model.apply({'params': params}, *args, method=method)
-    cond, memory, mask = call(prompt_B, method='read')
-    first, words = call(cond, method='first'), call(x_BLC, method='embed')
+    cond, memory, mask = call(prompt_B, method='read_prompt')
+    first, words = call(cond, method='first_input'), call(x_BLC, method='embed')
     forced = call(
       *call(jnp.concatenate([first, words], 1), cond, (memory,), (mask,), method='decode'),
       method='logits',
     )
-    logits, cache = call(first, cond, (memory,), (mask,), method='open')
+    logits, cache = call(first, cond, (memory,), (mask,), method='first_scale')
     out = [logits]
     for i, (a, b) in list(enumerate(bounds(bits.c.scales)))[1:]:
-      logits, cache = call(words[:, a - 1 : b - 1], cache, i, method='proceed')
+      logits, cache = call(words[:, a - 1 : b - 1], cache, i, method='next_scale')
       out.append(logits)
     return forced, jnp.concatenate(out, 1)
 
@@ -141,8 +141,8 @@ def test_a_negative_length_reads_so_many_learned_features(bits, apply, said, ful
 
 
 def test_rows_and_columns_turn_different_halves_of_a_head(bits):
-  angle_LH = infinity.rope_grid_angles(bits.c)
-  assert angle_LH.shape == (13, 16)
+  angles_LH = infinity_block.rope_grid_angles(bits.c)
+  assert angles_LH.shape == (13, 16)
   places = np.array(
     [[0, 0]]
     + [[y, x] for y in (0, 2) for x in (0, 1)]
@@ -151,34 +151,34 @@ def test_rows_and_columns_turn_different_halves_of_a_head(bits):
   theta = 10000.0 ** (-np.arange(4) / 4)
   for half, axis in ((slice(0, 8), 0), (slice(8, 16), 1)):
     np.testing.assert_allclose(
-      angle_LH[:, half], (places[:, axis : axis + 1] * theta).repeat(2, 1), rtol=1e-6
+      angles_LH[:, half], (places[:, axis : axis + 1] * theta).repeat(2, 1), rtol=1e-6
     )
   x = jax.random.normal(jax.random.key(0), (1, 1, 13, 16))
   pairs = lambda x: (
     np.asarray(x).reshape(13, 8, 2) @ np.array([1, 1j])
   )  # neighbours as complex numbers
-  turned = pairs(infinity.apply_rope_2d(x, angle_LH))
-  np.testing.assert_allclose(turned, pairs(x) * np.exp(1j * angle_LH[:, ::2]), atol=1e-5)
+  turned = pairs(infinity_block.apply_rope_2d(x, angles_LH))
+  np.testing.assert_allclose(turned, pairs(x) * np.exp(1j * angles_LH[:, ::2]), atol=1e-5)
 
 
 def test_fewer_scales_recomputation_and_drop_path(bits, apply, said, full):
   prompt_B, _, x_BLC = said
   np.testing.assert_allclose(apply(prompt_B, x_BLC[:, :4]), full[:, :5], atol=1e-5)
   np.testing.assert_allclose(apply(prompt_B, x_BLC, remat='blocks'), full, atol=1e-5)
-  keep_BX2 = jnp.array([[[1.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
-  mixed = apply(prompt_B, x_BLC, keep_BX2)
+  drop_path_BX2 = jnp.array([[[1.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+  mixed = apply(prompt_B, x_BLC, drop_path_BX2)
   np.testing.assert_allclose(mixed[0], full[0], atol=1e-5)
   assert abs(mixed[1] - full[1]).max() > 1e-2
 
 
-def test_adapters_are_born_beside_the_same_base_and_change_nothing_at_first(bits):
+def test_adapters_begin_beside_the_same_base_and_change_nothing_at_first(bits):
   key = jax.random.key(0)
 
-  def born(**changes):
+  def init(**changes):
     model = infinity.Model(dataclasses.replace(bits.c, **changes))
     return nn.unbox(jax.jit(lambda key: infinity.init(model, key))(key))
 
-  base, adapted = born(), born(lora_rank=2, lora_alpha=4.0)
+  base, adapted = init(), init(lora_rank=2, lora_alpha=4.0)
   assert (
     not adapted['blocks']['cross']['q']['lora_b'].any()
     and adapted['blocks']['core']['fc1']['lora_a'].any()
@@ -199,13 +199,13 @@ def test_a_mesh_changes_no_logit_and_no_gradient(bits, said, sizes):
   run = lambda params: jax.jit(jax.value_and_grad(f, has_aux=True))(params)
   expected, devices = run(bits.params), mesh.make(list(zip(mesh.AXES, sizes)))
   with jax.set_mesh(devices):
-    laid = jax.device_put(bits.params, rules.weight_shardings(bits.boxed, devices))
+    sharded = jax.device_put(bits.params, rules.weight_shardings(bits.boxed, devices))
     assert any(
       s.spec != PartitionSpec()
       for s in jax.tree.leaves(rules.weight_shardings(bits.boxed, devices))
       if isinstance(s, NamedSharding)
     )
-    found = jax.device_get(run(laid))
+    found = jax.device_get(run(sharded))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, jax.device_get(expected)
   )
@@ -217,7 +217,7 @@ def test_a_mesh_changes_no_logit_and_no_gradient(bits, said, sizes):
     (dict(scales='3M'), 'scales'),
     (dict(width=36, heads=6), 'multiple of 4'),
     (dict(levels=2), '3 scales, at most 2'),
-    (dict(chunks=3), 'chunks'),
+    (dict(export_chunks=3), 'policy.export_chunks: 3'),
     (dict(attention='flash'), 'attention'),
     (dict(text=256, width=33, heads=1), 'width'),
   ],

@@ -11,7 +11,10 @@ import pytest
 import safetensors.numpy
 
 from vargrl.checkpoint import torch_format
-from vargrl.rollout import bits
+from vargrl.models.nets import next_scale
+from vargrl.rollout import generate, vmaps
+from vargrl.rollout.kinds import bits
+from vargrl.rollout.plan import Segment
 
 NAME = 'infinity_d2'
 
@@ -56,18 +59,20 @@ def test_self_correction_and_teacher_forced_logits_are_the_official_ones(both):
 
 def test_greedy_sampling_draws_the_official_bits_and_picture(both):
   m, v = both
-  c = bits.Config(guidance=3.0, temperature=0.5, top_p=1e-6, record='guided')
+  c = bits.Config(3.0, 0.5, 1e-6, 'guided', scales=m.c.scales, bits=m.c.bits)
+  keys_PR = vmaps.row_keys(jax.random.key(0), 2, 1)
 
   @jax.jit
   def run(params, vq_params, prompt_P):
-    out = bits.generate(
-      m.model, v.model, c, params, vq_params, prompt_P, bits.keys(jax.random.key(0), 2, 1)
-    )
-    return out, bits.decode(v.model, vq_params, out.tokens[:, 0])
+    net = next_scale.Net(m.model, v.model, params, vq_params)
+    plan = (Segment('image', bits, c),)
+    out = generate.generate(net, plan, prompt_P, keys_PR[:, 0], keys_PR)
+    t_BLe = out.data['image']['tokens'][:, 0]
+    return out, t_BLe, v.model.apply({'params': vq_params}, t_BLe, method='decode')
 
-  out, image_Byxc = run(m.params, v.params, golden.prompt())
-  np.testing.assert_array_equal(out.tokens[:, 0], golden.unpacked(NAME, 'greedy_bits'))
-  assert (out.sampler == 0).all()  # the only value that top_p leaves has probability one
+  out, t_BLe, image_Byxc = run(m.params, v.params, golden.prompt())
+  np.testing.assert_array_equal(t_BLe, golden.unpacked(NAME, 'greedy_bits'))
+  assert (out.sampler_logp == 0).all()  # the only value that top_p leaves has probability one
   gap = official.stored(NAME)[1]['greedy_gap']  # log p of the drawn bits is -log(1 + exp(-|gap|))
   expected = -np.log1p(np.exp(-abs(gap))).sum(-1)
   tolerance = 16 * official.stored(NAME)[0]['tolerances']['greedy_gap']

@@ -17,6 +17,7 @@ from vargrl.checkpoint import peft
 from vargrl.models import qwen2, qwen2_vl
 from vargrl.models.layers import cache as caches
 from vargrl.models.layers import lora, masks, rope
+from vargrl.types import RowShape
 
 C = qwen2.SIZES['smoke']
 
@@ -92,7 +93,7 @@ def test_another_turn_of_a_dialogue_is_one_more_segment_of_the_prompt():
 
   out, cache = turns(apply('embed', TOKENS))
   np.testing.assert_allclose(out, teacher(PARAMS, TOKENS, POSITION)[:, 5:], atol=1e-5)
-  assert cache.length == 12 and cache.own is None and cache.masks == (None, None)
+  assert cache.length == 12 and cache.private is None and cache.masks == (None, None)
 
 
 def test_a_token_sees_itself_and_what_is_before_it():
@@ -222,7 +223,9 @@ def test_flops_are_those_of_the_compiled_program():
   program = logits.lower(params, jnp.zeros((1, L), int), c=c).compile()
   cost = program.cost_analysis()['flops']
   masked = 2 * L * c.heads * c.head_dim * (L - 1)  # half of L x L is counted, all is computed
-  np.testing.assert_allclose(qwen2.flops(c, L, L) + masked, cost, rtol=0.05)
+  row = RowShape(L, text=L, pictures=0, picture_tokens=0, skip=0, context=0, patches=0)
+  assert qwen2.flops(c, row) == {'': qwen2.text_flops(c, L, L)}
+  np.testing.assert_allclose(qwen2.text_flops(c, L, L) + masked, cost, rtol=0.05)
 
 
 @pytest.mark.parametrize(

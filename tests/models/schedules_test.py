@@ -2,7 +2,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from vargrl.models import infinity, schedules
+from vargrl.models import infinity_block, schedules
 from vargrl.training import assemble
 from vargrl.types import bounds, leading, offsets, sides
 
@@ -77,7 +77,7 @@ def test_a_policy_of_other_scales_has_their_positions(name, size):
     c = assemble.module(ConfigDict(dict(name=name, size=size, scales=scales)), 'policy')[1].c
     c = getattr(c, 'decoder', c)
     assert c.rope_grid == over
-    row_and_column = infinity.rope_grid_angles(c)[-1, [0, c.head_dim // 2]]
+    row_and_column = infinity_block.rope_grid_angles(c)[-1, [0, c.head_dim // 2]]
     np.testing.assert_array_equal(row_and_column, schedules.token_positions(c.scales, over)[-1])
 
 

@@ -43,9 +43,9 @@ def test_a_token_sees_its_own_scale_and_all_coarser_ones():
   assert masks.scale_index((1, 2, 3)).tolist() == [0, 1, 1, 1, 1] + 9 * [2]
 
 
-def logits(m, params=None, label=None, inputs=None, keep=None, **changes):
+def logits(m, params=None, label=None, inputs=None, drop_path=None, **changes):
   model = var.Model(dataclasses.replace(m.c, **changes))
-  return model.apply({'params': m.params if params is None else params}, label, inputs, keep)
+  return model.apply({'params': m.params if params is None else params}, label, inputs, drop_path)
 
 
 def test_logits_of_a_scale_have_zero_gradient_of_later_scales_and_some_of_all_others(smoke, inputs):
@@ -137,25 +137,25 @@ def test_recomputing_blocks_changes_the_program_and_no_number(smoke, inputs):
 def test_keeping_all_is_no_drop_path_and_dropping_a_layer_skips_it(smoke, inputs):
   label_B, _, x_BLC = inputs
 
-  def with_keep(*factors):  # of the two layers; both branches
-    keep_BX2 = jnp.broadcast_to(jnp.array(factors)[None, :, None], (2, 2, 2))
-    return logits(smoke, label=label_B, inputs=x_BLC, keep=keep_BX2)
+  def with_factors(*factors):  # of the two layers; both branches
+    drop_path_BX2 = jnp.broadcast_to(jnp.array(factors)[None, :, None], (2, 2, 2))
+    return logits(smoke, label=label_B, inputs=x_BLC, drop_path=drop_path_BX2)
 
   def only(layer):
     blocks = jax.tree.map(lambda x: x[layer : layer + 1], smoke.params['blocks'])
     return logits(smoke, {**smoke.params, 'blocks': blocks}, label_B, x_BLC, depth=1)
 
   full = logits(smoke, label=label_B, inputs=x_BLC)
-  np.testing.assert_allclose(with_keep(1.0, 1.0), full, atol=1e-5)
-  np.testing.assert_allclose(with_keep(1.0, 0.0), only(0), atol=1e-5)
-  np.testing.assert_allclose(with_keep(0.0, 1.0), only(1), atol=1e-5)
-  assert abs(with_keep(2.0, 1.0) - full).max() > 1e-2  # 1 / kept share scales the branch
+  np.testing.assert_allclose(with_factors(1.0, 1.0), full, atol=1e-5)
+  np.testing.assert_allclose(with_factors(1.0, 0.0), only(0), atol=1e-5)
+  np.testing.assert_allclose(with_factors(0.0, 1.0), only(1), atol=1e-5)
+  assert abs(with_factors(2.0, 1.0) - full).max() > 1e-2  # 1 / kept share scales the branch
 
 
 def test_drop_path_drops_rows_apart(smoke, inputs):
   label_B, _, x_BLC = inputs
-  keep_BX2 = jnp.array([[[1.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
-  mixed = logits(smoke, label=label_B, inputs=x_BLC, keep=keep_BX2)
+  drop_path_BX2 = jnp.array([[[1.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+  mixed = logits(smoke, label=label_B, inputs=x_BLC, drop_path=drop_path_BX2)
   full = logits(smoke, label=label_B, inputs=x_BLC)
   np.testing.assert_allclose(mixed[0], full[0], atol=1e-5)
   assert abs(mixed[1] - full[1]).max() > 1e-2

@@ -7,7 +7,10 @@ import official
 import pytest
 
 from vargrl.checkpoint import torch_format
-from vargrl.rollout import next_scale
+from vargrl.models.nets import next_scale
+from vargrl.rollout import generate, vmaps
+from vargrl.rollout.kinds import scales
+from vargrl.rollout.plan import Segment
 
 NAMES = ('var_tiny', 'var_d2', 'var_d2_512_shared')
 STRIDES = {'var_tiny': (1, 1, 1), 'var_d2': (3, 37, 8), 'var_d2_512_shared': (7, 37, 16)}
@@ -62,14 +65,18 @@ def test_greedy_sampling_draws_the_official_tokens_and_picture(name, cfg):
   prefix = 'greedy' if name == 'var_tiny' else f'greedy_cfg{f"{cfg:g}".replace(".", "p")}'
   step, every, pixel = STRIDES[name]
 
-  c = next_scale.Config(guidance=cfg, temperature=1.0, top_k=1, top_p=0.0, record='guided')
-  keys = next_scale.keys(jax.random.key(0), len(label_P), 1)
-  out = jax.jit(lambda p, q: next_scale.generate(m.model, v.model, c, p, q, label_P, keys))(
-    m.params, v.params
-  )
-  t_BL = out.tokens[:, 0]
+  c = scales.Config(cfg + 1, True, 1.0, top_k=1, top_p=0.0, logp_of='guided', scales=m.c.scales)
+  keys_PR = vmaps.row_keys(jax.random.key(0), len(label_P), 1)
+
+  @jax.jit
+  def sample(params, vq_params):
+    net = next_scale.Net(m.model, v.model, params, vq_params)
+    return generate.generate(net, (Segment('image', scales, c),), label_P, keys_PR[:, 0], keys_PR)
+
+  out = sample(m.params, v.params)
+  t_BL = out.data['image']['tokens'][:, 0]
   official.check(name, f'{prefix}_indices', t_BL)
-  assert (out.sampler == 0).all()  # the only token that top_k leaves has probability one
+  assert (out.sampler_logp == 0).all()  # the only token that top_k leaves has probability one
 
   uncond = jnp.full_like(label_P, m.c.classes)
   lo_BLV = logits(name, jnp.concatenate([label_P, uncond]), jnp.concatenate([t_BL, t_BL]))
@@ -89,7 +96,8 @@ def test_greedy_sampling_draws_the_official_tokens_and_picture(name, cfg):
     atol=official.stored(name)[0]['tolerances'][f'{prefix}_logits'],
   )
 
-  image = jax.jit(lambda q, t: next_scale.decode(v.model, q, t))(v.params, t_BL)
+  decode = jax.jit(lambda q, t: v.model.apply({'params': q}, t, method='decode'))
+  image = decode(v.params, t_BL)
   image = (image.transpose(0, 3, 1, 2) + 1) / 2  # stored in [0, 1]
   official.check(name, f'{prefix}_image', image[:, :, ::pixel, ::pixel])
 

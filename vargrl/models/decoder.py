@@ -1,5 +1,5 @@
-"""What next-scale decoders share: their blocks (AdaLN, attention by scales), the scan over them,
-and what is called on several apply_streams of rows."""
+"""What next-scale decoders share: their layers (AdaLN, attention by scales), the scan over them,
+and passes over several groups of rows."""
 
 import math
 
@@ -13,18 +13,18 @@ from vargrl.parallel.rules import shard
 
 
 def check(c):
-  """ValueError for a Config that no decoder can be made of."""
+  """Raises ValueError for a Config that no decoder can be made of."""
   if c.width % c.heads:
     raise ValueError(f'policy: width {c.width}, expected a multiple of {c.heads} heads')
   stack.check_options(c)
 
 
 class AdaLN(nn.Module):
-  """cond_BD -> `parts` modulations [B, 1, d] each, in the official order."""
+  """cond_BD -> modulations [B, parts, d], in the order of FoundationVision/VAR."""
 
   parts: int
   width: int
-  factors: tuple[float, ...]  # of the init of each part
+  factors: tuple[float, ...]  # of the standard deviation at init, one for each part
   std: float
 
   @nn.compact
@@ -39,6 +39,8 @@ class AdaLN(nn.Module):
 
 
 class Block(nn.Module):
+  """A layer: self-attention by scales and MLP, each with AdaLN's gate, scale and shift."""
+
   c: object  # a Config of var or infinity
 
   def setup(self):
@@ -73,10 +75,12 @@ class Block(nn.Module):
     return apply_streams(self.layer, x, cond, prefix, drop_path, causal, return_kv)
 
   def layer(self, x_BLD, cond, prefix, drop_path_B2, causal, return_kv):
-    """With a cache: prefix {'segments': pairs of keys and values, 'ada'}.
+    """(x_BLD, the layer's own {'k', 'v'}, with 'ada' if no prefix has it, or None).
 
-    cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None when prefix holds it.
-    causal: a token sees its own scale and coarser ones apply_layers, else all."""
+    cond: the class embedding [B, D], or the shared modulation [B, 6, D]; None where `prefix` has
+    the layer's own. prefix: None, or {'segments': pairs of keys and values of the tokens before,
+    'ada' [B, 6, D]}. causal: a token sees its own scale and coarser ones alone; else it sees all.
+    """
     ada_B6D = prefix['ada'] if prefix is not None else self.modulation(cond)
     parts = jnp.split(ada_B6D, 6, 1)
     x_BLD, (k, v) = self.attention(
@@ -89,8 +93,8 @@ class Block(nn.Module):
     return x_BLD, new_kv
 
   def attention(self, x_BLD, ada, prefix_kv, drop_path_B2, causal, apply_rope=None):
-    """The first branch added, and its own (k, v). ada: gate, scale and shift. prefix_kv: pairs of
-    keys and values. apply_rope: what positions do to float32 queries and keys."""
+    """(x_BLD with the first branch added, its own (k, v)). ada: gate, scale and shift, each [B, 1,
+    D]. prefix_kv: pairs of keys and values. apply_rope: of float32 queries and keys."""
     gate, scale, shift = ada
     y_BLD = (norms.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
     q_BNLH, k_BNSH, v_BNSH, scale = self.heads(y_BLD, apply_rope)
@@ -103,17 +107,18 @@ class Block(nn.Module):
     return x_BLD + self.branch(self.o(o_BNLH), gate, drop_path_B2, 0), (k_BNSH, v_BNSH)
 
   def mlp(self, x_BLD, ada, drop_path_B2):
-    """The second branch added."""
+    """x_BLD with the second branch added."""
     gate, scale, shift = ada
     y_BLD = (norms.layer_norm(x_BLD) * (1 + scale) + shift).astype(x_BLD.dtype)
     y_BLD = self.fc2(jax.nn.gelu(self.fc1(y_BLD), approximate=True))
     return x_BLD + self.branch(y_BLD, gate, drop_path_B2, 1)
 
   def modulation(self, cond):
+    """ada_B6D: gates, scales and shifts of both branches."""
     return self.ada.astype(cond.dtype)[None] + cond if self.c.shared_adaln else self.ada(cond)
 
   def heads(self, y_BLD, apply_rope=None):
-    """q, k, v and the softmax scale."""
+    """(q_BNLH, k_BNLH, v_BNLH, the scale of the logits)."""
     q, k, v = self.q(y_BLD), self.k(y_BLD), self.v(y_BLD)
     if not self.c.l2_norm:
       return q, k, v, 0.25 / math.sqrt(self.c.head_dim)
@@ -124,6 +129,7 @@ class Block(nn.Module):
     return q.astype(y_BLD.dtype), k.astype(y_BLD.dtype), v, 1.0
 
   def branch(self, y_BLD, gate_B1D, drop_path_B2, which):
+    """y_BLD as it is added: gated, and dropped by the factors of branch 0 or 1."""
     y_BLD = y_BLD * gate_B1D.astype(y_BLD.dtype)
     return (
       y_BLD
@@ -133,48 +139,51 @@ class Block(nn.Module):
 
 
 def apply_streams(layer, x, cond, prefix, drop_path, causal, return_kv):
-  """layer(...) of each stream of rows. x, cond, drop_path: one for each, of which the first
-  apply_layers has a gradient; all see weights that are gathered once."""
-  live, new_kv = layer(x[0], cond[0], prefix, drop_path[0], causal, return_kv)
+  """Applies one layer to several groups of rows after a single FSDP gather; only the first group
+  has a gradient. x, cond, drop_path: tuples, one for each group. Returns (x of each group, what
+  `layer` returns besides for the first)."""
+  first, new_kv = layer(x[0], cond[0], prefix, drop_path[0], causal, return_kv)
   rest = [
-    layer(*stream, None, k, causal, False)[0] for *stream, k in zip(x[1:], cond[1:], drop_path[1:])
+    layer(x_BLD, c, None, drop, causal, False)[0]
+    for x_BLD, c, drop in zip(x[1:], cond[1:], drop_path[1:])
   ]
-  return (live, *jax.lax.stop_gradient(rest)), new_kv
+  return (first, *jax.lax.stop_gradient(rest)), new_kv
 
 
 def scan_blocks(block, c):
-  """c.depth layers of `block`, whose call has the arguments of `apply_streams`."""
+  """c.depth layers of `block`, whose call has the arguments of apply_streams after `layer`."""
   return stack.scan_layers(
     block, c, c.depth, (nn.broadcast, 0, 0, nn.broadcast, nn.broadcast), static=(5, 6)
   )
 
 
 def apply_layers(blocks, x, cond, prefix, drop_path, causal, return_kv):
-  """All layers on one stream of rows."""
+  """(x_BLD after all layers, keys and values by layer or None) of one group of rows."""
   (x_BLD,), new_kv = blocks((shard(x, 'BLD'),), (cond,), prefix, (drop_path,), causal, return_kv)
   return x_BLD, new_kv
 
 
 def teacher_forced(blocks, x_BLD, cond, head_B2D, drop_path_BX2, n_detached):
-  """(x_BLD after all layers, head_B2D) of teacher forcing; the last `n_detached` rows have no
-  gradient. cond: a pytree that leads with B."""
+  """(x_BLD after all layers, head_B2D) of teacher forcing, where the last `n_detached` rows have no
+  gradient. cond: a pytree that leads with B. head_B2D: scale and shift of the last normalisation.
+  """
   drop_path_XB2 = None if drop_path_BX2 is None else jnp.swapaxes(drop_path_BX2, 0, 1)
   if not n_detached:
     return apply_layers(blocks, x_BLD, cond, None, drop_path_XB2, True, False)[0], head_B2D
   stop, n = jax.lax.stop_gradient, len(x_BLD) - n_detached
   cut = lambda x, axis: (None, None) if x is None else jnp.split(x, [n], axis)
-  (x, x_still), (head, head_still), drop_path = (
+  (x, x_detached), (head, head_detached), drop_path = (
     cut(*part) for part in ((x_BLD, 0), (head_B2D, 0), (drop_path_XB2, 1))
   )
   parts = jax.tree.map(lambda x: cut(x, 0), cond)
-  cond, cond_still = (jax.tree.map(lambda _, part, i=i: part[i], cond, parts) for i in (0, 1))
-  rows = shard(x, 'BLD'), shard(stop(x_still), 'BLD')
-  x, _ = blocks(rows, (cond, stop(cond_still)), None, tuple(drop_path), True, False)
-  return jnp.concatenate(x), jnp.concatenate([head, stop(head_still)])
+  cond, cond_detached = (jax.tree.map(lambda _, part, i=i: part[i], cond, parts) for i in (0, 1))
+  rows = shard(x, 'BLD'), shard(stop(x_detached), 'BLD')
+  x, _ = blocks(rows, (cond, stop(cond_detached)), None, tuple(drop_path), True, False)
+  return jnp.concatenate(x), jnp.concatenate([head, stop(head_detached)])
 
 
 def init_params(model, key, prompt_B, inputs_BLC):
-  """`init` of a model that is called with these."""
+  """Boxed parameters of a model that is called with a prompt and inputs of these shapes."""
   return lora.init_params(
     lambda c, key: type(model)(c).init(key, prompt_B, inputs_BLC)['params'], model.c, key
   )
@@ -188,8 +197,8 @@ def before_head(x_BLD, head_B2D, dtype):
 
 
 def torch_block(ours, theirs, attention):
-  """Rows of a TorchLayout's table for the attention and the mlp of a Block with l2_norm: their
-  names begin with `theirs`, and those of the attention go on with `attention`."""
+  """The table of a types.TorchLayout for attention and MLP of a Block with l2_norm. Their keys
+  begin with `theirs`, those of the attention with `theirs`.`attention`."""
   sa, ffn = f'{theirs}.{attention}', f'{theirs}.ffn'
   return {
     f'{ours}/{{q,k,v}}/w': (f'{sa}.mat_qkv.weight', '(g N H) D -> g D N H'),
@@ -204,7 +213,7 @@ def torch_block(ours, theirs, attention):
   }
 
 
-# The same of what all decoders have around their blocks, and of AdaLN that the blocks share.
+# The same of what all decoders have around their layers, and of AdaLN that the layers share.
 TORCH = {
   'levels': ('lvl_embed.weight', 's D -> s D'),
   'start': ('pos_start', '1 1 D -> D'),

@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5 (https://arxiv.org/abs/2407.10671), and the language model of Qwen2-VL.
 
-The model works from embeddings, which may come from elsewhere than its table: a unified model puts
-those of images among them."""
+The model reads embeddings, which need not come from its own table: a unified model puts those of
+images among them."""
 
 import dataclasses
 import math
@@ -20,23 +20,39 @@ from vargrl.types import TorchLayout
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """The sizes of a language model.
+
+  Attributes:
+    depth, width, mlp: layers, width of the hidden states, of the MLP.
+    heads, kv_heads: of queries, and of keys and values.
+    vocab: rows of the table of embeddings, padding included.
+    tied: the head is the table of embeddings.
+    theta: base of RoPE's frequencies.
+    sections: of M-RoPE (https://arxiv.org/abs/2409.12191): how many pairs of a head's channels are
+      rotated by time, by row and by column; (): all by time.
+    eps: of RMSNorm.
+    dtype: of activations; parameters are float32.
+    attention: 'dense', or 'splash' on a TPU, see layers/splash.py.
+    remat: 'blocks' or 'dots' keep less for the backward pass, see stack.REMAT.
+    lora_rank: of the adapters beside q, k, v, o, gate, up and down; 0: none.
+    lora_alpha: adapters count alpha / rank.
+  """
+
   depth: int
   width: int
   heads: int
   kv_heads: int
   mlp: int
   vocab: int
-  tied: bool = False  # the head is the table of embeddings
-  theta: float = 1e6  # of RoPE
-  sections: tuple[
-    int, ...
-  ] = ()  # M-RoPE: shared of a head that rope_angles by time, by row, by column; (): by time alone
+  tied: bool = False
+  theta: float = 1e6
+  sections: tuple[int, ...] = ()
   eps: float = 1e-6
   dtype: str = 'float32'
-  attention: str = 'dense'  # or 'splash', on a TPU: see layers/splash.py
-  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see stack.REMAT
-  lora_rank: int = 0  # > 0: adapters beside q k v o gate up down of every block; see Einsum
-  lora_alpha: float = 0.0  # they count alpha / rank
+  attention: str = 'dense'
+  remat: str = 'none'
+  lora_rank: int = 0
+  lora_alpha: float = 0.0
 
   def __post_init__(self):
     if self.width % (2 * self.heads) or self.heads % self.kv_heads:
@@ -85,21 +101,26 @@ HUB = 'Qwen/Qwen2.5-7B'  # of the published folders, on huggingface.co
 
 
 class Block(nn.Module):
+  """A layer: grouped-query attention and gated MLP, each after RMSNorm."""
+
   c: Config
 
   @nn.compact
-  def __call__(self, x_BLD, layer, shared, private, valid, rope_angles, segment_BL, keep_cache):
-    """One layer: (x_BLD, its keys and values or None). shared, private, valid: of the tokens
-    before, see `stack`. rope_angles: of rope.rope_angles. segment_BL: None, or the sequence that
-    each of the L tokens is of."""
+  def __call__(self, x_BLD, layer, shared, private, segment_masks, angles, segment_BL, return_kv):
+    """(x_BLD, the layer's own keys and values or None).
+
+    layer: int32, which one it is. shared: pairs of keys and values of the tokens before, of this
+    layer; private: a pair of all layers, or None; segment_masks: one for each of them, see `stack`.
+    angles: what rope.rope_angles returns. segment_BL: None, or the sequence that each token is of.
+    """
     c, L = self.c, x_BLD.shape[1]
     N, K, H, D, F = c.heads, c.kv_heads, c.head_dim, c.width, c.mlp
     einsum = lambda name, eqn, *shape, bias='': Einsum(
       eqn, shape, bias=bias, init=normal(0.02), name=name, **c.lora
     )
     y_BLD = norms.RMSNorm(c.eps, name='norm1')(x_BLD)
-    q_BNLH = rope.apply_rope(einsum('q', 'BLD,DNH->BNLH', D, N, H, bias='NH')(y_BLD), rope_angles)
-    k_BKLH = rope.apply_rope(einsum('k', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD), rope_angles)
+    q_BNLH = rope.apply_rope(einsum('q', 'BLD,DNH->BNLH', D, N, H, bias='NH')(y_BLD), angles)
+    k_BKLH = rope.apply_rope(einsum('k', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD), angles)
     v_BKLH = einsum('v', 'BLD,DKH->BKLH', D, K, H, bias='KH')(y_BLD)
     mask = np.tri(L, dtype=bool) if L > 1 else None
     if segment_BL is not None:
@@ -109,7 +130,7 @@ class Block(nn.Module):
         *shared,
         tuple(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in private),
       )
-    segments = [(*pair, mask_BLS) for pair, mask_BLS in zip(shared, valid, strict=True)] + [
+    segments = [(*pair, mask_BLS) for pair, mask_BLS in zip(shared, segment_masks, strict=True)] + [
       (k_BKLH, v_BKLH, mask)
     ]
     o_BNLH = attention.attend(q_BNLH, segments, scale=1 / math.sqrt(H), kernel=c.attention)
@@ -121,14 +142,15 @@ class Block(nn.Module):
       einsum('up', 'BLD,DF->BLF', D, F)(y_BLD),
     )
     x_BLD += einsum('down', 'BLF,FD->BLD', F, D)(jax.nn.silu(gate_BLF) * up_BLF)
-    return x_BLD, (k_BKLH, v_BKLH) if keep_cache else None
+    return x_BLD, (k_BKLH, v_BKLH) if return_kv else None
 
 
 class Model(nn.Module):
-  """forward: teacher forcing. prefill + extend: the same numbers with a cache. All are causal.
+  """`forward` is teacher forcing; `prefill` and `extend` give the same numbers with a cache. All
+  are causal.
 
-  position: int32 [B, L], or [3, B, L] by time, row and column (see data/positions.py), which only a
-  model with `sections` tells apart."""
+  position: int32 [B, L], or [3, B, L] by time, row and column (data/patches.py), which only a model
+  with `sections` distinguishes."""
 
   c: Config
 
@@ -143,7 +165,7 @@ class Model(nn.Module):
       self.head = Einsum('BLD,DV->BLV', (c.width, c.vocab), init=normal(0.02), out=jnp.float32)
 
   def __call__(self, t_BL, position=None, segment_BL=None):
-    """float32 logits_BLV of plain text; position: 0, 1, 2 ... if not given."""
+    """float32 logits_BLV of text. position: None is 0, 1, 2 ..."""
     return self.logits(self.forward(self.embed(t_BL), position, segment_BL))
 
   def embed(self, t_BL):
@@ -151,18 +173,20 @@ class Model(nn.Module):
     return self.table()[t_BL]
 
   def table(self):
+    """The table of embeddings [V, D], gathered over the mesh."""
     return gather(self.tokens.astype(self.c.dtype), 'VD', 'VD')
 
-  def stack(self, x_BLD, position, cache, segment_BL, keep_cache):
+  def stack(self, x_BLD, position, cache, segment_BL, return_kv):
+    """(x_BLD after all layers and the final norm, keys and values of all layers or None)."""
     c, size = self.c, self.c.head_dim // 2
-    shared, private, valid = (), None, ()
+    shared, private, segment_masks = (), None, ()
     if cache is not None:
       # An allocated private segment is passed as a whole: as a scan input, vmap would transpose the
       # cache at every token. The others are scan inputs: their gradients come layer by layer.
       shared, private = cache.pairs, None
       if cache.count is not None:
         shared, private = cache.shared, cache.private
-      valid = cache.masks
+      segment_masks = cache.masks
     if position is None:
       position = jnp.arange(x_BLD.shape[1])[None]
     axis_h = (
@@ -170,41 +194,42 @@ class Model(nn.Module):
       if c.sections and position.ndim == 3
       else np.zeros(size, int)
     )
-    rope_angles = rope.rope_angles(
+    angles = rope.rope_angles(
       position if position.ndim == 3 else position[None],
       axis_h,
       rope.rope_frequencies(size, c.theta),
     )
-    x_BLD, kept = self.blocks(
+    x_BLD, new_kv = self.blocks(
       shard(x_BLD.astype(c.dtype), 'BLD'),
       jnp.arange(c.depth),
       shared,
       private,
-      valid,
-      rope_angles,
+      segment_masks,
+      angles,
       segment_BL,
-      keep_cache,
+      return_kv,
     )
-    return self.norm(x_BLD), kept
+    return self.norm(x_BLD), new_kv
 
   def forward(self, x_BLD, position=None, segment_BL=None, cache=None):
-    """x_BLD after the final norm. segment_BL: rows hold several sequences, and a token sees its own
-    alone; padding is a sequence of its own. cache: what comes before, visible by all."""
+    """x_BLD after the final norm. segment_BL: the sequence that a token is of, where rows hold
+    several; a token sees its own alone, and padding is one too. cache: of tokens before, which all
+    see."""
     return self.stack(x_BLD, position, cache, segment_BL, False)[0]
 
   def prefill(self, x_BLD, position=None, valid_BL=None, cache=None):
-    """(x_BLD after the final norm, a cache that has these tokens as one more read-only segment).
+    """(x_BLD after the final norm, the cache with these tokens as one more read-only segment).
     valid_BL: bool, False at padding, which comes last."""
     x_BLD, new = self.stack(x_BLD, position, cache, None, True)
     return x_BLD, caches.append_prefix(new, valid_BL, cache)
 
   def extend(self, x_BLD, position, cache):
-    """The same of tokens that follow; the cache's `own` segment is extended by them."""
+    """(x_BLD after the final norm, the cache with these tokens in its private segment)."""
     x_BLD, new = self.stack(x_BLD, position, cache, None, True)
     return x_BLD, caches.append(cache, new)
 
   def logits(self, x_BLD):
-    """float32 logits_BLV; x_BLD may be any slice of positions."""
+    """float32 logits_BLV of hidden states after the final norm, any slice of positions."""
     if not self.c.tied:
       return self.head(x_BLD.astype(self.c.dtype))
     table_VD = self.table()
@@ -215,16 +240,15 @@ class Model(nn.Module):
 
 
 def init(model, key):
-  """Boxed parameters (each knows its letters). With adapters, the others are those that the key
-  gives without.
-  """
+  """Boxed parameters (each knows its letters). The base weights do not depend on adapters."""
   return lora.init_params(
     lambda c, key: Model(c).init(key, jnp.zeros((1, 1), jnp.int32))['params'], model.c, key
   )
 
 
 def gather_head(c, params):
-  """params for several calls of `logits` and `embed`."""
+  """params whose table and head are gathered over the mesh once, for several calls of `logits` and
+  `embed`."""
   params = params | {'tokens': gathered_once(params['tokens'], 'VD', c.dtype)}
   return (
     params
@@ -233,18 +257,18 @@ def gather_head(c, params):
   )
 
 
-def splice_embeddings(x_BLD, place_BL, image_BTD):
-  """Embeddings with rows of image_BTD in the place of tokens: place_BL says which row, -1 that it
-  is a text's.
-  """
+def splice_embeddings(x_BLD, index_BL, image_BTD):
+  """x_BLD with embeddings image_BTD in the place of some tokens. index_BL: int32, which of the T,
+  or -1 where a token of text stays."""
   rows_BLD = jnp.take_along_axis(
-    image_BTD.astype(x_BLD.dtype), jnp.maximum(place_BL, 0)[..., None], 1
+    image_BTD.astype(x_BLD.dtype), jnp.maximum(index_BL, 0)[..., None], 1
   )
-  return jnp.where(place_BL[..., None] >= 0, rows_BLD, x_BLD)
+  return jnp.where(index_BL[..., None] >= 0, rows_BLD, x_BLD)
 
 
 def torch_layouts(c):
-  """Of transformers' Qwen2ForCausalLM, and what a Qwen2-VL has of it, in both spellings."""
+  """Of transformers' Qwen2ForCausalLM, and of the language model of a Qwen2-VL in both spellings;
+  see types.TorchLayout."""
   more = (
     r'.*\.rotary_emb\.inv_freq',
     r'(model\.)?visual\..*',
@@ -255,7 +279,7 @@ def torch_layouts(c):
 
 
 def torch_table(c, ours='', theirs='model.'):
-  """ours, theirs: what comes before their names."""
+  """{our name: (their key, pattern)}. ours, theirs: prefixes of the names."""
   mine, layer = f'{ours}blocks', f'{theirs}layers.{{X}}'
   table = {
     f'{ours}tokens': (f'{theirs}embed_tokens.weight', 'V D -> V D'),
@@ -277,7 +301,7 @@ def torch_table(c, ours='', theirs='model.'):
 
 
 def hf_config(c):
-  """What config.json says of these weights."""
+  """What config.json of a checkpoint folder says of a model of this Config."""
   config = {
     'architectures': ['Qwen2ForCausalLM'],
     'model_type': 'qwen2',
@@ -303,13 +327,13 @@ def hf_config(c):
 
 
 def flops(c, row):
-  """{'': multiply-adds x 2 of one forward pass} over one row, a types.RowShape."""
+  """{'': FLOPs of one forward pass} over one row, a types.RowShape. A multiply-add is two."""
   return {'': text_flops(c, row.length, row.text)}
 
 
 def text_flops(c, length, predicted):
-  """Multiply-adds x 2 of one forward pass over `length` tokens, which meet the keys before them
-  alone; of so many the next is predicted."""
+  """FLOPs of one forward pass over `length` tokens, each of which attends to itself and the ones
+  before it. predicted: for how many of them the next token is predicted."""
   D, H, r = c.width, c.head_dim, c.lora_rank
   dense = D * H * 2 * (c.heads + c.kv_heads) + 3 * D * c.mlp
   dense += r * (4 * D + 2 * H * (c.heads + c.kv_heads) + 3 * (D + c.mlp))

@@ -2,10 +2,10 @@
 through a tower (vit.py) and draws others through a decoder (infinity.py), all in one sequence.
 
 A picture that is drawn has a place in the language model's sequence for each token of its scales.
-What stands there is what the decoder alone would work on, brought `into` the language model; the
-decoder works on what that makes of it, brought `out`, and reads as its memory what the language
-model made of all that was before. For the language model these places are words like others:
-causal, one after the other."""
+The hidden states that the decoder alone would start from are projected into the language model
+(`into`); its output at these places is projected back (`out`), and is what the decoder's layers
+work on. Their memory is the language model's output at all places before the picture. The language
+model treats the places of a picture as those of text: causal, one after the other."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vargrl.models import infinity, qwen2, qwen2_vl, vit
+from vargrl.models import infinity, infinity_flops, qwen2, qwen2_vl, vit
 from vargrl.models.layers import norms, stack
 from vargrl.models.layers.einsum import Einsum, normal, torch_dense, with_axes
 from vargrl.parallel.rules import gather
@@ -22,20 +22,26 @@ from vargrl.types import TorchLayout
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The options below `scales` are those of all parts, or of those that have them."""
+  """The sizes of the parts, and the options that they share.
+
+  Attributes:
+    text: of the language model.
+    image: of the tower that reads pictures.
+    image_decoder: of the decoder that draws them.
+    image_tokens: ids of the tokens that begin and end a drawn picture, and that stand for a place
+      of it.
+    image_pad_to: a drawn picture has a multiple of so many places in training; 128 with the
+      released weights.
+    scales: of drawn pictures; (): those of `image_decoder`.
+    dtype, attention, remat, lora_rank, lora_alpha: of all parts that have such an option.
+  """
 
   text: qwen2.Config
   image: vit.Config
   image_decoder: infinity.Config
-  image_tokens: tuple[int, int, int] = (
-    151657,
-    151658,
-    151659,
-  )  # tokens: a drawn picture begins, ends, a place of it
-  image_pad_to: int = (
-    1  # a drawn picture's places in training are a multiple of it: 128 with the released weights
-  )
-  scales: tuple | str = ()  # of the pictures that are drawn; (): those of `image_decoder`
+  image_tokens: tuple[int, int, int] = (151657, 151658, 151659)
+  image_pad_to: int = 1
+  scales: tuple | str = ()
   dtype: str = 'float32'
   attention: str = 'dense'
   remat: str = 'none'
@@ -70,7 +76,7 @@ class Config:
 
   @property
   def next_token(self):
-    """The token that ends a text and begins a picture."""
+    """The id of the token that ends a text and begins a picture."""
     return self.image_tokens[0]
 
   @property
@@ -79,14 +85,16 @@ class Config:
 
   @property
   def depth(self):
-    return self.image_decoder.depth  # of what is dropped along the path
+    """Of the layers that stochastic depth drops."""
+    return self.image_decoder.depth
 
   @property
   def image_places(self):
-    """Of a picture in the language model's sequence, in training."""
+    """Places of a picture in the language model's sequence, in training."""
     return -(-self.decoder.length // self.image_pad_to) * self.image_pad_to
 
   def shared_options(self, part):
+    """{option: value} of those that a part's Config has."""
     names = ('dtype', 'attention', 'remat', 'lora_rank', 'lora_alpha')
     return {name: getattr(self, name) for name in names if hasattr(part, name)}
 
@@ -97,8 +105,8 @@ SIZES = {
   'vargpt-v1.1': Config(
     LM['vl-7b'], vit.SIZES['7b'], dataclasses.replace(infinity.SIZES['2b'], scales='0.25M')
   ),
-  # With Qwen2.5-0.5B, its heads of 64 turned by M-RoPE in Qwen2-VL's shares, and Infinity's
-  # smallest decoder.
+  # With Qwen2.5-0.5B, its heads of 64 rotated by M-RoPE in the proportions of Qwen2-VL, and
+  # Infinity's smallest decoder.
   '0.5b': Config(
     dataclasses.replace(LM['0.5b'], sections=(8, 12, 12)),
     dataclasses.replace(vit.SIZES['2b'], out=896),
@@ -121,13 +129,12 @@ SIZES = {
 }
 NET = 'models.nets.unified'  # how rollouts and scores call it
 HUB = 'VARGPT-family/VARGPT-v1.1'  # of the published folder, on huggingface.co
-BUNDLED = {'tokenizer': 'vae_local.'}  # what else lies in it, and under which prefix
+BUNDLED = {'tokenizer': 'vae_local.'}  # other weights in it, with the prefix of their keys
 
 
 class Bridge(nn.Module):
-  """x_BLD of one part -> of the other. The norm is that of the released weights, which never apply
-  it.
-  """
+  """An MLP from the hidden states of one part to those of another. scale and bias are parameters of
+  a norm that the released code has and never applies."""
 
   ins: int
   outs: int
@@ -146,13 +153,14 @@ class Bridge(nn.Module):
 
 
 class Model(nn.Module):
-  """A part alone: qwen2.Model(c.lm).apply({'params': params['lm']}, ...), and so
-  vit.Model(c.vision) with 'vision' and infinity.Model(c.decoder) with 'drawer'.
+  """A part can be applied by itself: qwen2.Model(c.lm) to params['lm'], vit.Model(c.vision) to
+  params['vision'], infinity.Model(c.decoder) to params['drawer'].
 
-  A row holds sequences of words and pictures, see data/dialogue/pack.py: {'tokens' [B, S],
-  'position' [B, 3, S], 'segment' [B, S]; 'patches' [B, T, p], 'patch_position' [B, 2, T],
-  'patch_segment' [B, T], 'image_index' [B, S]; 'image_start' [B, I], 'context' [B, I, M]}, I
-  pictures to draw, each of which begins at the place `image_start`, -1 if there is none."""
+  A packed row holds sequences of text and pictures, see data/dialogue/pack.py: {'tokens' [B, S],
+  'position' [B, 3, S], 'segment' [B, S]; of pictures that are read 'patches' [B, T, p],
+  'patch_position' [B, 2, T], 'patch_segment' [B, T], 'image_index' [B, S]; of I pictures to draw
+  'image_start' [B, I], the place where each begins, -1 if there is none, and 'context' [B, I, M],
+  the places that its decoder attends to, padded with -1}."""
 
   c: Config
 
@@ -170,12 +178,12 @@ class Model(nn.Module):
     self.start = self.param('start', with_axes(normal(0.02), 'D'), (c.image_decoder.text,))
 
   def __call__(self, row, inputs_BILC):
-    """(float32 logits_BSV of words, [B I, L, e, 2] of bits), to make all parameters."""
+    """float32 logits of text [B, S, V] and of bits [B I, L, e, 2]; used to make all parameters."""
     h_BSD = self.forward(row, inputs_BILC)
     return self.lm.logits(h_BSD), self.drawer.logits(*self.decode(row, h_BSD))
 
   def embed_prompt(self, row):
-    """Words and the pictures that are read, x_BSD."""
+    """x_BSD: the tokens, and in their places the pictures that are read."""
     x_BSD = self.lm.embed(row['tokens'])
     if 'patches' not in row or not row['patches'].shape[1]:
       return x_BSD
@@ -185,28 +193,27 @@ class Model(nn.Module):
     return qwen2.splice_embeddings(x_BSD, row['image_index'], image_BTD)
 
   def condition(self, dropped_B):
-    """cond_BD of the decoder, which no prompt changes: one for all pictures, and one for those
-    whose condition is dropped (the released code's way)."""
+    """cond_BD of the decoder, which no prompt changes: a learned one, or that of no text where
+    dropped_B is True, as the released code drops conditions."""
     start_1D, nothing_1D = gather(self.start, 'd', 'D')[None], self.drawer.null_text(1)[0]
     text_BD = jnp.where(dropped_B[:, None], nothing_1D, start_1D)
     return self.drawer.condition(text_BD[:, None], jnp.ones((len(text_BD), 1), bool))
 
   def image_start(self, cond_BD):
-    """What stands at a picture's first place."""
+    """The language model's embedding at a picture's first place, [B, 1, D]."""
     return self.into(self.drawer.first_input(cond_BD))
 
   def image_inputs(self, inputs_BLC):
-    """What stands at the others, from the tokenizer's inputs."""
+    """The language model's embeddings at its other places, from the tokenizer's inputs."""
     return self.into(self.drawer.embed(inputs_BLC))
 
   def to_decoder(self, h_BLD):
-    """What the decoder works on, or remembers, of what the language model made."""
+    """The language model's output as the decoder's hidden states, or as its memory."""
     return self.out(h_BLD)
 
   def forward(self, row, inputs_BILC, dropped_BI=None):
-    """h_BSD, what the language model makes of rows. inputs: of the tokens 1 .. L-1 of the pictures
-    to draw.
-    """
+    """h_BSD, the language model's output of packed rows. inputs_BILC: the tokenizer's, of tokens
+    1 .. L-1 of the pictures to draw. dropped_BI: bool, see `condition`; None: no picture's."""
     c, x_BSD = self.c, self.embed_prompt(row)
     B, I, _, C = inputs_BILC.shape
     if I:
@@ -225,9 +232,8 @@ class Model(nn.Module):
     return self.lm.forward(x_BSD, jnp.moveaxis(row['position'], 1, 0), row['segment'])
 
   def decode(self, row, h_BSD, dropped_BI=None, drop_path_BX2=None):
-    """(x_BLD, head_B2D) of the B I pictures to draw, for the decoder's `logits`. keep: see
-    infinity.Model.forward.
-    """
+    """(x_BLD, head_B2D) of the B I pictures to draw, for the decoder's `logits`. drop_path_BX2: of
+    each picture, see infinity.Model.forward."""
     B, I, M = row['context'].shape
     at_BL = (
       jnp.maximum(row['image_start'], 0).reshape(B, I, 1)
@@ -245,10 +251,12 @@ class Model(nn.Module):
     )
 
   def cond(self, B, I, dropped_BI):
+    """cond_BD of B I pictures."""
     return self.condition(jnp.zeros(B * I, bool) if dropped_BI is None else dropped_BI.reshape(-1))
 
 
 def take_positions(h_BSD, at_BL):
+  """h_BLD at the places at_BL of h_BSD."""
   return jnp.take_along_axis(h_BSD, at_BL[..., None], 1)
 
 
@@ -269,15 +277,16 @@ def init(model, key):
 
 
 def parts(c):
-  """{part: (its module, its Config)} of those that have checkpoints of their own."""
+  """{part: (its module, its Config)} of those that may have checkpoints of their own."""
   return {'lm': (qwen2, c.lm), 'vision': (vit, c.vision), 'drawer': (infinity, c.decoder)}
 
 
 def torch_layouts(c):
-  """Of the released folder (see types.TorchLayout), whose tokenizer is tokenizers/bsq.py's.
+  """Of the released folder, see types.TorchLayout; the tokenizer in it is read by
+  tokenizers/bsq.py.
 
-  Of the table of start embeddings the last row alone was ever read; others are zeros on export.
-  """
+  The released code reads the last row of the table of start embeddings alone; the others are zeros
+  on export."""
   more = (
     r'.*\.rotary_(pos_)?emb\.inv_freq',
     r'vae_local\..*',
@@ -308,7 +317,7 @@ def torch_layouts(c):
 
 
 def hf_config(c):
-  """What config.json says of these weights; it knows nothing of the decoder."""
+  """What config.json of the released folder says, which is nothing of the decoder."""
   names = [f'image_gen_{part}' for part in ('start', 'end', 'pad')]
   special = {name: f'<|{name}|>' for name in names}
   special |= {f'{name}_token_id': number for name, number in zip(names, c.image_tokens)}
@@ -321,12 +330,12 @@ def hf_config(c):
 
 
 def flops(c, row):
-  """{part: multiply-adds x 2 of one forward pass} over one row, a types.RowShape; patches of
-  pictures that are read count as if all were of one, and the bridges as the decoder's. A prompt
-  that rows share is not counted."""
+  """{part: FLOPs of one forward pass} over one row, a types.RowShape. A multiply-add is two.
+  Patches count as if all were of one picture, and the bridges with the decoder; a prompt that rows
+  share is not counted."""
   pair = (c.text.width + c.image_decoder.width) ** 2
   bridges = 2 * row.pictures * (row.picture_tokens + row.context) * pair
-  drawn = infinity.picture_flops(c.decoder, row.picture_tokens, context=row.context)
+  drawn = infinity_flops.picture_flops(c.decoder, row.picture_tokens, context=row.context)
   return {
     'lm': qwen2.text_flops(c.lm, row.length, row.text),
     'vision': vit.flops(c.vision, row.patches) if row.patches else 0,

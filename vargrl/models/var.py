@@ -24,22 +24,40 @@ SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """The sizes of a decoder of codes.
+
+  Attributes:
+    depth, width, heads: layers, width of the hidden states, heads of attention.
+    scales: sides, coarse to fine.
+    vocab, channels: codes of the tokenizer, and channels of its latents.
+    classes: a prompt is a class 0 .. classes - 1; `classes` is the unconditional one.
+    mlp_ratio: width of the MLP in units of `width`.
+    shared_adaln: one AdaLN for all layers plus an offset for each, as d36-512 has.
+    l2_norm: unit queries and keys, with a learned temperature for each head.
+    gamma: standard deviation of the residual gates at init, in units of AdaLN's own.
+    dtype: of activations; parameters are float32.
+    attention: 'dense', or 'splash' on a TPU, see layers/splash.py.
+    remat: 'blocks' or 'dots' keep less for the backward pass, see stack.REMAT.
+    lora_rank: of the adapters beside q, k, v, o, fc1 and fc2; 0: none.
+    lora_alpha: adapters count alpha / rank.
+  """
+
   depth: int
   width: int
   heads: int
   scales: tuple[int, ...] = SCALES_256
   vocab: int = 4096
   channels: int = 32
-  classes: int = 1000  # class `classes` is the unconditional one
+  classes: int = 1000
   mlp_ratio: int = 4
-  shared_adaln: bool = False  # one AdaLN for all blocks plus an offset for each (d36-512)
-  l2_norm: bool = True  # unit queries and keys with a learned temperature per head
-  gamma: float = 1e-3  # scale of the residual gates at init
+  shared_adaln: bool = False
+  l2_norm: bool = True
+  gamma: float = 1e-3
   dtype: str = 'float32'
-  attention: str = 'dense'  # or 'splash', on a TPU: see layers/splash.py
-  remat: str = 'none'  # 'blocks' or 'dots' keep less for the backward pass; see stack.REMAT
-  lora_rank: int = 0  # > 0: adapters beside q k v o fc1 fc2 of every block; see Einsum
-  lora_alpha: float = 0.0  # they count alpha / rank
+  attention: str = 'dense'
+  remat: str = 'none'
+  lora_rank: int = 0
+  lora_alpha: float = 0.0
 
   def __post_init__(self):
     decoder.check(self)
@@ -54,7 +72,8 @@ class Config:
 
   @property
   def ada_std(self):
-    return 0.5  # of scales and shifts at init, as a factor
+    """Of scales and shifts at init, as a factor."""
+    return 0.5
 
   @property
   def head_dim(self):
@@ -91,7 +110,8 @@ SIZES = {
 
 
 class Model(nn.Module):
-  """forward: teacher forcing. prefill + extend: the same numbers, scale by scale, with a cache."""
+  """A prompt is a class, int32 [B]. `forward` is teacher forcing; `prefill` and `extend` give the
+  same numbers scale by scale, with a cache."""
 
   c: Config
 
@@ -126,7 +146,7 @@ class Model(nn.Module):
     return jnp.full_like(label, self.c.classes)
 
   def condition(self, label_B):
-    """Class embedding [B, D], what the blocks are conditioned on, and the head's modulation."""
+    """(class embedding [B, D], what the layers are conditioned on, head_B2D)."""
     class_BD = gather(self.classes.astype(self.c.dtype), 'VD', 'VD')[label_B]
     return (
       class_BD,
@@ -135,18 +155,20 @@ class Model(nn.Module):
     )
 
   def embed(self, start, inputs_BLC):
-    """Inputs of tokens start, start + 1, ... (start > 0) with their level and position added."""
+    """x_BLD of tokens start, start + 1, ... (start > 0), from the tokenizer's inputs."""
     stop = start + inputs_BLC.shape[1]
     return self.words(inputs_BLC.astype(self.c.dtype)) + self.place_embedding(start, stop)
 
   def place_embedding(self, start, stop):
+    """[1, L, D]: embeddings of scale and position of tokens start .. stop - 1."""
     level_L = masks.scale_index(self.c.scales)[start:stop]
     return (self.levels[level_L] + self.positions[start:stop]).astype(self.c.dtype)[None]
 
   def forward(self, label_B, inputs_BLC, drop_path_BX2=None, n_detached=0):
-    """inputs_BLC: tokens 1 .. L-1 of the schedule, or fewer whole scales. -> (x_BLD, head_B2D).
+    """(x_BLD, head_B2D) of tokens 0 .. L-1, from the inputs of tokens 1 .. L-1, of all scales or
+    the first few.
 
-    drop_path_BX2: drop-path factors of each row, layer and branch (0 or 1 / kept share); None: no
+    drop_path_BX2: factors of each row, layer and branch, 0 or 1 / share that is kept; None: no
     drop. n_detached: so many of the last rows have no gradient."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place_embedding(
@@ -156,29 +178,31 @@ class Model(nn.Module):
     return decoder.teacher_forced(self.blocks, x_BLD, cond, head_B2D, drop_path_BX2, n_detached)
 
   def prefill(self, label_B):
-    """The first scale, which only the label decides: logits_B1V of token 0 and the cache."""
+    """(logits_B1V of the first scale, which only the label decides, the cache)."""
     class_BD, cond, head_B2D = self.condition(label_B)
     x_B1D = (class_BD + self.start.astype(class_BD.dtype)[None])[:, None] + self.place_embedding(
       0, 1
     )
-    x_B1D, kept = decoder.apply_layers(self.blocks, x_B1D, cond, None, None, False, True)
-    prompt_state = {'ada': kept['ada'], 'head': head_B2D}
-    return self.logits(x_B1D, head_B2D), caches.Cache(((kept['k'], kept['v']),), None, prompt_state)
+    x_B1D, new_kv = decoder.apply_layers(self.blocks, x_B1D, cond, None, None, False, True)
+    cache = caches.Cache(
+      ((new_kv['k'], new_kv['v']),), None, {'ada': new_kv['ada'], 'head': head_B2D}
+    )
+    return self.logits(x_B1D, head_B2D), cache
 
   def extend(self, inputs_BLC, cache, scale):
-    """Logits of scale number `scale` > 0 from its inputs, and the cache extended by it."""
+    """(logits of scale number `scale` > 0 from its inputs, the cache with it)."""
     begin, stop = self.c.offsets[scale : scale + 2]
     assert (cache.length, inputs_BLC.shape[1]) == (begin, stop - begin)
     prefix = {'segments': caches.freeze(cache).shared, 'ada': cache.prompt_state['ada']}
-    x_BLD, new = decoder.apply_layers(
+    x_BLD, new_kv = decoder.apply_layers(
       self.blocks, self.embed(begin, inputs_BLC), None, prefix, None, False, True
     )
     return self.logits(x_BLD, cache.prompt_state['head']), caches.append(
-      cache, (new['k'], new['v'])
+      cache, (new_kv['k'], new_kv['v'])
     )
 
   def logits(self, x_BLD, head_B2D):
-    """float32 logits_BLV; x_BLD may be any slice of positions."""
+    """float32 logits_BLV of hidden states after all layers, any slice of positions."""
     return self.head_logits(self.before_head(x_BLD, head_B2D))
 
   def before_head(self, x_BLD, head_B2D):
@@ -191,18 +215,14 @@ class Model(nn.Module):
 
 
 def init(model, key):
-  """Boxed parameters (each knows its letters). With adapters, the others are those that the key
-  gives without.
-  """
+  """Boxed parameters (each knows its letters). The base weights do not depend on adapters."""
   return decoder.init_params(
     model, key, jnp.zeros(1, jnp.int32), jnp.zeros((1, model.c.length - 1, model.c.channels))
   )
 
 
 def torch_layouts(c):
-  """The official state dict, alone or in a checkpoint of the official trainer; see
-  types.TorchLayout.
-  """
+  """Of the official state dict, by itself or in a checkpoint of the official trainer."""
   return (
     TorchLayout(
       torch_table(c), torch_constants(c), nested_at=('trainer/var_wo_ddp',), prefixes=WRAPPERS
@@ -211,6 +231,7 @@ def torch_layouts(c):
 
 
 def torch_table(c):
+  """{our name: (their key, pattern)}, see types.TorchLayout."""
   table = {'classes': ('class_emb.weight', 'V D -> V D'), 'positions': ('pos_1LC', '1 L D -> L D')}
   table |= decoder.TORCH | decoder.torch_block('blocks', 'blocks.{X}', 'attn')
   if c.l2_norm:
@@ -233,7 +254,8 @@ def torch_constants(c):
 
 
 def flops(c, row):
-  """{'': multiply-adds x 2 of one forward pass} over one row, a types.RowShape of whole scales.
+  """{'': FLOPs of one forward pass} over one row, a types.RowShape of whole scales. A multiply-add
+  is two.
 
   Attention is counted block-causally: a token of scale i meets the keys of scales <= i alone.
   """

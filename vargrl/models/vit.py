@@ -62,11 +62,11 @@ class Block(nn.Module):
   c: Config
 
   @nn.compact
-  def __call__(self, x_BLD, turn, mask_BLS):
+  def __call__(self, x_BLD, angles, mask_BLS):
     c, D, N, H = self.c, self.c.width, self.c.heads, self.c.head_dim
     project = lambda name: Einsum('BLD,DNH->BNLH', (D, N, H), bias='NH', name=name)
     y_BLD = Norm(1e-6, name='norm1')(x_BLD).astype(c.dtype)
-    q_BNLH, k_BNSH = (rope.apply_rope(project(name)(y_BLD), turn) for name in 'qk')
+    q_BNLH, k_BNSH = (rope.apply_rope(project(name)(y_BLD), angles) for name in 'qk')
     o_BNLH = attention.attend(
       q_BNLH, [(k_BNSH, project('v')(y_BLD), mask_BLS)], scale=1 / math.sqrt(H)
     )
@@ -110,14 +110,14 @@ class Model(nn.Module):
     c, (B, L, _), quarter = self.c, patch_BLp.shape, self.c.head_dim // 4
     x_BLctyx = patch_BLp.astype(c.dtype).reshape(B, L, 3, c.frames, c.patch, c.patch)
     x_BLD = Einsum('BLctyx,ctyxD->BLD', (*x_BLctyx.shape[2:], c.width), name='patches')(x_BLctyx)
-    turn = rope.rope_angles(
+    angles = rope.rope_angles(
       position_aBL, np.repeat([0, 1], quarter), np.tile(rope.rope_frequencies(quarter, 1e4), 2)
     )
     blocks = stack.scan_layers(Block, c, c.depth, nn.broadcast, name='blocks')
     mask_BLS = None if seen_BL is None else seen_BL[:, None]
     if seen_BL is not None and seen_BL.dtype == jnp.int32:
       mask_BLS = mask_BLS == seen_BL[:, :, None]
-    x_BLD, _ = blocks(shard(x_BLD.astype(jnp.float32), 'BLD'), turn, mask_BLS)
+    x_BLD, _ = blocks(shard(x_BLD.astype(jnp.float32), 'BLD'), angles, mask_BLS)
     return Merger(c, name='merger')(x_BLD)
 
 

@@ -12,15 +12,16 @@ def rope_frequencies(pairs, theta):
 
 
 def rope_angles(position_aBL, axis_h, frequency_h):
-  """(cos, sin), each float32 [B, 1, L, h], of the angles by which `apply_rope` turns h pairs of
+  """(cos, sin), each float32 [B, 1, L, h], of the angles by which `apply_rope` rotates h pairs of
   channels: pair number i by position_aBL[axis_h[i]] * frequency_h[i]."""
   angle_hBL = position_aBL.astype(jnp.float32)[np.asarray(axis_h)] * frequency_h[:, None, None]
   angle_B1Lh = jnp.moveaxis(angle_hBL, 0, -1)[:, None]
   return jnp.cos(angle_B1Lh), jnp.sin(angle_B1Lh)
 
 
-def apply_rope(x_BNLH, turn):
-  """x_BNLH with channels i and i + h of each head turned by what `rope_angles` gave; in float32."""
-  cos, sin = turn
+def apply_rope(x_BNLH, angles):
+  """x_BNLH with each pair of channels (i, i + h) of a head rotated by `angles`, the (cos, sin) of
+  rope_angles; float32 inside."""
+  cos, sin = angles
   a, b = jnp.split(x_BNLH.astype(jnp.float32), 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BNLH.dtype)
