@@ -16,7 +16,7 @@ def row_and_group_keys(rng, P, R):
   return vmaps.group_keys(rng, P), vmaps.row_keys(rng, P, R)
 
 
-def images(data, n_leading):
+def latents(data, n_leading):
   """The tokens of the segment `image`, on one axis B."""
   tokens = data['image']
   return tokens.reshape(-1, *tokens.shape[n_leading:])
@@ -24,7 +24,7 @@ def images(data, n_leading):
 
 def policy(config=None, **fields):
   """A Policy; config: its fields, as a dictionary."""
-  known = dict(spans=(), features={}, presets={}, texts=(), keys=row_and_group_keys, images=images)
+  known = dict(spans=(), features={}, presets={}, texts=(), keys=row_and_group_keys, latents=latents)
   return record(Policy, config=types.SimpleNamespace(**config or {}), **known | fields)
 
 

@@ -84,11 +84,11 @@ def policy(task, shift, draws=(True,) * 21):
       Span('text', 0, WORDS, (), None),
       Span('image', WORDS, WORDS + 1, ('scale_0',), None, picture=True),
     )
-    images = (lambda data, n: None) if task == 'question' else fake_run.images
+    images = (lambda data, n: None) if task == 'question' else fake_run.latents
     return fake_run.policy(
       spans=spans[: len(names)],
       generate=generate,
-      images=images,
+      latents=images,
       keys=lambda rng, P, R: (jnp.arange(P), jnp.arange(P)[:, None].repeat(R, 1)),
     )
 

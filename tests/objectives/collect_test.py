@@ -144,7 +144,7 @@ def text_and_picture():
     texts=('text',),
     prompt=lambda batch: jnp.asarray(batch['label']),
     generate=generate,
-    images=toys.images,
+    latents=toys.latents,
     score=never,
     reference=toys.reference,
   ), mask
@@ -197,7 +197,7 @@ def test_rows_of_text_alone_are_judged_by_what_they_say():
     texts=('text',),
     prompt=lambda batch: jnp.asarray(batch['label']),
     generate=generate,
-    images=lambda data, n_leading: None,
+    latents=lambda data, n_leading: None,
     score=never,
   )
   scorer, seen = seen_by([1, 2, 3, 6])

@@ -32,7 +32,7 @@ def policy(r_PR):
     spans=toys.spans(('image', (1,))),
     prompt=lambda batch: jnp.asarray(batch['label']),
     generate=generate,
-    images=toys.images,
+    latents=toys.latents,
     score=score,
     reference=toys.reference,
   )

@@ -88,7 +88,7 @@ def branch(policy, frozen, prompt_P, keys_PG, split, copies):
   return Rollout({'image': {'tokens': t_PGKL}}, logp, logp)
 
 
-def images(data, n_leading):
+def latents(data, n_leading):
   tokens = data['image']['tokens']
   return tokens.reshape(-1, *tokens.shape[n_leading:])
 
@@ -108,7 +108,7 @@ POLICY = fake_run.policy(
   prompt=lambda batch: jnp.asarray(batch['label']),
   generate=generate,
   branch=branch,
-  images=images,
+  latents=latents,
 )
 
 
