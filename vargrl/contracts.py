@@ -67,8 +67,8 @@ CONTRACTS = {
     'collect': '(records, **objective.collect) -> types.Collect',
     'loss': '(records, params, frozen, batch, **objective.loss) -> (Average, {name: Average})',
     'features': '(policy) -> what a batch of data must have, besides its prompts',
-    'passes': '(policy, objective.collect) -> {kind of step: {program: [types.Pass]}}, {} if '
-    'uncounted',
+    'passes': '(policy, objective.collect) -> {kind of step: {program: [types.Pass]}}, {} of '
+    'what trains no policy',
   },
   'evaluator': {
     'make': '(built, **section) -> evaluate(params, frozen, poll); training.assemble.Built'

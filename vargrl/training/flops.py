@@ -18,14 +18,20 @@ from vargrl.types import RowShape, sides
 
 
 def step_passes(run):
-  """{kind of step: {program: [types.Pass]}} of a run's objective."""
-  return run.objective.passes(run.built.learner, run.config.objective.collect)
+  """{kind of step: {program: [types.Pass]}} of a run's objective, {} if it trains no policy.
+  ValueError where it trains one and does not say its passes."""
+  found = run.objective.passes(run.built.learner, run.config.objective.collect)
+  if not found and run.policy.score is not None:
+    raise ValueError(
+      f'objective: {run.config.objective.name} says no passes, expected those of a step of '
+      f'{run.config.policy.name}, see types.Pass'
+    )
+  return found
 
 
 def program_flops(run, name, kind=''):
   """Of one program of a run, all devices together: block-causal attention counted, recomputation
-  not; 0 for a program that makes no pass of a policy, such as decoding. Raises ValueError where a
-  policy's objective does not say its passes."""
+  not; 0 for a program that makes no pass of a policy, such as decoding."""
   found = step_passes(run)
   if not found:
     return unlisted_update(run) if name == 'update' else 0
@@ -136,9 +142,8 @@ def learning_counts(experience, spans):
   lead = jax.tree.leaves(experience.data)[0]
   row_mask = jnp.ones(lead.shape[:2]) if experience.row_mask is None else experience.row_mask
   mask = experience.loss_mask
-  A = spans[-1].stop if experience.old_logp is None else experience.old_logp.shape[-1]
   if mask is None:
-    mask = jnp.ones((1, 1, A))
+    mask = jnp.ones((1, 1, action_count(experience, spans)))
   counted = (jnp.broadcast_to(mask, (*row_mask.shape, mask.shape[-1])) > 0) * row_mask[..., None]
   pictures = 0.0
   for span in spans:
@@ -148,6 +153,14 @@ def learning_counts(experience, spans):
       for a, b in zip(starts, ends):
         pictures += (counted[..., a : min(b, counted.shape[-1])].max(-1) > 0).sum()
   return counted.sum(), jnp.float32(pictures)
+
+
+def action_count(experience, spans):
+  """Of a row: those of all spans, or of the first few scales of a picture."""
+  if experience.old_logp is not None:
+    return experience.old_logp.shape[-1]
+  tokens = experience.data[spans[0].name].get('tokens')
+  return spans[-1].stop if len(spans) > 1 or tokens is None else tokens.shape[2]
 
 
 # bfloat16 FLOP/s of a device, from the makers' pages. A v4 or v5p chip is one device, a tpu7x chip
