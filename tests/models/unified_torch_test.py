@@ -13,30 +13,32 @@ import vargpt_rule as golden
 
 from vargrl.checkpoint import files, torch_format
 from vargrl.models import infinity, qwen2, unified
+from vargrl.models.nets import unified as nets
 from vargrl.objectives import dpo
-from vargrl.rollout import interleaved
-from vargrl.rollout import parts as pieces
-from vargrl.types import Experience, Models, bounds
+from vargrl.rollout import generate, plan, score, vmaps
+from vargrl.rollout.kinds import bits as bits_kind
+from vargrl.types import Experience, Policy, Scores, bounds
 
 LENGTH, PATCHES = 680, 24  # of all rows: one program is compiled
-PADDED = unified.Model(golden.config(padded=128))
-# As the released code draws; of words, none: the prompt has them already.
-SAMPLER = interleaved.Config(
-  words=(0, 0),
-  temperature=1.0,
-  top_k=1,
-  top_p=0.0,
-  stop=(302,),
-  guidance=3.0,
-  bit_temperature=0.5,
-  bit_top_p=0.97,
-  nothing=(),
-  released=True,
+PADDED = unified.Model(golden.config(image_pad_to=128))
+# As the released code draws; of text, none: the prompt has it already.
+SETTINGS = nets.Settings(uncond_prompt=(), reference_impl=True)
+DRAWN = bits_kind.Config(
+  guidance=3.0, temperature=0.5, top_p=0.97, logp_of='cond', scales=PADDED.c.scales, bits=32
 )
 
 
+def drawing(**changes):
+  """The plan of one picture."""
+  return (plan.Segment('image', bits_kind, dataclasses.replace(DRAWN, **changes)),)
+
+
+def net(m, params, codes=()):
+  return nets.Net(m.model, m.tokenizer, params, dict(codes), SETTINGS)
+
+
 @functools.cache
-def forced():
+def teacher_forced():
   """(params, rows of two, flips, labels, dropped) -> (h_BSD, bit logits, text logits, noisy
   inputs).
   """
@@ -57,8 +59,8 @@ def forced():
   return run
 
 
-def given(name, params=None, dropped=False):
-  """(what `forced` makes of a stored part, the part, its bits); a part of one row is there
+def run_part(name, params=None, dropped=False):
+  """(what `teacher_forced` makes of a stored part, the part, its bits); a part of one row is there
   twice.
   """
   part = golden.part(name)
@@ -72,7 +74,7 @@ def given(name, params=None, dropped=False):
     two(f(part[key], B))
     for f, key in ((golden.bits, 'labels_packed'), (golden.flips, 'flip_masks_packed'))
   )
-  found = forced()(
+  found = teacher_forced()(
     params or golden.load().params,
     jax.tree.map(lambda *x: jnp.stack(x), *rows),
     flips,
@@ -107,11 +109,11 @@ def check(part, words, bits, labels):
 
 
 def test_drawing_from_words_is_the_official_one():
-  (h_BSD, bits, words, inputs), part, labels = given('t2i_train')
+  (h_BSD, bits, words, inputs), part, labels = run_part('t2i_train')
   check(part, words, bits, labels)
   np.testing.assert_allclose(inputs[:, part['noisy_rows'] - 1], part['noisy_inputs'], atol=1e-5)
   m = golden.load()
-  memory = unified.Model(m.c).apply({'params': m.params}, h_BSD, method='outward')
+  memory = unified.Model(m.c).apply({'params': m.params}, h_BSD, method='to_decoder')
   ends = (part['input_ids'] == golden.START).argmax(1)
   memory = np.concatenate([x[:n] for x, n in zip(memory, ends, strict=True)])
   np.testing.assert_allclose(memory, part['memory'], atol=2e-4)
@@ -125,19 +127,19 @@ def test_drawing_from_words_is_the_official_one():
 
 
 def test_a_dropped_condition_is_the_official_one():
-  (_, bits, _, _), part, _ = given('t2i_train', dropped=True)
+  (_, bits, _, _), part, _ = run_part('t2i_train', dropped=True)
   np.testing.assert_allclose(bits[1, part['rows_extra']], part['bit_logits_lastdropped'], atol=1e-4)
 
 
 def test_editing_is_the_official_one():
-  (_, bits, words, _), part, labels = given('edit_train')
+  (_, bits, words, _), part, labels = run_part('edit_train')
   check(part, words, bits, labels)
 
 
 def test_preferences_are_the_official_ones():
   part, logp = golden.part('dpo'), {}
   for who, params in (('policy', None), ('reference', golden.load(golden.reference).params)):
-    (_, bits, _, _), _, labels = given('dpo', params)
+    (_, bits, _, _), _, labels = run_part('dpo', params)
     found = jax.nn.log_softmax(bits.reshape(2, 521, 32, 2))
     logp[who] = (
       np.take_along_axis(np.asarray(found), labels[..., None], -1)[..., 0]
@@ -146,17 +148,21 @@ def test_preferences_are_the_official_ones():
     )
     np.testing.assert_allclose(-logp[who], part[f'{who}_ce_sum_per_token'], atol=5e-3)
     np.testing.assert_allclose(logp[who].sum(-1), part[f'{who}_logps_f64'], atol=0.02)
-  scores = lambda params, frozen, batch: batch.label
-  label = type('Scores', (), {'logp': jnp.asarray(logp['policy'][None], jnp.float32)})
+  both = jnp.asarray(logp['policy'][None], jnp.float32)
+  scores = Scores(both, entropy=jnp.zeros_like(both), accuracy=jnp.zeros_like(both))
+  nothing = {field.name: None for field in dataclasses.fields(Policy)}
+  of_pair = lambda params, frozen, prompt, data, reference=None: scores
+  policy = Policy(**nothing | {'spans': plan.spans(drawing()), 'score': of_pair})
   value, _ = dpo.loss(
-    Models(init=None, config=None, scales=golden.config().scales, logprobs=scores),
+    policy,
     {'policy': None},
     {},
-    Experience(label=label, reference=jnp.asarray(logp['reference'][None], jnp.float32)),
+    Experience(ref_logp=jnp.asarray(logp['reference'][None], jnp.float32)),
     kind='sigmoid',
     beta=0.1,
     smoothing=0.0,
-    alpha=0.0,
+    scale_weight_power=0.0,
+    segments=(('.*', {}),),
   )
   assert abs(float(value.total / value.count) - part['loss']) < 2e-3
 
@@ -172,17 +178,16 @@ def test_reading_is_the_official_one():
 
   @jax.jit
   def run(params, prompt):
-    parts = pieces.parted(m.model, params)
-    return parts.both('see', jax.tree.map(lambda x: x[None], prompt)), parts.words(
-      'logits', pieces.read(parts, prompt)[1]
-    )
+    one = net(m, params)
+    (memory,) = one.prefill(prompt).memory
+    return one.embed_prompt(prompt), one.lm('logits', memory.h_1SD)
 
   x_1SD, logits = run(m.params, jax.tree.map(jnp.asarray, prompt))
   np.testing.assert_allclose(x_1SD[0, ids == golden.SEEN], part['vit_out'], atol=1e-4)
   np.testing.assert_allclose(logits[0], part['logits'], atol=1e-4)
 
 
-def asked(name, seed=''):
+def sampling_prompt(name, seed=''):
   """The prompt of a sampling part, as far as where its picture begins."""
   part = golden.part(name)
   ids = np.concatenate([part['input_ids'], part['generated_ids'][:-1]]).astype(np.int32)
@@ -192,40 +197,33 @@ def asked(name, seed=''):
   return part, jax.tree.map(jnp.asarray, prompt)
 
 
+def first_places(state, length):
+  """[2] positions of the first place of a scale of so many places, of both branches: the one with a
+  cache is beyond it, the other begins anew at each scale."""
+  cond, uncond = state.branches
+  return jnp.stack([cond.position - length, uncond.position])
+
+
 def test_every_scale_of_an_edit_is_drawn_from_the_official_logits():
   """Its own bits are fed back, so that one tie does not spread; the positions are the released
   ones.
   """
-  part, prompt = asked('edit_sample_noise', 'dev/edit_noise/a')
+  part, prompt = sampling_prompt('edit_sample_noise', 'dev/edit_noise/a')
   m, t_Le = golden.load(), golden.bits(part['bits_packed'], 1)[0]
-  starts = []
 
   @jax.jit
   def run(params, prompt):
-    parts = pieces.parted(m.model, params)
-    known, h_1SD, seen_1S = pieces.read(parts, prompt)
-    stream = interleaved.conditional(
-      SAMPLER, parts, known, prompt['length'], [(h_1SD, seen_1S, pieces.last(seen_1S))]
-    )
-    streams = [stream, interleaved.unconditional(SAMPLER, parts, None, stream.masks)]
-    x, z, out = [parts.both('first', s.cond_BD) for s in streams], m.tokenizer.zeros(1), []
+    one = net(m, params)
+    context = one.prefill(prompt)
+    state, z, out, places = one.start_image(context, True), m.tokenizer.zeros(1), [], []
+    memory, text_logits = state.branches[0].memory[0], one.text_logits(context.memory[0].h_1SD)
     for i, (a, b) in enumerate(bounds(m.c.scales)):
-      starts.append([s.position for s in streams])
-      logits, streams = zip(
-        *(interleaved.scale(parts, s, x_1LD, i) for s, x_1LD in zip(streams, x))
-      )
-      out.append(logits)
-      z, after = m.tokenizer.apply({'params': {}}, z, t_Le[None, a:b], i, method='step')
-      if after is not None:
-        x = [parts.both('next', after)] * 2
-    place = [jnp.stack([jnp.asarray(p) for p in s]) for s in starts]
-    return (
-      parts.words('logits', h_1SD)[0],
-      stream.memory[0][0],
-      [jnp.concatenate(s) for s in zip(*out)],
-      z,
-      place,
-    )
+      out.append(state.logits_BLV)
+      places.append(first_places(state, b - a))
+      z, inputs_1LC = one.tokenize('step', z, t_Le[None, a:b], i)
+      if inputs_1LC is not None:
+        state = one.next_scale(state, inputs_1LC, i + 1)
+    return text_logits, memory[0], jnp.concatenate(out, 1), z, jnp.stack(places)
 
   words, memory, (cond, uncond), z, place = run(m.params, prompt)
   S, n = int(prompt['length']), len(part['text_logits'])
@@ -243,18 +241,19 @@ def test_every_scale_of_an_edit_is_drawn_from_the_official_logits():
 
 @pytest.mark.slow
 def test_greedy_drawing_is_the_official_picture():
-  part, prompt = asked('t2i_sample_greedy')
-  m, c = golden.load(), dataclasses.replace(SAMPLER, bit_top_p=1e-6)
+  part, prompt = sampling_prompt('t2i_sample_greedy')
+  m, greedy = golden.load(), drawing(top_p=1e-6)
 
   @jax.jit
   def run(params, codes, prompt_P, keys_PR):
-    out = interleaved.generate(m.model, m.tokenizer, c, params, codes, prompt_P, keys_PR)
-    scores = interleaved.logprobs(m.model, m.tokenizer, c, params, codes, prompt_P, out.tokens)
-    return out, scores, interleaved.decode(m.tokenizer, codes, out.tokens['bits'][:, 0])
+    one = net(m, params, codes)
+    out = generate.generate(one, greedy, prompt_P, keys_PR[:, 0], keys_PR)
+    scores, _ = score.score([one], greedy, prompt_P, out.data)
+    return out, scores, one.tokenize('decode', out.data['image']['tokens'][:, 0])
 
-  keys_PR = interleaved.keys(jax.random.key(0), 1, 2)
+  keys_PR = vmaps.row_keys(jax.random.key(0), 1, 2)
   out, scores, image = run(m.params, m.codes, jax.tree.map(lambda x: x[None], prompt), keys_PR)
-  for t_Le in out.tokens['bits'][0]:
+  for t_Le in out.data['image']['tokens'][0]:
     np.testing.assert_array_equal(t_Le, golden.bits(part['bits_packed'], 1)[0])
   np.testing.assert_allclose(scores.logp, out.logp, atol=1e-4)
   levels = ((np.asarray(image[0]) + 1) / 2 * 255).astype(np.uint8)[::4, ::4, ::-1].astype(int)
@@ -279,6 +278,6 @@ def test_export_of_import_is_the_released_folder_bit_for_bit(tmp_path):
 
 def test_a_table_of_start_embeddings_of_another_length_is_told(tmp_path):
   m = golden.load()
-  changed = unified.torch_layouts(dataclasses.replace(m.c, special=(300, 309, 310)))
+  changed = unified.torch_layouts(dataclasses.replace(m.c, image_tokens=(300, 309, 310)))
   with pytest.raises(ValueError, match='sos_embedding.weight has 309 rows, 301 expected'):
     torch_format.load(m.path, changed, jax.eval_shape(lambda: m.params))
