@@ -114,6 +114,15 @@ def test_rows_of_text_count_a_prompt_as_context_alone():
   assert flops.step_flops(r) == pytest.approx(P * R * 7 * text)
 
 
+def test_of_a_guidance_pair_the_text_is_sampled_once():
+  guided = dict(rollout__image__guidance=2.0, rollout__uncond_prompt=(1, 6))
+  r = run('grpo', 'unified', rollout__reference_impl=False, **guided)
+  both = RowShape(9, 4, 1, 5, 0, 52, 0)  # up to 4 tokens, and a picture of 5
+  count = lambda shape: sum(unified.flops(r.policy.config, shape).values())
+  expected = P * R * (count(both) + count(both._replace(length=5, text=0)))
+  assert flops.program_flops(r, 'rollout') == pytest.approx(expected)
+
+
 def test_what_trains_no_policy_is_counted_from_its_program():
   for objective, policy in (('tokenizer', 'vq'), ('classify', 'classifier')):
     r = run(objective, policy)

@@ -48,10 +48,13 @@ def pass_flops(run, p):
   plan = run.built.plan
   guided = any(contracts.offers(s.c, 'guided') for s in plan)
   logp_guided = any(contracts.offers(s.c, 'logp_guided') for s in plan) and not run.built.packed
-  parts = contracts.module(config.policy.name, 'policy').flops(run.policy.config, row_shape(run, p))
+  python, shape = contracts.module(config.policy.name, 'policy'), row_shape(run, p)
+  parts = python.flops(run.policy.config, shape)
   rows = p.rows * (config.data.prompts if 'prompts' in config.data else config.data.batch)
-  if p.sampled:
-    return rows * sum(parts.values()) * (2 if guided else 1)
+  if p.sampled:  # of a guidance pair the text is sampled once
+    pictures = shape._replace(length=shape.length - shape.text, text=0)
+    again = sum(python.flops(run.policy.config, pictures).values()) if guided else 0
+    return rows * (sum(parts.values()) + again)
   if not p.learned:
     return rows * sum(parts.values()) * (2 if logp_guided else 1)
   trained, total = run.optimizer.trained['policy'], 0
