@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 from vargrl.models import var
+from vargrl.models.nets import next_scale
 from vargrl.parallel import hlo, mesh, rules
-from vargrl.rollout import next_scale
+from vargrl.rollout import generate, score, vmaps
+from vargrl.rollout.kinds import scales
+from vargrl.rollout.plan import Segment
 from vargrl.tokenizers import vq
+from vargrl.training import policy
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
-SAMPLER = next_scale.Config(guidance=1.5, temperature=0.9, top_k=20, top_p=0.95, record='guided')
+SAMPLER = scales.Config(2.5, True, 0.9, top_k=20, top_p=0.95, logp_of='guided', scales=(1, 2))
+PLAN = (Segment('image', scales, SAMPLER),)
 LABELS = jnp.arange(8) % 7
 
 
@@ -48,9 +53,11 @@ def run_with_program(m, sizes, f):
 
 def sample_function(m, P, R, weights='sharded'):
   def f(params, vq_params, label_P):
-    keys_PR = next_scale.keys(jax.random.key(11), P, R)
-    sampler = dataclasses.replace(SAMPLER, weights=weights)
-    return next_scale.generate(m.model, m.vae, sampler, params, vq_params, label_P[:P], keys_PR)
+    keys_PR = vmaps.row_keys(jax.random.key(11), P, R)
+    params = vmaps.place_for_decoding(weights, m.model, params, next_scale.Net.CAST)
+    vq_params = vmaps.place_for_decoding(weights, m.vae, vq_params)
+    net = next_scale.Net(m.model, m.vae, params, vq_params)
+    return generate.generate(net, PLAN, label_P[:P], keys_PR[:, 0], keys_PR)
 
   return f
 
@@ -60,17 +67,11 @@ def train_function(m, tokens_PRL):
 
   def f(params, vq_params, label_P):
     def loss(params):
-      s = next_scale.logprobs(
-        m.model,
-        m.vae,
-        SAMPLER,
-        params,
-        vq_params,
-        label_P,
-        tokens_PRL,
-        reference=jax.tree.map(lambda x: 0.9 * x, params),
-      )
-      return jnp.mean(s.kl - s.logp * jnp.cos(jnp.arange(m.c.length))[None, None]), s
+      heads = [params, jax.tree.map(lambda x: 0.9 * x, params)]
+      heads = [next_scale.Net.gather_head(m.model, p) for p in heads]
+      nets = [next_scale.Net(m.model, m.vae, p, vq_params) for p in heads]
+      s, _ = score.score(nets, PLAN, label_P, {'image': {'tokens': tokens_PRL}})
+      return jnp.mean(s.penalty - s.logp * jnp.cos(jnp.arange(m.c.length))[None, None]), s
 
     (value, s), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     inputs = m.vae.apply({'params': vq_params}, tokens_PRL[:, 0], method='embed')
@@ -79,24 +80,28 @@ def train_function(m, tokens_PRL):
   return f
 
 
+def drawn(out):
+  return out.data['image']['tokens']
+
+
 @pytest.fixture(scope='module')
 def one_device(model):
   out = jax.device_get(run(model, None, sample_function(model, 8, 2)))
-  tokens = jnp.array(out.tokens)
+  tokens = jnp.array(drawn(out))
   return out, tokens, jax.device_get(run(model, None, train_function(model, tokens)))
 
 
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
 def test_sampled_tokens_are_the_same_on_every_mesh(model, one_device, sizes):
   out = run(model, sizes, sample_function(model, 8, 2))
-  np.testing.assert_array_equal(out.tokens, one_device[0].tokens)
+  np.testing.assert_array_equal(drawn(out), one_device[1])
   np.testing.assert_allclose(out.logp, one_device[0].logp, atol=1e-5)
 
 
 @pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_weights_gathered_once_draw_the_same_tokens(model, one_device, sizes):
   out, program = run_with_program(model, sizes, sample_function(model, 8, 2, 'gathered'))
-  np.testing.assert_array_equal(out.tokens, one_device[0].tokens)
+  np.testing.assert_array_equal(drawn(out), one_device[1])
   shardings = rules.weight_shardings(model.boxed, mesh.make(list(zip(mesh.AXES, sizes))))
   parts = sum('fsdp' in s.spec for s in jax.tree.leaves(shardings))
   assert (
@@ -105,26 +110,27 @@ def test_weights_gathered_once_draw_the_same_tokens(model, one_device, sizes):
 
 
 def test_a_group_cut_over_the_mesh_samples_the_same_tokens(model):
-  out = run(
-    model, (1, 8, 1), sample_function(model, 2, 8)
-  )  # fewer prompts than devices: rows are spread
-  np.testing.assert_array_equal(out.tokens, run(model, None, sample_function(model, 2, 8)).tokens)
+  # Fewer prompts than devices: rows are spread.
+  out = run(model, (1, 8, 1), sample_function(model, 2, 8))
+  alone = run(model, None, sample_function(model, 2, 8))
+  np.testing.assert_array_equal(drawn(out), drawn(alone))
 
 
 def test_images_of_a_group_cut_over_the_mesh_are_decoded_once(model):
-  def decoded(params, vq_params, label_P):
+  def decode_all(params, vq_params, label_P):
     tokens_PRL = jax.lax.with_sharding_constraint(
       jnp.ones((2, 8, model.c.length), jnp.int32) + label_P[:2, None, None],
       PartitionSpec('data', 'fsdp'),
     )
-    return next_scale.decode(model.vae, vq_params, tokens_PRL.reshape(16, -1))
+    decode = policy.tokenizer_functions(vq, model.vae).decode
+    return decode({'tokenizer': vq_params}, tokens_PRL.reshape(16, -1), None, None)
 
   devices = mesh.make([('data', 1), ('fsdp', 1), ('tensor', 1)], jax.devices()[:1])
   with jax.set_mesh(devices):
     one = hlo.parse(
-      jax.jit(decoded).lower(model.params, model.vq_params, LABELS).compile().as_text()
+      jax.jit(decode_all).lower(model.params, model.vq_params, LABELS).compile().as_text()
     )
-  image_Byxc, program = run_with_program(model, (1, 8, 1), decoded)
+  image_Byxc, program = run_with_program(model, (1, 8, 1), decode_all)
   assert sum(hlo.flops(program).values()) == sum(hlo.flops(one).values()) / 8 > 0
   np.testing.assert_array_equal(image_Byxc[:8], image_Byxc[:1].repeat(8, 0))
 

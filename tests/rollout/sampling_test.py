@@ -107,7 +107,7 @@ def test_select_normalises_entropy_and_divergence_are_their_sums():
   np.testing.assert_allclose(sampling.entropy(x), -(np.exp(logp) * logp).sum(-1), rtol=1e-4)
   kl = (np.exp(logp) * (logp - logq)).sum(-1)
   np.testing.assert_allclose(sampling.divergence(x, y), kl, rtol=1e-4)
-  np.testing.assert_allclose(sampling.divergence(x, x + 7), 0, atol=1e-5)
+  np.testing.assert_array_equal(sampling.divergence(x, x + 7), 0)  # exactly, not by rounding
   assert sampling.select(x.astype(jnp.bfloat16), jnp.zeros(6, jnp.int32)).dtype == jnp.float32
 
 
@@ -115,3 +115,22 @@ def test_guidance_moves_away_from_the_unconditional_branch():
   cond, uncond = jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])
   assert sampling.guide(cond, uncond, 0.0).tolist() == [1.0, 2.0]
   assert sampling.guide(cond, uncond, 1.5).tolist() == [2.5, -1.0]
+
+
+def test_the_gradient_of_the_divergence_is_that_of_its_plain_sum():
+  """Where the two are near too, of which the value calls differences of rounding 0."""
+  rng = np.random.default_rng(1)
+  x = jnp.array(rng.standard_normal((6, 9)), jnp.float32)
+  far, near = (
+    x + scale * jnp.array(rng.standard_normal((6, 9)), jnp.float32) for scale in (1.0, 1e-6)
+  )
+
+  def plain(x, y):
+    logp, logq = jax.nn.log_softmax(x, -1), jax.nn.log_softmax(y, -1)
+    return (jnp.exp(logp) * (logp - logq)).sum(-1)
+
+  for y in (far, near, x):
+    ours, theirs = (jax.grad(lambda x, f=f: f(x, y).sum())(x) for f in (sampling.divergence, plain))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)
+    assert (sampling.divergence(x, y) >= 0).all()
+  assert not sampling.divergence(x, near).any()

@@ -13,8 +13,11 @@ import pytest
 
 from vargrl.models import var
 from vargrl.models.layers import attention, masks, splash
+from vargrl.models.nets import next_scale
 from vargrl.parallel import hlo, mesh, rules, topology
-from vargrl.rollout import next_scale
+from vargrl.rollout import score
+from vargrl.rollout.kinds import scales
+from vargrl.rollout.plan import Segment
 from vargrl.tokenizers import vq
 
 SCALES = (
@@ -27,7 +30,7 @@ SCALES = (
   19,
 )  # 545 tokens: 5 x 5 blocks of 128; the first 128 queries see 184 keys at most
 MASK = masks.causal_by_scale(SCALES)
-SAMPLER = next_scale.Config(guidance=1.5, temperature=0.9, top_k=0, top_p=0.0, record='guided')
+SAMPLER = scales.Config(2.5, True, temperature=0.9, top_k=0, top_p=0.0, logp_of='guided')
 LABELS = jnp.arange(8) % 7
 
 
@@ -170,11 +173,13 @@ def model(small):
 def trained(m, sizes, **changes):
   """(scores, gradient of a loss of them) of 8 x 2 rows, and the compiled program."""
   network = var.Model(dataclasses.replace(m.c, **changes))
+  plan = (Segment('image', scales, dataclasses.replace(SAMPLER, scales=m.c.scales)),)
   tokens_PRL = jax.random.randint(jax.random.key(3), (8, 2, m.c.length), 0, m.c.vocab)
 
   def f(params, vq_params, label_P, tokens_PRL):
     def loss(params):
-      s = next_scale.logprobs(network, m.vae, SAMPLER, params, vq_params, label_P, tokens_PRL)
+      net = next_scale.Net(network, m.vae, params, vq_params)
+      s, _ = score.score([net], plan, label_P, {'image': {'tokens': tokens_PRL}})
       return -jnp.mean(s.logp * jnp.cos(jnp.arange(m.c.length))[None, None]), s
 
     return jax.grad(loss, has_aux=True)(params)
