@@ -35,11 +35,11 @@ def make(
 
   bind: {parameter: function}, functions that no config can hold; a device reward gets those that it
   has a keyword-only parameter for. max_failed: the share of a batch's rows that may be without a
-  verdict. workers, timeout, retries, chunk: of each host reward's pool, see rewards/pool.py. abstract:
-  a Mix that is only compiled: no file is looked for, no worker started. records: labels of some
-  rows -> the records that host rewards see, dicts with all that the data says of a prompt; None:
-  {'label': label}. decode_text: token ids of what a row said, int32 [L], -1 after the end -> the
-  string that host rewards see; None: they see no texts that are token ids.
+  verdict. workers, timeout, retries, chunk: of each host reward's pool, see rewards/pool.py.
+  abstract: a Mix that is only compiled: no file is looked for, no worker started. records: labels
+  of some rows -> the records that host rewards see, dicts with all that the data says of a prompt;
+  None: {'label': label}. decode_text: token ids of what a row said, int32 [L], -1 after the end ->
+  the string that host rewards see; None: they see no texts that are token ids.
 
   Raises ValueError or FileNotFoundError, in one sentence, for whatever cannot work."""
   if not 0 <= max_failed < 1 or not rewards:

@@ -12,8 +12,8 @@ from vargrl.types import Scores
 
 
 def guide(cond, uncond, strength):
-  """Classifier-free guidance: cond + strength (cond - uncond). strength is guidance - 1: the setting
-  guidance=1 is off (https://arxiv.org/abs/2207.12598)."""
+  """Classifier-free guidance: cond + strength (cond - uncond). strength is guidance - 1: the
+  setting guidance=1 is off (https://arxiv.org/abs/2207.12598)."""
   return (1 + strength) * cond - strength * uncond
 
 
