@@ -29,7 +29,9 @@ from vargrl.training import loop as train
 from vargrl.training.run import Run
 from vargrl.types import Experience, State  # noqa: E402
 
-GRPO = dict(level='token', clip=0.2, clip_high=0.3, kl=0.1, estimator='exact', alpha=0.7, first=0)
+WEIGHTS = dict(scale_weight_power=0.7, segments=(('.*', {}),))
+GRPO = dict(level='token', clip=0.2, clip_high=0.3, penalty=0.1, estimator='exact')
+GRPO |= dict(first_scale=0, last_scale=-1, **WEIGHTS)
 
 # The real policy, with weights from numpy: XLA takes longer to compile an initializer than a step.
 
@@ -76,7 +78,7 @@ def one_device():
 def checkpoints(tmp_path_factory, one_device):
   """{name: folder} of a random tokenizer and policy, as other runs would have left them."""
   folder = tmp_path_factory.mktemp('weights')
-  c, found = config('objectives.grpo', GRPO | dict(last=2), 1), {}
+  c, found = config('objectives.grpo', GRPO, 1), {}
   for seed, name in enumerate(('policy', 'tokenizer')):
     python, model = assemble.module(c[name], name)
     shapes = flax.linen.unbox(jax.eval_shape(partial(python.init, model), jax.random.key(0)))
@@ -90,7 +92,9 @@ def checkpoints(tmp_path_factory, one_device):
 
 def test_grpo_starts_at_the_old_policy_and_raises_the_reward(tmp_path, checkpoints):
   """Two prompts, 64 rows a step; the first update sees the policy that sampled, to the bit."""
-  c = config('objectives.grpo', GRPO | dict(kl=0.0, alpha=0.0, last=2), 60, init=dict(checkpoints))
+  c = config(
+    'objectives.grpo', GRPO | dict(penalty=0.0, scale_weight_power=0.0), 60, init=dict(checkpoints)
+  )
   c.reference, c.optim.peak = True, 1e-2
   c.data.update(classes=2, prompts=2)
   c.objective.collect.rollouts = 32
@@ -107,9 +111,9 @@ def test_grpo_starts_at_the_old_policy_and_raises_the_reward(tmp_path, checkpoin
 
 
 def test_dpo_learns_to_prefer_the_chosen(tmp_path, checkpoints):
-  loss = dict(kind='sigmoid', beta=0.1, smoothing=0.0, alpha=0.0)
+  loss = dict(kind='sigmoid', beta=0.1, smoothing=0.0, **WEIGHTS | dict(scale_weight_power=0.0))
   c = config('objectives.dpo', loss, 25, init=dict(checkpoints), reference=True)
-  c.objective.collect = {}
+  c.objective.collect = dict(flip=0.0, flip_scales=0, same_flips=True)
   c.data = dict(quickstart.get_config('smoke').pretrain.data)
   c.data.update(dataset='digit_pairs', split='train[:8]', batch=8, dir=str(tmp_path / 'tfds'))
   train.train(c, tmp_path / 'run', log=lambda _: None)
@@ -149,8 +153,7 @@ def step_on(sizes, P=8, R=2):
   """The policy's weights before one GRPO step on a mesh of these sizes; after it, with their
   moving average."""
   axes = tuple(zip(meshes.AXES, sizes))
-  loss = GRPO | dict(last=1)
-  c = config('objectives.grpo', loss, 2, mesh=axes, reference=True, max_replicated_share=1.0)
+  c = config('objectives.grpo', GRPO, 2, mesh=axes, reference=True, max_replicated_share=1.0)
   c.policy.update(width=64, heads=4, scales=(1, 2))
   c.tokenizer.update(scales=(1, 2))
   c.data.prompts, c.objective.collect.rollouts = P, R
@@ -173,20 +176,21 @@ def step_on(sizes, P=8, R=2):
     frozen = {'reference': jax.tree.map(put, other, run.shapes.params['policy'])}
     shapes = place.abstract_params(run.built.frozen['tokenizer'], run.mesh)
     frozen['tokenizer'] = jax.tree.map(put, shaped(shapes, 1), shapes)
-    rng, length = np.random.default_rng(0), run.models.config.length
+    rng, length = np.random.default_rng(0), run.policy.config.length
     batch = Experience(
-      label=rng.integers(0, 10, P),
-      tokens=rng.integers(0, 32, (P, R, length)),
-      old=rng.normal(size=(P, R, length)).astype(np.float32) * 0.1 - np.log(32).astype(np.float32),
+      prompt=rng.integers(0, 10, P),
+      data={'image': {'tokens': rng.integers(0, 32, (P, R, length))}},
+      old_logp=rng.normal(size=(P, R, length)).astype(np.float32) * 0.1
+      - np.log(32).astype(np.float32),
       advantage=rng.normal(size=(P, R)).astype(np.float32),
-      weight=(np.arange(P * R) > 2).reshape(P, R).astype(np.float32),
+      row_mask=(np.arange(P * R) > 2).reshape(P, R).astype(np.float32),
     )
     spec = jax.sharding.PartitionSpec(*rows_on.mesh_axes(run.mesh, P, R))
     one = jax.sharding.PartitionSpec(spec[0])
     where = lambda x: jax.sharding.NamedSharding(run.mesh, one if x.ndim == 1 else spec)
     batch = jax.tree.map(lambda x: jax.device_put(x, where(x)), batch)
     state = State(params, opt, run.initial_ema(params))
-    state, facts = run.pieces()[1](state, frozen, batch)
+    state, facts = run.collect_and_update()[1](state, frozen, batch)
   assert toys.mean(facts['skipped']) == 0
   jax.tree.map(lambda e, p: check_sharding(e, p), state.ema, state.params)
   return policy, jax.device_get((state.params['policy'], state.ema['policy']))

@@ -34,7 +34,7 @@ def config(rank=4, **changes):
   c.tokenizer.update(scales=(1, 2))
   c.data.prompts, c.objective.collect.rollouts = P, R
   c.objective.collect.rewards = dict(light=dict(name='rewards.brightness', weight=1.0))
-  c.objective.loss.update(kl=0.1, estimator='exact', last=1)
+  c.objective.loss.update(penalty=0.1, estimator='exact')
   c.optim.update(peak=1e-2, warmup=0)
   if rank:
     c.optim.scale = ADAPTERS
@@ -116,14 +116,16 @@ def test_the_reference_is_the_base_and_no_second_copy(trained, base):
   run, _, state = trained
   frozen = run.frozen(lambda _: None)
   assert set(frozen) == {'tokenizer'}
-  reference = run.models.reference(state.params, frozen)
+  reference = run.policy.reference(state.params, frozen)
   assert leaves(reference)['blocks/q/w'] is state.params['policy']['blocks']['q']['w']
-  rng, L = np.random.default_rng(0), run.models.config.length
-  batch = Experience(label=jnp.arange(P), tokens=jnp.asarray(rng.integers(0, 32, (P, R, L))))
-  logprobs = jax.jit(run.models.logprobs)
-  own = logprobs(state.params['policy'], frozen, batch, reference)
-  equal(own, logprobs(state.params['policy'], frozen, batch, of_base(run, base['policy'])))
-  assert float(own.kl.mean()) > 1e-4
+  rng, L = np.random.default_rng(0), run.policy.config.length
+  data = {'image': {'tokens': jnp.asarray(rng.integers(0, 32, (P, R, L)))}}
+  score = lambda reference: jax.jit(run.policy.score)(
+    state.params['policy'], frozen, jnp.arange(P), data, reference
+  )
+  own = score(reference)
+  equal(own, score(of_base(run, base['policy'])))
+  assert float(own.penalty.mean()) > 1e-4
   c = config(init=dict(base) | dict(reference=base['policy']))
   apart = Run(c, '').frozen(lambda _: None)
   equal(apart['reference'], of_base(run, base['policy']))
@@ -177,7 +179,7 @@ def test_a_reference_that_would_move_is_refused(base):
   assert '\n' not in str(error.value)
   c.init.reference = base['policy']
   assert 'reference' in Run(c, '').built.frozen
-  c.reference, c.init, c.objective.loss.kl = False, dict(base), 0.0
+  c.reference, c.init, c.objective.loss.penalty = False, dict(base), 0.0
   assert 'reference' not in Run(c, '').built.frozen
 
 
@@ -191,18 +193,18 @@ def test_an_update_of_adapters_takes_less_memory_and_fewer_flops():
     run = Run(c, '', inference_only=True)
     with jax.set_mesh(run.mesh):
       row = lambda *shape: jax.ShapeDtypeStruct((P, R, *shape), jnp.float32)
-      tokens = jax.ShapeDtypeStruct((P, R, run.models.config.length), jnp.int32)
+      L = run.policy.config.length
       batch = Experience(
-        label=jax.ShapeDtypeStruct((P,), jnp.int32),
-        tokens=tokens,
-        old=row(tokens.shape[-1]),
+        prompt=jax.ShapeDtypeStruct((P,), jnp.int32),
+        data={'image': {'tokens': jax.ShapeDtypeStruct((P, R, L), jnp.int32)}},
+        old_logp=row(L),
         advantage=row(),
-        weight=row(),
+        row_mask=row(),
       )
       frozen = {
         name: place.abstract_params(init, run.mesh) for name, init in run.built.frozen.items()
       }
-      program = run.pieces()[1].lower(run.shapes, frozen, batch).compile()
+      program = run.collect_and_update()[1].lower(run.shapes, frozen, batch).compile()
     memory = program.memory_analysis()
     found[rank] = (
       program.cost_analysis()['flops'],

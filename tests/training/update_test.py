@@ -14,16 +14,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'objectives'))
 
 import toys  # noqa: E402
 
-from vargrl.objectives import grpo, sft  # noqa: E402
+from vargrl.objectives import sft, surrogate  # noqa: E402
 from vargrl.training import optim  # noqa: E402
 from vargrl.training import update as updates  # noqa: E402
 from vargrl.types import Experience, State  # noqa: E402
 
 TX = optax.sgd(1.0, momentum=0.9)
-GRPO = dict(level='token', clip=0.2, clip_high=0.3, kl=0.1, estimator='exact', alpha=0.7, first=0)
+WEIGHTS = dict(scale_weight_power=0.7, segments=(('.*', {}),))
+GRPO = dict(level='token', clip=0.2, clip_high=0.3, penalty=0.1, estimator='exact')
+GRPO |= dict(first_scale=0, last_scale=-1, **WEIGHTS)
 LOSSES = {
-  'sft': partial(sft.loss, toys.MODELS, alpha=0.7),
-  'grpo': partial(grpo.loss, toys.MODELS, **GRPO, last=1),
+  'sft': partial(sft.loss, toys.SCORED, **WEIGHTS),
+  'grpo': partial(surrogate.loss, toys.SCORED, **GRPO),
 }
 
 
@@ -49,9 +51,9 @@ def test_accumulating_four_parts_is_one_update(loss, P, R, masked):
   batch = toys.experience(P, R, masked=masked)
   mask = np.random.default_rng(1).integers(0, 2, (P, R, toys.L)).astype(np.float32)
   batch = (
-    batch.replace(mask=jnp.asarray(mask))
+    batch.replace(loss_mask=jnp.asarray(mask))
     if loss == 'grpo'
-    else Experience(batch.label, batch.tokens)
+    else Experience(prompt=batch.prompt, data=batch.data)
   )
   (one, facts), (four, merged) = (update(LOSSES[loss], batch, accum) for accum in (1, 4))
   moved = one.params['policy']['table'] - toy_state().params['policy']['table']
@@ -69,27 +71,35 @@ def test_accumulating_four_parts_is_one_update(loss, P, R, masked):
 def test_parts_hold_every_row_once_with_its_own_label(P, R, n):
   row = np.arange(P * R).reshape(P, R)
   tokens = jnp.asarray(np.repeat(row[..., None], 3, -1))
-  keep = jnp.zeros((P, R, 2, 2)) + tokens[..., :1, None]
+  drop_path = jnp.zeros((P, R, 2, 2)) + tokens[..., :1, None]
   batch = Experience(
-    label=jnp.arange(P), tokens=tokens, weight=jnp.asarray(row), mask=2 * tokens, keep=keep
+    prompt={'label': jnp.arange(P), 'text': jnp.arange(2 * P).reshape(P, 2)},
+    data={'image': {'tokens': tokens, 'drop_path': drop_path}},
+    row_mask=jnp.asarray(row),
+    loss_mask=2 * tokens,
   )
   updates.check_split(P, R, n)
   parts = updates.split(batch, n)
-  assert parts.tokens.shape[0] == n and parts.old is None
-  p, r = parts.tokens.shape[1:3]
-  assert p * r * n == P * R and parts.label.shape == (n, p) and parts.keep.shape == (n, p, r, 2, 2)
-  np.testing.assert_array_equal(np.sort(parts.tokens[..., 0].reshape(-1)), np.arange(P * R))
-  np.testing.assert_array_equal(parts.tokens[..., 0], parts.weight)
-  np.testing.assert_array_equal(2 * parts.tokens, parts.mask)
-  np.testing.assert_array_equal(parts.tokens[..., 0], parts.keep[..., 0, 0])
-  np.testing.assert_array_equal(parts.tokens[..., 0] // R, np.repeat(parts.label[..., None], r, 2))
+  image, label = parts.data['image'], parts.prompt['label']
+  found = image['tokens'][..., 0]
+  assert found.shape[0] == n and parts.old_logp is None
+  p, r = found.shape[1:]
+  assert p * r * n == P * R and label.shape == (n, p)
+  np.testing.assert_array_equal(np.sort(found.reshape(-1)), np.arange(P * R))
+  np.testing.assert_array_equal(found, parts.row_mask)
+  np.testing.assert_array_equal(2 * image['tokens'], parts.loss_mask)
+  np.testing.assert_array_equal(
+    image['drop_path'], np.broadcast_to(found[..., None, None], (n, p, r, 2, 2))
+  )
+  np.testing.assert_array_equal(found // R, np.repeat(label[..., None], r, 2))
+  np.testing.assert_array_equal(parts.prompt['text'][..., 0], 2 * label)
 
 
 def test_images_are_split_with_their_labels():
   image = jnp.zeros((8, 2, 2, 3)) + jnp.arange(8)[:, None, None, None]
-  parts = updates.split(Experience(label=jnp.arange(8), image=image), 4)
-  np.testing.assert_array_equal(parts.image[..., 0, 0, 0], parts.label)
-  np.testing.assert_array_equal(np.sort(parts.label.reshape(-1)), np.arange(8))
+  parts = updates.split(Experience(prompt=jnp.arange(8), image=image), 4)
+  np.testing.assert_array_equal(parts.image[..., 0, 0, 0], parts.prompt)
+  np.testing.assert_array_equal(np.sort(parts.prompt.reshape(-1)), np.arange(8))
 
 
 @pytest.mark.parametrize('P, R, n', [(3, 4, 2), (2, 3, 4), (4, 1, 8)])
@@ -102,7 +112,7 @@ def batches_without_a_gradient():
   batch = toys.experience(4, 4)
   yield 'nan', batch.replace(advantage=batch.advantage.at[2, 1].set(jnp.nan))
   yield 'inf', batch.replace(advantage=batch.advantage.at[2, 1].set(jnp.inf))
-  yield 'no verdict', batch.replace(weight=jnp.zeros((4, 4)), advantage=jnp.zeros((4, 4)))
+  yield 'no verdict', batch.replace(row_mask=jnp.zeros((4, 4)), advantage=jnp.zeros((4, 4)))
 
 
 @pytest.mark.parametrize('accum', [1, 4])
