@@ -100,7 +100,8 @@ def tiny(smoke):
   r.optim.update(peak=5e-4, warmup=5)
   if smoke:
     for r in (c.sft, c.grpo):
-      r.steps, r.save_every, r.optim.warmup, r.policy.size = 2, 1, 1, 'smoke'
+      r.steps, r.save_every, r.optim.warmup = 2, 1, 1
+      r.policy.update(size='smoke', depth=1, sections=())
       r.evals = dict(sampled=dict(r.evals.sampled, max_records=8))
     c.sft.data.update(batch=8)
     c.grpo.data.prompts, c.grpo.objective.collect.rollouts = 8, 4
