@@ -48,6 +48,11 @@ def segments(rollout, names, model_config, **changes):
     out.append(segment(rollout[section], name, model_config, bool(given), changed))
   if len({s.name for s in out}) != len(out) or not out:
     raise ValueError(f'rollout.plan: {tuple(names)}, expected different names, at least one')
+  for found in out[:-1]:
+    if found.given and not contracts.offers(found.kind, 'commit'):
+      raise ValueError(
+        f"rollout.plan: '{found.name}:given' of a kind that is only sampled, expected one of text"
+      )
   return tuple(out)
 
 
