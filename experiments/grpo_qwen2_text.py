@@ -9,8 +9,8 @@ data/ train.jsonl and test.jsonl, records such as {"messages": [{"role": "user",
   --config experiments/grpo_qwen2_text.py:tiny     from nothing, in minutes on two CPU cores
   --config experiments/grpo_qwen2_text.py:smoke    that for two steps
 
-:tiny is a chain: a small model is taught some sums of two numbers up to 99 until it is right now
-and then; GRPO goes on with what it says itself, right or wrong.
+:tiny is a chain: 500 sums of two numbers up to 99 teach a model of 0.6M parameters to be right now
+and then; GRPO goes on with what it says itself of others, right or wrong.
 """
 
 from ml_collections import ConfigDict
@@ -53,7 +53,7 @@ def tiny(smoke):
   c.chain, c.sft, c.grpo = ('sft', 'grpo'), common(), common()
   c.summary = (('greedy/right', 'higher'), ('sampled/right', 'higher'), ('kl', ''))
   sums = dict(dataset='sums/99', dir='', tokenizer='characters')
-  asked = dict(sums, split='test', max_records=256, length=24, every_steps=0)
+  asked = dict(sums, split='test', max_records=512, length=24, every_steps=0)
   for r in (c.sft, c.grpo):
     r.policy = dict(name='models.qwen2', size='tiny')
     r.rollout = rollout(max_tokens=5, stop=(2,))
@@ -61,18 +61,18 @@ def tiny(smoke):
     r.evals.sampled.greedy, r.evals.sampled.per_prompt = False, 4
 
   r = c.sft
-  r.description = 'Some sums with their answers, until a small model is right now and then.'
-  r.steps, r.save_every = 400, 200
+  r.description = '500 sums with their answers, until a small model is right now and then.'
+  r.steps, r.save_every = 240, 120
   r.objective = dict(
     name='objectives.sft',
     collect=dict(prompt_drop=0.0, condition_drop=0.0, drop_path=0.0, flip=0.0, flip_scales=0),
     loss=dict(scale_weight_power=0.0, segments=(('.*', {}),)),
   )
-  source = dict(dataset='sums/99', split='train', dir='', max_records=100_000, weight=1.0)
+  source = dict(dataset='sums/99', split='train', dir='', max_records=500, weight=1.0)
   r.data = dict(
     name='data.dialogue.train',
     sources=dict(sums=source),
-    batch=32,
+    batch=16,
     examples_per_row=8,
     length=152,
     max_patches=0,
@@ -93,18 +93,19 @@ def tiny(smoke):
 
   r = c.grpo
   r.description = 'GRPO: of 16 answers to a sum, the right ones against the wrong ones.'
-  r.steps, r.save_every = 100, 50
+  r.steps, r.save_every = 160, 40
   r.reference, r.init = True, dict(policy='sft')
   r.objective = grpo(rollouts=16, penalty=0.0)
   r.data = prompts(split='train', max_records=100_000, prompts=64, length=24, **sums)
-  r.optim.update(peak=5e-4, warmup=5)
+  r.minibatches = 4
+  r.optim.update(peak=5e-4, warmup=5, schedule='cosine', end=0.1)
   if smoke:
     for r in (c.sft, c.grpo):
       r.steps, r.save_every, r.optim.warmup = 2, 1, 1
       r.policy.update(size='smoke', depth=1, sections=())
       r.evals = dict(sampled=dict(r.evals.sampled, max_records=8))
     c.sft.data.update(batch=8)
-    c.grpo.data.prompts, c.grpo.objective.collect.rollouts = 8, 4
+    c.grpo.data.prompts, c.grpo.objective.collect.rollouts, c.grpo.minibatches = 8, 4, 1
   return c
 
 
