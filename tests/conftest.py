@@ -27,13 +27,14 @@ os.environ.setdefault(
 )
 # Every program: hundreds of small ones are the same in both processes and in all that they start.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-for folder in ('golden', 'parallel', 'checkpoint'):
+for folder in ('golden', 'parallel', 'checkpoint', 'tpu'):
   sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pod_fixtures import new, once, pod, ready  # noqa: F401
 import pytest
 from small_chain import spoken  # noqa: F401
 from small_talks import encode_talk, talks  # noqa: F401

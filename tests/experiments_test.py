@@ -36,6 +36,7 @@ VARIANTS = (
   'vargpt_7b.py:0.5b',
   'vargpt_7b.py:1024',
   'scenes.py:grpo',
+  'grpo_qwen2_text.py:tiny',
 )
 SMOKED = [
   pytest.param(f, marks=pytest.mark.slow) if f.stem in ALIKE else f
@@ -60,6 +61,7 @@ SIZES = {
   'd16': 310_283_520,
   'd30': 2_010_020_356,
   '2b': 2_204_564_032,
+  '1.5b': 1_543_714_304,
   'vargpt-v1.1': 10_527_683_648,
 }
 
@@ -88,13 +90,11 @@ def test_full_size_fits_together(path, tmp_path):
     if config.policy.size in SIZES:
       assert count == SIZES[config.policy.size]
     assert count > 0
-    for program in (
-      'rollout',
-      'decode',
-      'logprobs',
-      'update',
-    ):  # as `compile` asks of every program of every run
-      assert flops.program_flops(run, program) >= 0 and flops.traffic(run, program) >= 0
+    # As `compile` asks of every program of every run.
+    for kind, programs in (flops.step_passes(run) or {'': {'update': ()}}).items():
+      assert flops.program_flops(run, 'update', kind) > 0
+      for program in ('decode', *programs):
+        assert flops.program_flops(run, program, kind) >= 0 and flops.traffic(run, program) >= 0
 
 
 @pytest.mark.slow

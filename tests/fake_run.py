@@ -24,7 +24,9 @@ def latents(data, n_leading):
 
 def policy(config=None, **fields):
   """A Policy; config: its fields, as a dictionary."""
-  known = dict(spans=(), features={}, presets={}, texts=(), keys=row_and_group_keys, latents=latents)
+  known = dict(
+    spans=(), features={}, presets={}, texts=(), keys=row_and_group_keys, latents=latents
+  )
   return record(Policy, config=types.SimpleNamespace(**config or {}), **known | fields)
 
 

@@ -21,7 +21,7 @@ from vargrl.models import var
 from vargrl.parallel import place
 from vargrl.tokenizers import vq
 from vargrl.training import weights as run_weights
-from vargrl.training.run import Run, check_words
+from vargrl.training.run import Run, check_token_ids
 from vargrl.types import State
 
 GRPO = 'experiments/grpo_var_d16_jpeg.py:smoke'
@@ -89,7 +89,7 @@ def test_export_of_a_checkpoint_is_imported_bit_for_bit(run, weights, workdir, t
   assert equal(frozen['reference'], weights['policy'])
   assert again.fingerprints(frozen) == {'reference': digest.digest(weights['policy'])}
   keys = torch_format.expected_shapes(
-    var.torch_layouts(run.models.config)[0].table, torch_format.leaves(weights['policy'])
+    var.torch_layouts(run.policy.config)[0].table, torch_format.leaves(weights['policy'])
   )
   assert set(safetensors.numpy.load_file(out)) >= set(keys) | {'lvl_1L', 'attn_bias_for_masking'}
 
@@ -103,7 +103,7 @@ def test_the_moving_average_is_exported_where_there_is_one(run, weights, tmp_pat
   keep.save(7, State(weights, {}, part), None, {})
   keep.close()
   assert export(tmp_path, tmp_path / 'policy.safetensors') == 0
-  layouts = var.torch_layouts(run.models.config)
+  layouts = var.torch_layouts(run.policy.config)
   loaded = torch_format.load(tmp_path / 'policy.safetensors', layouts, run.shapes.params['policy'])
   assert equal(loaded, ema['policy']) and not equal(loaded, weights['policy'])
 
@@ -111,7 +111,7 @@ def test_the_moving_average_is_exported_where_there_is_one(run, weights, tmp_pat
 @pytest.mark.skipif(importlib.util.find_spec('torch') is None, reason='torch is not installed')
 def test_export_as_pth(run, weights, workdir, tmp_path):
   assert export(workdir, tmp_path / 'policy.pth') == 0
-  layouts = var.torch_layouts(run.models.config)
+  layouts = var.torch_layouts(run.policy.config)
   assert equal(
     torch_format.load(tmp_path / 'policy.pth', layouts, run.shapes.params['policy']),
     weights['policy'],
@@ -183,7 +183,7 @@ def test_a_unified_policy_is_a_folder_with_its_tokenizer_and_words(spoken, tmp_p
   )
   with config.unlocked():
     config.data.tokenizer = str(out)
-  check_words(config.data, again.models.config)
+  check_token_ids(config.data, again.policy.config)
   said = [{'role': 'user', 'content': 'write "AB" in red.'}]
   np.testing.assert_array_equal(
     text.encode_prompt(form.tokenizer, said), text.encode_prompt(scenes.build(), said)

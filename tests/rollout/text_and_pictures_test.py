@@ -15,7 +15,6 @@ from vargrl.models.nets import unified as nets
 from vargrl.parallel import mesh, rules
 from vargrl.rollout import generate, plan, score, vmaps
 
-
 SHORT = small.plan(4, 3)  # the beginning of small.PLAN, which is compiled in half the time
 
 

@@ -103,7 +103,9 @@ def test_grpo_starts_at_the_old_policy_and_raises_the_reward(tmp_path, checkpoin
   rows = [row for row in writing.load(tmp_path) if 'reward' in row]
   first = {k: v for k, v in rows[0].items() if k.startswith(('ratio', 'kl', 'clip_ratio'))}
   assert len(first) > 10 and first.pop('ratio') == 1
-  assert set(first.values()) == {0}
+  assert {v for k, v in first.items() if k.startswith('kl')} == {0}
+  # The trainer's log-probabilities are of another program: 1 + 6e-8 is the next float32.
+  assert max(map(abs, first.values())) < 1e-7
   reward = np.array([row['reward'] for row in rows])
   noise = rows[0]['reward_std'] / 64**0.5  # of the mean of 64 rewards
   assert len(rows) == 60 and not any(row['skipped'] for row in rows)

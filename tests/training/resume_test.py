@@ -185,7 +185,7 @@ def test_another_tokenizer_under_finished_runs_is_refused(whole, capsys):
   assert (
     'steps 6 to 7' in text
     and 'error: init.tokenizer: weights' in text
-    and 'pretrain was begun' in text
+    and 'pretrain was started' in text
   )
   shutil.rmtree(workdir / 'classifier')  # sampling needs the policy and the tokenizer alone
   with pytest.raises(ValueError, match='init.tokenizer: weights'):

@@ -52,16 +52,10 @@ def make(
   policy.check_prompt(length)
   prompt_N = policy.prompt(prompts)
   sample = make_sampler(policy, built.tokenizer)
-  mixed, weights = rewards_of.open_mix(
-    built,
-    rewards,
-    records=lambda labels: [dialogue_prompts.to_record(dialogues[i], i) for i in labels],
-    decode_text=functools.partial(
-      dialogue_prompts.decode_text,
-      tokenizers.load(tokenizer, images=bool(vision) or bool(size)),
-    ),
-    **pool,
-  )
+  words = tokenizers.load(tokenizer, images=bool(vision) or bool(size))
+  records = lambda labels: [dialogue_prompts.to_record(dialogues[i], i) for i in labels]
+  decode = functools.partial(dialogue_prompts.decode_text, words)
+  mixed, weights = rewards_of.open_mix(built, rewards, records=records, decode_text=decode, **pool)
 
   def evaluate(params, frozen, poll=None):
     all_frozen, found, lengths, masked = frozen | weights(), {}, [], []
@@ -77,17 +71,22 @@ def make(
       lengths.append(text_lengths(policy, out)[counts_B])
       for name, x_B in each_B.items():
         found.setdefault(name, []).append(x_B[counts_B])
-    for name, parts in found.items():
-      r_PR = np.concatenate(parts).astype(np.float64).reshape(count, per_prompt)
-      yield name, float(np.nanmean(r_PR))
-      if per_prompt > 1:
-        yield f'{name}/best', float(np.nanmean(np.nanmax(r_PR, 1)))
+    yield from summary(found, count, per_prompt)
     if policy.texts:
       yield 'length', float(np.concatenate(lengths).mean())
     yield 'masked', float(np.concatenate(masked).mean())
 
   evaluate.close = mixed.close
   return evaluate
+
+
+def summary(found, count, per_prompt):
+  """(name, value) of each reward's mean, and of its mean best. found: {name: [r_B of each call]}."""
+  for name, parts in found.items():
+    r_PR = np.concatenate(parts).astype(np.float64).reshape(count, per_prompt)
+    yield name, float(np.nanmean(r_PR))
+    if per_prompt > 1:
+      yield f'{name}/best', float(np.nanmean(np.nanmax(r_PR, 1)))
 
 
 def check(built, per_prompt):

@@ -15,7 +15,7 @@ import numpy as np
 from vargrl.metrics import average
 from vargrl.objectives import reduce, scoring
 from vargrl.parallel import multihost
-from vargrl.types import Collect, Collection, Experience, Pass, Samples
+from vargrl.types import Collect, Collection, Experience, Pass
 
 OLD_LOGP = ('trainer', 'sampler', 'current')
 
@@ -243,10 +243,7 @@ class Collector:
     stage.phase('rollout', out if image is None else image)
     shape = self.shape(out, image)
     label_B = self.labels(stage, out, image, label_P)
-    if stage.abstract and self.scorer.device:
-      texts = jax.jit(partial(scoring.texts_of, self.policy))
-      texts = {} if shape[2] > 1 else stage.call('', texts, out)
-      stage.lower('rewards', self.scorer.device, frozen, Samples(image, texts, {'label': label_B}))
+    scoring.lower(self.policy, self.scorer, stage, frozen, image, out, label_B, shape[2])
 
     def score():
       r_B, each, facts = scoring.judge(self.policy, self.scorer, frozen, image, out, label_P, shape)

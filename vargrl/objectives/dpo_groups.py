@@ -9,7 +9,7 @@ from vargrl.metrics import average
 from vargrl.objectives import collect as groups
 from vargrl.objectives import dpo, scoring
 from vargrl.parallel import multihost
-from vargrl.types import Collect, Collection, Experience, Pass, Samples
+from vargrl.types import Collect, Collection, Experience, Pass
 
 features, ROWS_TOGETHER, check_loss, loss = (
   groups.features,
@@ -81,8 +81,7 @@ def collect(policy, tokenizer, scorer, *, rollouts, rewards, pool):
     K = 1 if image is None else len(image) // (P * R)
     label_P = stage.host(lambda: multihost.to_numpy(batch['label']), ((P,), np.int32))
     label_B = stage.host(lambda: np.repeat(label_P, R * K), ((P * R * K,), np.int32))
-    if scorer.device:
-      stage.lower('rewards', scorer.device, frozen, Samples(image, {}, {'label': label_B}))
+    scoring.lower(policy, scorer, stage, frozen, image, out, label_B, K)
     judge = lambda: scoring.judge(policy, scorer, frozen, image, out, label_P, (P, R, K))
     r_B, each, facts = stage.host(judge) or (None, {}, {})
     stage.phase('reward')

@@ -1,5 +1,6 @@
 """What the rewards say of the samples of a step: the pictures and texts of its rows."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -36,6 +37,14 @@ def judge(policy, scorer, frozen, image_Byxc, rollout, label_P, shape):
   hide = lambda x_B: np.where(missing_B, np.nan, x_B)
   each = {name: hide(x_B) for name, x_B in each.items()}
   return hide(r_B), each, counts | {'images': average((~missing_B).astype(np.float32))}
+
+
+def lower(policy, scorer, stage, frozen, image_Byxc, rollout, label_B, K):
+  """Lowers the program of the device rewards of rows with K pictures each, where a stage does."""
+  if not (stage.abstract and scorer.device):
+    return
+  texts = {} if K > 1 else stage.call('', jax.jit(partial(texts_of, policy)), rollout)
+  stage.lower('rewards', scorer.device, frozen, Samples(image_Byxc, texts, {'label': label_B}))
 
 
 def texts_of(policy, rollout):

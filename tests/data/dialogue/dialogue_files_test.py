@@ -34,6 +34,11 @@ def build(folder, records, pictures):
     key: tfds.features.FeaturesDict(texts) for key in ('chosen', 'rejected') if key in records[0]
   }
 
+  more = dict(
+    id=tfds.features.Scalar(np.int64), answers=tfds.features.Sequence(tfds.features.Text())
+  )
+  features |= {key: more[key] for key in more if key in records[0]}
+
   class Talks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Dialogues."""
 
@@ -67,15 +72,22 @@ def seen(dialogues):
 
 
 def test_a_json_a_jsonl_and_a_tfds_data_set_say_the_same(talks, tmp_path):
-  records = json.loads(open(talks.path).read())
-  lines = '\n'.join(json.dumps(record | {'id': 7}) for record in records)
+  records = [
+    record | {'id': i, 'answers': ['7', 'sieben']}
+    for i, record in enumerate(json.loads(open(talks.path).read()))
+  ]
+  lines = '\n'.join(map(json.dumps, records))
   (tmp_path / 'talks.jsonl').write_text(f'\n{lines}\n\n')
   build(tmp_path, records, talks.images)
   found = seen(read(talks.path))
   assert len(found) == 4 and [len(pictures) for _, pictures in found] == [1, 1, 2, 0]
   assert found[0][0] == (('user', '<image>hello'), ('assistant', 'a cat'))
-  assert seen(read(tmp_path / 'talks.jsonl', dir=talks.images)) == found
-  assert seen(read('talks', split='train', dir=tmp_path)) == found
+  for dialogues in (
+    read(tmp_path / 'talks.jsonl', dir=talks.images),
+    read('talks', split='train', dir=tmp_path),
+  ):
+    assert seen(dialogues) == found
+    assert dialogues[1].metadata == {'id': 1, 'answers': ['7', 'sieben']}
 
 
 def test_pairs_are_two_dialogues_that_begin_alike(talks, tmp_path):

@@ -255,11 +255,12 @@ def decode_texts(message):
 
 
 def plain(x):
-  """A feature of TFDS as JSON would have it: text, a number, or lists and dictionaries of these."""
+  """A feature of TFDS as JSON would have it: text and numbers; arrays of numbers stay what they
+  are."""
   if isinstance(x, dict):
     return {key: plain(value) for key, value in x.items()}
-  if isinstance(x, (np.ndarray, np.generic)):
+  if isinstance(x, np.generic) or (isinstance(x, np.ndarray) and x.dtype.hasobject):
     x = x.tolist()
-  if isinstance(x, (list, tuple)):
+  if isinstance(x, list):
     return [plain(value) for value in x]
   return x.decode() if isinstance(x, bytes) else x
