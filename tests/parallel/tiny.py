@@ -18,7 +18,7 @@ def get_config(arg=''):
   c.policy.dtype, c.policy.remat = 'float32', 'none'
   c.objective.collect.rollouts, c.objective.collect.old_logp = 2, 'sampler'
   c.objective.collect.rewards = dict(brightness=dict(name='hosts_reward.brightness', weight=1.0))
-  c.rollout.image.guidance, c.rollout.image.logp_of = 0.0, 'cond'
+  c.rollout.image.guidance, c.rollout.image.logp_of = 1.0, 'cond'
   c.reference, c.objective.loss.penalty = False, 0.0
   # A large eps keeps Adam from making a full step of a gradient that is rounding alone, as those of
   # biases are.
