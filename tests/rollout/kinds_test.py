@@ -1,6 +1,6 @@
 """What every kind of segment must hold, alone and in plans, on any net: one suite; a new kind is a
-new entry of plan_cases.CASES. Log-probabilities are scored in chunks of 8 actions here, and
-sampled all at once.
+new entry of plan_cases.CASES. Every kind is scored in chunks of 8 actions here, of a
+segment that has more, and sampled all at once.
 """
 
 import types
@@ -66,6 +66,8 @@ def run(request):
   )
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(vmaps, 'CHUNK', 8)
+    for segment in case.plan:
+      patch.setattr(segment.kind, 'CHUNK', 1)  # else few actions are one chunk
     gradient, forced = score(out.data)
   return types.SimpleNamespace(
     case=case, keys=keys, draw=draw, score=score, out=out, mask=mask, forced=forced,
@@ -152,3 +154,24 @@ def test_a_mesh_makes_the_same_rows(run, sizes):
   # Guided logits, g cond - (g - 1) uncond over a temperature, have so many times the rounding.
   assert gap(out.sampler_logp, run.out.sampler_logp) < 5e-5
   assert gap(scores, run.forced) < 1e-4
+
+
+@pytest.mark.parametrize('name', ['masked', 'remask'])
+def test_a_canvas_hides_the_tokens_that_it_asks_for(name):
+  # That a re-mask is scored as it was sampled holds by itself: its logp comes from scoring.
+  case = plan_cases.toy(plan_cases.picture(name))
+  sample, score = jax.jit(case.sample), jax.jit(case.scores)
+  keys = vmaps.group_keys(RNG, P), vmaps.row_keys(RNG, P, R)
+  data = sample(case.params, case.prompt_P, *keys).data['image']
+  logp = lambda tokens: score(case.params, case.prompt_P, {'image': data | {'tokens': tokens}})
+  step_PRL, rows = np.asarray(data['step']), np.ix_(range(P), range(R))
+  at_PR = step_PRL.argmax(-1)  # a token of the last canvas
+  assert (step_PRL[*rows, at_PR] == (0 if name == 'remask' else 2)).all()
+  tokens = np.array(data['tokens'])
+  tokens[*rows, at_PR] = (tokens[*rows, at_PR] + 1) % plan_cases.MODEL.c.codes
+  moved = np.abs(np.asarray(logp(tokens)[0].logp - logp(data['tokens'])[0].logp))
+  own_PR = moved[*rows, at_PR]
+  moved[*rows, at_PR] = 0
+  assert (own_PR > 1e-4).mean() > 0.9 and not moved[step_PRL >= 0].any()
+  if name == 'remask':  # shared by the rows of a prompt, not by prompts
+    assert (step_PRL == step_PRL[:, :1]).all() and (step_PRL[0] != step_PRL[1]).any()

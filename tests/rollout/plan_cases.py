@@ -91,12 +91,13 @@ WORDS = words.Config(max_tokens=5, begin=BEGIN, stop=STOP, temperature=0.9)
 CODES = codes.Config(length=10, guidance=1.5, uncond=(BEGIN,))
 MASKED = masked.Config(length=10, steps=3, noise=1.0, estimator='trajectory')
 FLOW = flow.Config(length=4, steps=6, window=(0, 5, 3), noise=0.8, ratio='norm')
+LONG_FLOW = dataclasses.replace(FLOW, steps=12, window=(0, 11, 9))  # more than a chunk of 8 actions
 PICTURES = {
   'codes': (codes, CODES),
   'masked': (masked, MASKED),
   'remask': (masked, dataclasses.replace(MASKED, estimator='remask')),
-  'flow': (flow, FLOW),
-  'gaussian': (flow, dataclasses.replace(FLOW, ratio='gaussian')),
+  'flow': (flow, LONG_FLOW),
+  'gaussian': (flow, dataclasses.replace(LONG_FLOW, ratio='gaussian')),
 }
 
 
@@ -149,7 +150,7 @@ CASES = {
   'bits-guided': lambda: infinity_bits(logp_of='guided_stopgrad'),
   'text': qwen2_text,
   'unified': unified_dialogue,
-  'words': lambda: toy(word_segment('text')),
+  'words': lambda: toy(word_segment('text', max_tokens=10)),
   **{name: lambda name=name: toy(picture(name)) for name in PICTURES},
   **{f'text-{name}-text': lambda name=name: between_texts(name) for name in PICTURES},
   'codes-given-text': lambda: toy(

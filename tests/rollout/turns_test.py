@@ -54,7 +54,7 @@ def test_a_second_turn_sees_what_the_first_one_drew():
   ask = lambda prompt_B, data_B: question(prompt_B, data_B['image']['tokens'])
   run = jax.jit(lambda rng: play(functions, ask, toy_prompts(), rng, R))
   (_, first), (prompt_B, second) = run(RNG)
-  assert first.logp.shape == (P, R, 10) and second.logp.shape == (P * R, 1, 8)
+  assert first.logp.shape == (P, R, 10) and second.logp.shape == (P * R, 1, 14)
   forced = jax.jit(turns[1].scores)(PARAMS, prompt_B, second.data)[0]
   np.testing.assert_allclose(second.logp, forced.logp * second.mask, atol=1e-5)
   times_PRA = np.asarray(second.data['image']['t']).reshape(P, R, -1)

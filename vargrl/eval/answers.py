@@ -58,19 +58,11 @@ def make(
   mixed, weights = rewards_of.open_mix(built, rewards, records=records, decode_text=decode, **pool)
 
   def evaluate(params, frozen, poll=None):
-    all_frozen, found, lengths, masked = frozen | weights(), {}, [], []
-    keys_B = row_keys(policy, seed, count, per_prompt)
     label_B = np.repeat(np.arange(count, dtype=np.int32), per_prompt)
-    for row_B, counts_B in rows.batches(len(label_B), batch, poll):
-      at_B = label_B[row_B]
-      out, image_Byxc = sample(
-        params, frozen, {k: x[at_B] for k, x in prompt_N.items()}, keys_B[row_B]
-      )
-      r_B, each_B = rewards_of_rows(policy, mixed, all_frozen, out, image_Byxc, at_B)
-      masked.append(~np.isfinite(r_B[counts_B]))
-      lengths.append(text_lengths(policy, out)[counts_B])
-      for name, x_B in each_B.items():
-        found.setdefault(name, []).append(x_B[counts_B])
+    keys_B, all_frozen = row_keys(policy, seed, count, per_prompt), frozen | weights()
+    ask = functools.partial(judge_answers, policy, mixed, sample, params, all_frozen)
+    calls = rows.batches(len(label_B), batch, poll)
+    found, lengths, masked = ask(prompt_N, label_B, keys_B, calls)
     yield from summary(found, count, per_prompt)
     if policy.texts:
       yield 'length', float(np.concatenate(lengths).mean())
@@ -80,8 +72,26 @@ def make(
   return evaluate
 
 
+def judge_answers(policy, mixed, sample, params, frozen, prompt_N, label_B, keys_B, calls):
+  """({name: [r_B of each call]}, [tokens of text], [whether masked]) of all answers. calls: of
+  rows.batches."""
+  found, lengths, masked = {}, [], []
+  for row_B, counts_B in calls:
+    at_B = label_B[row_B]
+    prompt_B = {k: x[at_B] for k, x in prompt_N.items()}
+    out, image_Byxc = sample(params, frozen, prompt_B, keys_B[row_B])
+    r_B, each_B = rewards_of_rows(policy, mixed, frozen, out, image_Byxc, at_B)
+    masked.append(~np.isfinite(r_B[counts_B]))
+    lengths.append(text_lengths(policy, out)[counts_B])
+    for name, x_B in each_B.items():
+      found.setdefault(name, []).append(x_B[counts_B])
+  return found, lengths, masked
+
+
 def summary(found, count, per_prompt):
-  """(name, value) of each reward's mean, and of its mean best. found: {name: [r_B of each call]}."""
+  """(name, value) of each reward's mean, and of its mean best. found: {name: [r_B of each
+  call]}.
+  """
   for name, parts in found.items():
     r_PR = np.concatenate(parts).astype(np.float64).reshape(count, per_prompt)
     yield name, float(np.nanmean(r_PR))
