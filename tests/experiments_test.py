@@ -29,6 +29,7 @@ ALIKE = (
   'vargpt_7b',
 )
 VARIANTS = (
+  'quickstart.py:jpeg',
   'grpo_var_aesthetic.py:d30',
   'grpo_var_aesthetic.py:d36',
   'grpo_var_aesthetic.py:lora',

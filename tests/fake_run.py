@@ -3,6 +3,9 @@
 import dataclasses
 import types
 
+import jax
+import jax.numpy as jnp
+
 from vargrl.rollout import vmaps
 from vargrl.training.assemble import Built
 from vargrl.types import Judges, Policy, Rollout, Tokenizer
@@ -44,3 +47,13 @@ def built(policy, bound=None, classify=None, **tokenizer):
 def rollout(tokens_PR, mask=None):
   """A Rollout of pictures alone."""
   return Rollout({'image': tokens_PR}, None, None, mask)
+
+
+def numbered_keys(P, R):
+  """keys_PR that tell the number of their row, see number_of."""
+  return jax.vmap(jax.vmap(jax.random.key))(jnp.arange(P * R).reshape(P, R))
+
+
+def number_of(keys):
+  """int32: the number that a key was made of."""
+  return jax.random.key_data(keys)[..., -1].astype(jnp.int32)

@@ -31,8 +31,10 @@ def judged(tmp_path_factory):
   """
   policy = fake_run.policy(
     dict(image_size=8, classes=10),
-    keys=lambda rng, P, R: (None, jnp.arange(P * R).reshape(P, R)),
-    generate=lambda params, frozen, label_P, key_P, keys_PR: fake_run.rollout(keys_PR[..., None]),
+    keys=lambda rng, P, R: (None, fake_run.numbered_keys(P, R)),
+    generate=lambda params, frozen, label_P, key_P, keys_PR: fake_run.rollout(
+      fake_run.number_of(keys_PR)[..., None]
+    ),
   )
   decode = lambda frozen, t_BL, prompts, keys_B: frozen['drawn'][t_BL[:, 0]]
   folder = str(tmp_path_factory.getbasetemp() / 'tfds')

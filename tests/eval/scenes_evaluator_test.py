@@ -71,7 +71,7 @@ def policy(task, shift, draws=(True,) * 21):
   )
 
   def generate(params, frozen, prompt_P, key_P, keys_PR):
-    at = (keys_PR + shift) % len(dialogues)
+    at = (fake_run.number_of(keys_PR) + shift) % len(dialogues)
     data = {'text': {'tokens': jnp.asarray(told)[at]}, 'image': at[..., None]}
     return Rollout(data, None, None, jnp.asarray(mask)[at])
 
@@ -89,7 +89,7 @@ def policy(task, shift, draws=(True,) * 21):
       spans=spans[: len(names)],
       generate=generate,
       latents=images,
-      keys=lambda rng, P, R: (jnp.arange(P), jnp.arange(P)[:, None].repeat(R, 1)),
+      keys=lambda rng, P, R: (None, fake_run.numbered_keys(P, 1).repeat(R, 1)),
     )
 
   return fake_run.built(

@@ -92,7 +92,8 @@ def decode_images(policy, tokenizer):
     B = count(tokens_B)
     each = B // count(prompt_P)
     prompts = jax.tree.map(lambda x: jnp.repeat(x, each, 0), prompt_P)
-    return tokenizer.decode(frozen, tokens_B, prompts, jax.random.split(rng, B))
+    noise = jax.random.fold_in(rng, 2**30 + 1)  # no key of a row or group is of it
+    return tokenizer.decode(frozen, tokens_B, prompts, jax.random.split(noise, B))
 
   return jax.jit(decode)
 
@@ -266,7 +267,8 @@ class Collector:
     pick = lambda a, b: np.where(flat_B, b, a)
     each = {name: pick(x, judged_2.each[name]) for name, x in judged.each.items()}
     r_B = pick(judged.r_B, judged_2.r_B)
-    return image, out, scoring.Verdicts(r_B, each, judged.metrics, value_PR)
+    facts = scoring.merge_metrics(judged.metrics, judged_2.metrics, r_B)
+    return image, out, scoring.Verdicts(r_B, each, facts, value_PR)
 
   def with_advantages(self, stage, kind, params, frozen, experience, out, judged):
     """(the Experience, {metric})."""

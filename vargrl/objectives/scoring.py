@@ -25,10 +25,11 @@ class Verdicts(NamedTuple):
 
 def judge(policy, scorer, frozen, image_Byxc, rollout, label_P, shape):
   """(r_B with NaN for rows without a verdict, {name: r_B}, {metric}) of a Rollout whose P R rows
-  have K pictures each, shape (P, R, K); of rows without pictures K is 1."""
+  have K pictures each, shape (P, R, K); of rows without pictures K is 1. A row's texts go with each
+  of its pictures."""
   P, R, K = shape
   label_B = np.repeat(label_P, R * K)
-  texts = {} if K > 1 else {k: multihost.to_numpy(v) for k, v in texts_of(policy, rollout).items()}
+  texts = {k: multihost.to_numpy(v) for k, v in texts_of(policy, rollout, K).items()}
   samples = Samples(image_Byxc, texts, {'label': label_B})
   r_B, each, counts = scorer.score(frozen, samples, group_size=R * K)
   missing_B = without_images(policy, rollout, K)
@@ -43,20 +44,30 @@ def lower(policy, scorer, stage, frozen, image_Byxc, rollout, label_B, K):
   """Lowers the program of the device rewards of rows with K pictures each, where a stage does."""
   if not (stage.abstract and scorer.device):
     return
-  texts = {} if K > 1 else stage.call('', jax.jit(partial(texts_of, policy)), rollout)
+  texts = stage.call('', jax.jit(partial(texts_of, policy, K=K)), rollout)
   stage.lower('rewards', scorer.device, frozen, Samples(image_Byxc, texts, {'label': label_B}))
 
 
-def texts_of(policy, rollout):
-  """{segment: token ids int32 [B, L], -1 after their end} of the texts of rows, B = P R."""
+def texts_of(policy, rollout, K):
+  """{segment: token ids int32 [B, L], -1 after their end} of the texts that rows said, B = P R K.
+  What was given is part of the prompt's record."""
   flat = lambda x: x.reshape(-1, *x.shape[2:])
   out = {}
   for span in policy.spans:
-    if span.name in policy.texts:
+    if span.name in policy.texts and not span.given:
       tokens = flat(rollout.data[span.name]['tokens'])
       mask = flat(rollout.mask)[:, span.start : span.stop]
-      out[span.name] = jnp.where(mask > 0, tokens, -1)
+      out[span.name] = jnp.repeat(jnp.where(mask > 0, tokens, -1), K, 0)
   return out
+
+
+def merge_metrics(first, second, r_B):
+  """{metric} of rewards that were asked twice: calls and rows that failed add up, `reward/masked`
+  is of the rows r_B that were kept; averages are of both draws."""
+  out = dict(first)
+  for name, x in second.items():
+    out[name] = x.merge(out[name]) if hasattr(x, 'merge') else x + out[name]
+  return out | {'reward/masked': int(np.isnan(r_B).sum())}
 
 
 def without_images(policy, rollout, K):

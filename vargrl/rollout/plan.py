@@ -40,17 +40,12 @@ def rows_end(plan):
   return len(plan) > 1 or any(kind.ENDS or given for _, kind, _, given in plan)
 
 
-def masks(plan, data):
-  """[(mask_A of a segment, whether the row goes on after it)], from the data alone: rollouts and
-  supervised rows have the same. Given segments have mask 0 and end nothing."""
+def row_mask(plan, data):
+  """float32 [A]: 1 for the actions that the row took, from the data alone: rollouts and supervised
+  rows have the same. Given segments have mask 0 and end nothing."""
   alive, out = jnp.array(True), []
   for name, kind, c, given in plan:
     mask_A, goes_on = kind.mask(c, data[name])
-    out.append((mask_A & alive & (not given), alive))
+    out.append(mask_A & alive & (not given))
     alive &= goes_on | given
-  return out
-
-
-def row_mask(plan, data):
-  """float32 [A]: 1 for the actions that the row took."""
-  return jnp.concatenate([mask_A for mask_A, _ in masks(plan, data)]).astype(jnp.float32)
+  return jnp.concatenate(out).astype(jnp.float32)

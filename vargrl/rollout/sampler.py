@@ -21,13 +21,14 @@ def make_sampler(policy, tokenizer, preset=''):
 
   @jax.jit
   def sample(weights, frozen, prompt_B, keys_B):
-    out = generate(weights, frozen, prompt_B, keys_B, keys_B[:, None])
+    fold = jax.vmap(jax.random.fold_in, (0, None))  # a stream of its own for each use of a key
+    out = generate(weights, frozen, prompt_B, fold(keys_B, 2**30), keys_B[:, None])
     tokens = policy.latents(out.data, 2)
     if tokens is None:
       return out, None
     each = len(tokens) // len(keys_B)
     prompts = jax.tree.map(lambda x: jnp.repeat(x, each, 0), prompt_B)
-    keys = jnp.repeat(keys_B, each, 0)
+    keys = jax.vmap(lambda key: jax.random.split(key, each))(fold(keys_B, 2**30 + 1)).reshape(-1)
     image_Byxc = tokenizer.decode(frozen, tokens, prompts, keys)
     return out, jnp.rint((image_Byxc + 1) * 127.5).astype(jnp.uint8)
 

@@ -197,6 +197,7 @@ def rewards(config, built, data=None, abstract=False):
     r.name == 'rewards.classifier' for r in collect.rewards.values()
   ):
     raise ValueError('classifier: missing in a config that has the reward rewards.classifier')
+  check_samples(collect.rewards, built.policy)
   classes = contracts.offers(built.policy.config, 'classes') or 0
   if not abstract:
     count = contracts.offers(data, 'record_count')
@@ -220,12 +221,29 @@ def rewards(config, built, data=None, abstract=False):
   )
 
 
+def check_samples(rewards, policy):
+  """ValueError for one of our rewards that looks at what the rows of a policy do not have."""
+  pictures = [s.name for s in policy.spans if s.picture]
+  for nickname, section in rewards.items():
+    if 'segment' in section:
+      if section.segment not in policy.texts:
+        raise ValueError(
+          f'reward {nickname}: segment {section.segment!r}, expected one of the texts of a row '
+          f'{list(policy.texts)}'
+        )
+    elif section.name.startswith('rewards.') and not pictures:
+      raise ValueError(
+        f'reward {nickname}: {section.name} looks at pictures, rows of the segments '
+        f'{[s.name for s in policy.spans]} found'
+      )
+
+
 def captions(data):
   """labels of rows -> what their prompts say."""
   records = contracts.offers(data, 'prompt_records')
   if records is None:
     return lambda labels: [f'class {label}' for label in labels]
-  return lambda labels: [record['prompt'] for record in records(labels)]
+  return lambda labels: [record.get('prompt', '') for record in records(labels)]
 
 
 def mask(section):

@@ -18,11 +18,10 @@ A step of a run, in order, as `run_steps` takes it:
    pictures of the step are written.
 5. Listen (parallel/preemption.py). Every part of 1 to 4 ends with `timer.phase`, which waits for
    the arrays that it is given and checks whether a SIGTERM or Ctrl-C has come, which is heard
-   within
-   a second; all hosts hear of it at the same point. The last one, `phase('prepare')`, is between
-   reward and update. There the step is given
-   up, and state and data are saved as they were before it: the run that continues takes this step
-   again, with the same random keys. After this point a step is always finished.
+   within a second; all hosts hear of it at the same point. The last one, `phase('prepare')`, is
+   between reward and update. There the step is given up, and state and data are saved as they were
+   before it: the run that continues takes this step again, with the same random keys. After this
+   point a step is always finished.
 6. Update (training/update.py). `epochs` passes over the Experience in `minibatches` parts; each
    part is one gradient of `loss`, in `accum` pieces, one update of the optimizer
    (training/optim.py) and one of the moving average. It takes the buffers of the old state.
