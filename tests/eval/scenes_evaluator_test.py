@@ -89,7 +89,7 @@ def policy(task, shift, draws=(True,) * 21):
       spans=spans[: len(names)],
       generate=generate,
       latents=images,
-      keys=lambda rng, P, R: (None, fake_run.numbered_keys(P, 1).repeat(R, 1)),
+      keys=lambda rng, P, R: (None, fake_run.numbered_keys(P, R)),
     )
 
   return fake_run.built(
