@@ -11,6 +11,13 @@ data/ train.jsonl and test.jsonl, records such as {"messages": [{"role": "user",
 
 :tiny is a chain: 500 sums of two numbers up to 99 teach a model of 0.6M parameters to be right now
 and then; GRPO goes on with what it says itself of others, right or wrong.
+
+Share of held-out sums that are right before and after GRPO, greedy and sampled, about 4 minutes
+each:
+
+  seed 0   0.28 -> 0.78   0.20 -> 0.66
+  seed 1   0.22 -> 0.82   0.16 -> 0.67
+  seed 2   0.26 -> 0.82   0.23 -> 0.75
 """
 
 from ml_collections import ConfigDict
