@@ -1,7 +1,6 @@
 """Eight CPU devices, full-precision products and one compilation cache, for the tests and what they
 start; small models with random weights (the official init closes the residual gates)."""
 
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -16,9 +15,6 @@ import types
 FAST = '--xla_backend_optimization_level=0'
 if platform.machine().lower() in ('x86_64', 'amd64'):
   FAST += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX'
-if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) >= (0, 10):
-  # Sums in XLA's own order: that of YNNPACK depends on what else a program does with them.
-  FAST += ' --xla_cpu_experimental_ynn_fusion_type='
 FLAGS = f'--xla_force_host_platform_device_count=8 {FAST}'
 if FLAGS not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
