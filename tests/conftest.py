@@ -1,12 +1,11 @@
 """Eight CPU devices, full-precision products and one compilation cache, for the tests and what they
-start; small models with random weights (the official init closes the residual gates)."""
+start; the fixtures that several files share."""
 
 import os
 import pathlib
 import platform
 import sys
 import tempfile
-import types
 
 # The programs are tiny and run once, compiling them is what takes the time: level 0 of LLVM; and
 # the older code of fused loops, which compiles in less than half the time. That one rounds a value
@@ -30,13 +29,13 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 for folder in ('golden', 'parallel', 'checkpoint', 'tpu'):
   sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from pod_fixtures import new, once, pod, ready  # noqa: F401
 import pytest
+from random_models import build
 from small_chain import spoken  # noqa: F401
+from small_images import images_folder, open_images  # noqa: F401
 from small_talks import encode_talk, talks  # noqa: F401
 from some_scenes import some  # noqa: F401
 
@@ -65,40 +64,6 @@ def pytest_collection_modifyitems(items):
   """The longest files first, so that no process is left with one of them at the end."""
   place = {name: i for i, name in enumerate(LONGEST)}
   items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
-
-
-def random_weights(shapes, seed):
-  """By name, without compiling anything: 0.2 N(0, 1) for the decoder, which opens every gate;
-  fan-in scale for convolutions, norms around 1 and codes N(0, 1) for the tokenizer."""
-  rng = np.random.default_rng(seed)
-
-  def one(path, x):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    noise = rng.standard_normal(x.shape)
-    if name.endswith('scale'):
-      noise = 1 + 0.2 * noise
-    elif x.ndim == 4 and x.shape[0] == x.shape[1]:
-      noise /= np.sqrt(np.prod(x.shape[:-1]))
-    elif name != 'codebook':
-      noise *= 0.2
-    return jnp.asarray(noise, x.dtype)
-
-  return jax.tree.map_with_path(one, shapes)
-
-
-def build(c, tokenizer, seed=0):
-  policies, tokenizers = sys.modules[type(c).__module__], sys.modules[type(tokenizer).__module__]
-  model, vae = policies.Model(c), tokenizers.Model(tokenizer)
-  boxed = jax.eval_shape(lambda key: policies.init(model, key), jax.random.key(0))
-  vq_shapes = nn.unbox(jax.eval_shape(lambda key: tokenizers.init(vae, key), jax.random.key(0)))
-  return types.SimpleNamespace(
-    c=c,
-    model=model,
-    params=random_weights(nn.unbox(boxed), seed),
-    boxed=boxed,
-    vae=vae,
-    vq_params=random_weights(vq_shapes, seed + 1),
-  )
 
 
 @pytest.fixture(scope='session')

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import random_weights
 
 from vargrl.checkpoint import store
 from vargrl.commands import experiment
@@ -38,8 +39,6 @@ def loud(lm):
 def spoken(tmp_path_factory):
   """chain: its config. workdir, with a checkpoint of the tokenizer and one of the last run, at step
   7, of a policy that says SAID. weights: {'policy', 'tokenizer'}."""
-  from conftest import random_weights
-
   root, whole = tmp_path_factory.mktemp('chain'), experiment.load(SCENES)
   config = whole.dpo
   built = assemble.build(config)

@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import json
 
-import conftest
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_models
 
 from vargrl.checkpoint import peft
 from vargrl.models import qwen2, qwen2_vl
@@ -24,7 +24,7 @@ C = qwen2.SIZES['smoke']
 
 def weights(c, seed=0):
   init = lambda key: qwen2.init(qwen2.Model(c), key)
-  return conftest.random_weights(nn.unbox(jax.eval_shape(init, jax.random.key(0))), seed)
+  return random_models.random_weights(nn.unbox(jax.eval_shape(init, jax.random.key(0))), seed)
 
 
 PARAMS = weights(C)
@@ -189,7 +189,7 @@ def test_adapters_start_as_the_base_and_are_peft_s_by_their_modules(tmp_path):
   base, params = drawn(C), drawn(c)
   jax.tree.map(np.testing.assert_array_equal, lora.base_params(params), base)
   np.testing.assert_array_equal(logits(params, TOKENS, c=c), logits(base, TOKENS))
-  moved = conftest.random_weights(params, 3)
+  moved = random_models.random_weights(params, 3)
   both = lora.merge(moved, alpha=4.0)
   np.testing.assert_allclose(logits(moved, TOKENS, c=c), logits(both, TOKENS), atol=1e-4)
   assert abs(logits(moved, TOKENS, c=c) - logits(lora.base_params(moved), TOKENS)).max() > 0.01

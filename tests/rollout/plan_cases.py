@@ -5,10 +5,11 @@ import dataclasses
 from functools import partial
 from typing import Any, Callable
 
-import conftest
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import random_models
 import small_unified
 from toy_kinds import codes, flow, masked, words
 import toy_model
@@ -45,7 +46,7 @@ class Case:
 
 
 def var_scales(**changes):
-  m = conftest.build(var.SIZES['smoke'], vq.SIZES['smoke'])
+  m = random_models.build(var.SIZES['smoke'], vq.SIZES['smoke'])
   settings = dict(guidance=2.0, guidance_ramp=True, temperature=0.9, top_k=0, top_p=0.9)
   c = scales.Config(**settings | dict(logp_of='cond', scales=m.c.scales) | changes)
   bind = lambda params: next_scale.Net(m.model, m.vae, params, m.vq_params)
@@ -53,7 +54,7 @@ def var_scales(**changes):
 
 
 def infinity_bits(**changes):
-  m = conftest.build(infinity.SIZES['smoke'], bsq.SIZES['smoke'])
+  m = random_models.build(infinity.SIZES['smoke'], bsq.SIZES['smoke'])
   settings = dict(guidance=3.0, temperature=0.7, top_p=0.9, logp_of='cond')
   c = bits.Config(**settings | dict(scales=m.c.scales, bits=m.c.bits) | changes)
   features = jax.random.normal(jax.random.key(8), (P, 8, m.c.text))
@@ -66,7 +67,7 @@ def qwen2_text():
   c = dataclasses.replace(qwen2.SIZES['smoke'], vocab=16)
   model = qwen2.Model(c)
   shapes = jax.eval_shape(lambda key: qwen2.init(model, key), jax.random.key(0))
-  params = conftest.random_weights(conftest.nn.unbox(shapes), 0)
+  params = random_models.random_weights(nn.unbox(shapes), 0)
   prompt_P = {
     'tokens': jax.random.randint(jax.random.key(1), (P, 7), 0, 16),
     'length': jnp.array([7, 4]),

@@ -4,10 +4,10 @@ prompts, and rows of the plan text, picture, text, picture, text.
 
 import dataclasses
 
-import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import random_models
 
 from vargrl.models import infinity, qwen2, unified, vit
 from vargrl.models.nets import unified as nets
@@ -23,7 +23,7 @@ CONFIG = unified.Config(
   dataclasses.replace(infinity.SIZES['smoke'], scales=SCALES),
   image_tokens=(START, END, PAD),
 )
-SMOKE = conftest.build(CONFIG, dataclasses.replace(bsq.SIZES['smoke-square'], scales=SCALES))
+SMOKE = random_models.build(CONFIG, dataclasses.replace(bsq.SIZES['smoke-square'], scales=SCALES))
 SETTINGS = nets.Settings(uncond_prompt=(1, 3, START), reference_impl=False)
 SAID = text.Config(4, temperature=0.9, top_k=0, top_p=0.97, stop=(STOP,), next_token=START)
 DRAWN = bits.Config(
@@ -116,4 +116,4 @@ def wide():
   """The same with text features as wide as the decoder, as the released unconditional branch
   needs."""
   decoder = dataclasses.replace(CONFIG.image_decoder, text=CONFIG.image_decoder.width)
-  return conftest.build(dataclasses.replace(CONFIG, image_decoder=decoder), SMOKE.vae.c)
+  return random_models.build(dataclasses.replace(CONFIG, image_decoder=decoder), SMOKE.vae.c)

@@ -6,12 +6,12 @@ import dataclasses
 import math
 import re
 
-import conftest
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_models
 
 from vargrl.models import qwen2
 from vargrl.models.nets import language
@@ -26,7 +26,7 @@ SAMPLER = text.Config(max_tokens=10, temperature=0.9, top_k=20, top_p=0.95, stop
 
 def weights(model):
   shapes = jax.eval_shape(lambda key: qwen2.init(model, key), jax.random.key(0))
-  return conftest.random_weights(nn.unbox(shapes), 0)
+  return random_models.random_weights(nn.unbox(shapes), 0)
 
 
 def prompts(P, S):

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pathlib
 
-import conftest
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 import qwen2_golden as rule
+import random_models
 
 from vargrl.checkpoint import torch_format
 from vargrl.models import qwen2
@@ -25,7 +25,7 @@ from vargrl.rollout.plan import Segment
 
 MODEL = qwen2.Model(dataclasses.replace(qwen2.SIZES['smoke'], vocab=72))
 BOXED = jax.eval_shape(lambda key: qwen2.init(MODEL, key), jax.random.key(0))
-PARAMS = conftest.random_weights(nn.unbox(BOXED), 0)
+PARAMS = random_models.random_weights(nn.unbox(BOXED), 0)
 SAMPLER = text.Config(
   max_tokens=10, temperature=0.9, top_k=20, top_p=0.95, stop=(3, 17, 40, 41, 42)
 )
