@@ -8,7 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up. A part imports only what stands on a lower floor, and its own folder.
 FLOORS = (
-  {'types', 'contracts', 'metrics', 'parallel', 'data', 'scenes'},
+  {'types', 'contracts', 'metrics', 'io', 'parallel', 'data', 'scenes'},
   {'models', 'checkpoint', 'objectives', 'reporting'},
   {'tokenizers', 'rewards'},
   {'rollout'},
@@ -20,11 +20,12 @@ FLOORS = (
 # Within the ground floor, and what a part must not see although it stands above it.
 GROUND = {
   'types': set(),
-  'contracts': set(),
+  'io': set(),
+  'contracts': {'io'},
   'metrics': set(),
-  'scenes': set(),
-  'data': {'contracts', 'scenes'},
-  'parallel': {'types'},
+  'scenes': {'io'},
+  'data': {'contracts', 'io', 'scenes'},
+  'parallel': {'io', 'types'},
 }
 BLIND = {
   'objectives': {'data', 'scenes'},
@@ -32,7 +33,12 @@ BLIND = {
   'reporting': {'data', 'scenes'},
 }
 NOWHERE = ('clu.metric_writers', 'clu.periodic_actions', 'tensorflow', 'torch')
-NEVER = {'data': ('jax', 'flax'), 'scenes': ('jax', 'flax'), 'models': ('orbax', 'ml_collections')}
+NEVER = {
+  'io': ('jax', 'flax'),
+  'data': ('jax', 'flax'),
+  'scenes': ('jax', 'flax'),
+  'models': ('orbax', 'ml_collections'),
+}
 
 
 def imports(path):
@@ -161,7 +167,8 @@ def test_a_data_worker_loads_data_alone():
   loaded = {name for name in run.stdout.split() if within(name, ('vargrl',))}
   assert 'vargrl.data.source' in loaded
   assert all(
-    name == 'vargrl' or within(name, ('vargrl.data', 'vargrl.scenes')) for name in loaded
+    name == 'vargrl' or within(name, ('vargrl.data', 'vargrl.io', 'vargrl.scenes'))
+    for name in loaded
   ), loaded
 
 
