@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from small_images import BAD, equal, ids, rows, take
 
+from vargrl.data import stream as streams
+
 
 def test_an_epoch_is_every_record_once_in_an_order_of_its_own(open_images):
   first, second = (ids(take(stream, 4)) for stream in [open_images(batch=10)] * 2)
@@ -136,3 +138,13 @@ def test_exactly_the_allowed_share_is_no_error(open_images):
 def test_a_dataset_without_a_readable_record_is_an_error_even_if_allowed(open_images):
   with pytest.raises(ValueError, match='hopeless.*: 8 of 8 .*none of 100 random others'):
     next(open_images(split='hopeless'))
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7, 1000, 2**40 + 1])
+def test_an_endless_order_has_a_length_that_can_be_divided(count):
+  order = streams.endless(grain.MapDataset.range(count))
+  mixed = grain.MapDataset.mix([order, order], [0.1, 3.0])
+  for size in (1, 2, 3):
+    assert 2**50 < len(mixed.batch(size, batch_fn=tuple)) * size < 2**63
+  last = len(order) - 1
+  assert order[last] == last % count and len(streams.HostRows(order, 3, [0, 2])) > 2**50

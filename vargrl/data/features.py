@@ -49,7 +49,7 @@ def make(
       f'{dataset}: {count} records found, at least {prompts}, one global batch, expected'
     )
   order = grain.MapDataset.range(count).seed(seed)
-  order = (order.shuffle() if shuffle else order).repeat()
+  order = streams.endless(order.shuffle() if shuffle else order)
   load = functools.partial(
     load_row, read=read, name=dataset, tokens=tokens, width=width, images=images, size=size
   )

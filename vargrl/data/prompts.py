@@ -1,7 +1,6 @@
 """Prompts for reinforcement learning of class-conditional models: labels."""
 
 import functools
-import sys
 from typing import Sequence
 
 import grain
@@ -20,7 +19,7 @@ def make(*, classes: int, prompts: int, seed: int, rows: Sequence[int]) -> strea
   if classes < 1:
     raise ValueError(f'classes: {classes} found, at least 1 expected')
   labels, rows = functools.partial(_labels, n=prompts, classes=classes, seed=seed), np.array(rows)
-  records = grain.MapDataset.range(sys.maxsize).map(
+  records = grain.MapDataset.range(streams.ENDLESS).map(
     lambda step: {'rows': {'label': labels(step * prompts)[rows]}, 'bad': -1}
   )
   return streams.Stream(

@@ -14,6 +14,7 @@ from tensorflow_datasets.core import read_only_builder
 from vargrl.data import digits, image
 from vargrl.data import scenes_builder as scenes
 from vargrl.data import stream as streams
+from vargrl.io import paths
 
 BUILDERS = {'digits': digits.Digits, 'digit_pairs': digits.DigitPairs, 'scenes': scenes.Scenes}
 
@@ -58,7 +59,7 @@ def make(
       'global batch, expected'
     )
   order = grain.MapDataset.range(len(source)).seed(seed)
-  order = (order.shuffle() if shuffle else order).repeat()
+  order = streams.endless(order.shuffle() if shuffle else order)
   kinds = _kinds(dataset, spec)
   load = functools.partial(_load_row, source=source, kinds=kinds, size=size, crop=crop, mirror=flip)
   # Drawn before the choice, where the index that seeds the generator is the global one.
@@ -80,13 +81,15 @@ def make(
 
 
 def load(
-  *, dataset: str, split: str, size: int, crop: str, dir: str, limit: int
+  *, dataset: str, split: str, size: int, crop: str, dir: str, limit: int, classes: int = 0
 ) -> dict[str, np.ndarray]:
   """{feature: array [N, ...]} of the first `limit` readable records of a split, in order; 0 is all.
 
   As in `make`, with `crop` 'none' or 'center'. N is less than `limit` if the split is shorter.
-  Unreadable records are left out, with a warning that says how many."""
-  rows = list(iterate(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit))
+  Unreadable records are left out, with a warning that says how many. classes: ValueError for a
+  label out of 0 .. classes - 1; 0: any is taken."""
+  options = dict(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
+  rows = list(iterate(**options, classes=classes))
   return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
 
@@ -95,7 +98,9 @@ def count(*, dataset: str, split: str, dir: str) -> int:
   return len(open_dataset(dataset, split, dir)[0])
 
 
-def iterate(*, dataset: str, split: str, size: int, crop: str, dir: str, limit: int):
+def iterate(
+  *, dataset: str, split: str, size: int, crop: str, dir: str, limit: int, classes: int = 0
+):
   """Yields the rows of `load`, {feature: array [1, ...]}, one by one: any number fits in memory."""
   if crop not in ('none', 'center'):
     raise ValueError(f"crop: {crop!r} found, 'none' or 'center' expected for a fixed reading")
@@ -104,9 +109,12 @@ def iterate(*, dataset: str, split: str, size: int, crop: str, dir: str, limit: 
 
   def load_record(index):
     try:
-      return {'rows': _to_row(source[index], kinds, size, crop, False, 0), 'index': index}
+      row = _to_row(source[index], kinds, size, crop, False, 0)
     except image.Unreadable:
       return {'rows': {}, 'index': index}
+    if classes and 'label' in row:
+      streams.check_labels(row['label'], classes, f'{dataset}/{split}', index)
+    return {'rows': row, 'index': index}
 
   records = grain.MapDataset.range(len(source)).map(load_record)
   records = iter(records.to_iter_dataset(grain.ReadOptions(4, 64)))
@@ -141,7 +149,7 @@ def _load_row(index, rng, *, source, kinds, size, crop, mirror):
       rows = _to_row(source[i], kinds, size, crop, mirror, seed)
     except image.Unreadable:
       continue
-    return {'rows': rows, 'bad': np.int64(-1 if i == index else index)}
+    return {'rows': rows, 'bad': np.int64(-1 if i == index else index), 'record': np.int64(i)}
   return {'rows': {}, 'bad': np.int64(index)}
 
 
@@ -239,7 +247,7 @@ def _missing_message(dataset: str, dir: str, cause: Exception) -> str:
 
 def _builder(dataset: str, dir: str) -> tfds.core.DatasetBuilder:
   """The builder of a dataset of BUILDERS, of files in `dir`, or of TFDS; ValueError for no such."""
-  data_dir = dir or None
+  data_dir = paths.local(dir) if dir else None
   ours, _, config = dataset.partition('/')
   if ours in BUILDERS:
     if config and config not in BUILDERS[ours].builder_configs:

@@ -8,6 +8,9 @@ import grain
 import numpy as np
 
 TRIES = 100  # random records tried in place of an unreadable one before giving up
+# Records of an order without end. grain divides lengths as floats, which hold no larger integers:
+# of sys.maxsize it makes 2**63, which len() may not return.
+ENDLESS = 2**53
 
 
 class Stream:
@@ -22,6 +25,7 @@ class Stream:
       of prompts that are text, or None.
     decode_text: token ids of what a policy said, int32 [L], -1 after the end -> str, or None.
     record_count: how many records 'label' is the index of, or None where it is a class.
+    label_limit: labels from this number on, and below 0, are refused; None: any is taken.
   """
 
   def __init__(
@@ -46,8 +50,9 @@ class Stream:
     """Makes a Stream of `records`, an endless dataset of blocks of rows.
 
     A block is {'rows': {feature: array [block, ...]}, 'bad': the index of an unreadable record, or
-    several, -1 for none, 'reason': what is wrong with one, which may be missing, and a number for
-    each of `shares`}; its 'rows' are {} if no other record could take the place of a bad one.
+    several, -1 for none, 'reason': what is wrong with one, 'record': the index of the record in its
+    rows, both of which may be missing, and a number for each of `shares`}; its 'rows' are {} if no
+    other record could take the place of a bad one.
 
     name: what a state must be of to be restored. rows: B, a multiple of `block`. records_per_row:
     how many records a row is made of. shares: {name in `counts`: key of its sum in a state}.
@@ -60,6 +65,7 @@ class Stream:
     self._max_unreadable, self._threads, self._workers = max_unreadable, threads, workers
     self._records_per_row, self.record_count = records_per_row, record_count
     self.prompt_records, self.decode_text = prompt_records, decode_text
+    self.label_limit = None
     self._state_keys = shares or {}
     self._sums = dict.fromkeys(self._state_keys, 0)
     self._step = self._seen = self._skipped = 0
@@ -76,7 +82,10 @@ class Stream:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    """The next batch; ValueError when more than `max_unreadable` of the records were skipped."""
+    """The next batch.
+
+    Raises ValueError when more than `max_unreadable` of the records were skipped, and for a label
+    out of 0 .. label_limit - 1."""
     try:
       if not self._running:
         self._running.append(self._start())
@@ -102,6 +111,8 @@ class Stream:
         f'{self._name}: {self._skipped} of {self._seen} records unreadable, the last is record '
         f'{bad[-1]}, and none of {TRIES} random others is readable in its place'
       )
+    for part in parts if self.label_limit and 'label' in self.features else ():
+      check_labels(part['rows']['label'], self.label_limit, self._name, part.get('record'))
     return {k: np.concatenate([part['rows'][k] for part in parts]) for k in self.features}
 
   def get_state(self) -> dict[str, int | str]:
@@ -143,6 +154,21 @@ class Stream:
 def _stop(running: list) -> None:
   while running:
     running.pop().close()
+
+
+def endless(order: grain.MapDataset) -> grain.MapDataset:
+  """The epochs of an order one after the other: ENDLESS records, or all of a longer order."""
+  return order.repeat(max(1, ENDLESS // len(order)))
+
+
+def check_labels(label: np.ndarray, limit: int, name: str, record: int | None = None) -> None:
+  """Raises ValueError for the first integer of `label` out of 0 .. limit - 1.
+
+  A device would take it for another one: JAX wraps and clamps indices. name: of the data set.
+  record: the index of the record that the labels are of, if that is known."""
+  if (bad := label[(label < 0) | (label >= limit)]).size:
+    where = name if record is None else f'{name}: record {int(record)}'
+    raise ValueError(f'{where}: label {bad.flat[0]} found, 0 to {limit - 1} expected')
 
 
 def check_rows(batch: int, rows: Sequence[int]) -> None:

@@ -8,7 +8,8 @@ def images(built, *, dataset, split, size, crop, dir, limit, features):
   """The function () -> {feature: array [N, ...]} that reads a split.
 
   crop: 'none' or 'center'. limit: the first so many images, 0 for all. Raises ValueError now,
-  before anything compiles, for a split that does not exist or does not fit the policy.
+  before anything compiles, for a split that does not exist or does not fit the policy; the function
+  does for a label that is none of the policy's classes.
   """
   if crop not in ('none', 'center'):
     raise ValueError(
@@ -20,9 +21,11 @@ def images(built, *, dataset, split, size, crop, dir, limit, features):
   if size != wanted:
     raise ValueError(f'size: {size} pixels found, {wanted} expected by the model')
   check(built, open_split(dataset, split, size, crop, dir), f'{dataset}/{split}', features)
+  options = dict(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
+  classes = (contracts.offers(built.policy.config, 'classes') or 0) if 'label' in features else 0
 
   def read():
-    found = source.load(dataset=dataset, split=split, size=size, crop=crop, dir=dir, limit=limit)
+    found = source.load(**options, classes=classes)
     return {name: found[name] for name in features}
 
   return read

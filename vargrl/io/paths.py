@@ -17,6 +17,11 @@ def path(text: str | os.PathLike) -> pathlib.Path:
     raise ValueError(f'path: {text!r} found, which is the home of nobody') from e
 
 
+def local(text: str | os.PathLike) -> str:
+  """`path` as a text, of a folder that may lie in a bucket: 'gs://...' stays what it is."""
+  return str(text) if '://' in str(text) else str(path(text))
+
+
 def known_ending(text: str | os.PathLike, endings: tuple[str, ...]) -> str:
   """The ending of a path if it is one of `endings`, such as '.pth', else '': then it is a folder.
 

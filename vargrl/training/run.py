@@ -161,6 +161,8 @@ class Run:
     expected = contracts.offers(self.policy.config, 'classes')
     if expected and data.classes and data.classes > expected:
       raise ValueError(f'data: {data.classes} classes in the data set, {expected} in the model')
+    if expected and 'label' in self.features():
+      data.label_limit = expected
     if contracts.offers(self.data_module, 'image_token_ids'):
       self.check_dialogues()
     size = config.data.size if 'size' in config.data else None

@@ -93,7 +93,7 @@ def make_stream(
       f'{source.name}: {source.count} records found, at least {prompts}, one global batch, expected'
     )
   order = grain.MapDataset.range(source.count).seed(seed)
-  order = (order.shuffle() if shuffle else order).repeat()
+  order = streams.endless(order.shuffle() if shuffle else order)
   order = order.random_map(functools.partial(load_row, source=source, to_row=to_row))
   return streams.Stream(
     streams.HostRows(order, prompts, rows),

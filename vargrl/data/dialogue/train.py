@@ -216,7 +216,8 @@ def mix_sources(
 
   def order_of(k, count):
     order = grain.MapDataset.range(count).seed(seed + k)
-    return (order.shuffle() if shuffle else order).repeat().map(functools.partial(with_source, k))
+    order = streams.endless(order.shuffle() if shuffle else order)
+    return order.map(functools.partial(with_source, k))
 
   return grain.MapDataset.mix([order_of(k, s.count) for k, s in enumerate(sources)], weights)
 
