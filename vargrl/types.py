@@ -265,7 +265,6 @@ class TorchLayout:
     ignored: regular expressions; keys that match one in full do not belong to the model.
     nested_at: where in the file's dictionaries the state dict may be, such as 'trainer/model'. The
       file itself is always tried too.
-    prefixes: dropped from all keys if all keys have them, such as 'module.'.
     resized: keys whose first axis is cut to the model's size, or padded with zeros.
     last_row_of: {their key: number of rows} of arrays of which the model has the last row only. The
       other rows are written as zeros.
@@ -277,7 +276,6 @@ class TorchLayout:
   constants: dict = dataclasses.field(default_factory=dict)
   ignored: tuple[str, ...] = ()
   nested_at: tuple[str, ...] = ()
-  prefixes: tuple[str, ...] = ()
   resized: tuple[str, ...] = ()
   last_row_of: dict = dataclasses.field(default_factory=dict)
   config: dict = dataclasses.field(default_factory=dict)

@@ -109,7 +109,7 @@ def test_folders_are_those_of_hugging_face(tmp_path):
     files.open_tensors(tmp_path)
   for text in ('{', '[]', '{"weight_map": 3}', '{"weight_map": {"w": 3}}'):
     index.write_text(text)
-    with pytest.raises(ValueError, match='no index with a weight_map'):
+    with pytest.raises(ValueError, match='no index with a weight_map|no JSON|list found in JSON'):
       files.open_tensors(tmp_path)
   safetensors.numpy.save_file(STATE, tmp_path / 'model.safetensors')
   equal(files.open_tensors(tmp_path), STATE)

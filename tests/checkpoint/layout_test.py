@@ -267,7 +267,6 @@ def test_prefixes_nests_and_the_layout_are_found(tmp_path):
   one = TorchLayout(
     {'a/w': ('w', 'i o -> i o'), 's': ('scale', '-> ')},
     nested_at=('state_dict',),
-    prefixes=('module.',),
   )
   two = TorchLayout(
     {'a/w': ('t', 'o i -> i o'), 's': ('scale', '-> ')}, ignored=(r'position\.\d+',)

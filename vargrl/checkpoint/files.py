@@ -11,14 +11,15 @@ import importlib.util
 import itertools
 import json
 import os
-import pathlib
+import reprlib
 import struct
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vargrl.checkpoint import torch_archive
+from vargrl.checkpoint import foreign, torch_archive
+from vargrl.io import paths, text
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 SUFFIXES = (*TORCH_SUFFIXES, '.safetensors')
@@ -30,10 +31,14 @@ WEIGHT_FILES = (
   'pytorch_model.bin',
   'pytorch_model.bin.index.json',
 )
+MAX_KEY = 1000  # characters of the name of a tensor
 # Keys of config.json that contain other keys in some versions of transformers.
 SUBCONFIGS = ('text_config', 'rope_parameters', 'rope_scaling')
 # Keys of config.json that are not compared: the same weights may be used under another name.
 IDENTITY_KEYS = ('architectures', 'model_type', 'type')
+SHORT = reprlib.Repr()  # of values of any length and depth
+SHORT.maxstring = SHORT.maxother = 200
+SHORT.maxlist = SHORT.maxdict = 20
 DTYPES = {
   'F64': 'float64',
   'F32': 'float32',
@@ -72,9 +77,15 @@ class Safetensor:
 
 
 def is_checkpoint(path):
-  """True if `path` ends like a reference checkpoint, or is a folder that contains one."""
-  path = pathlib.Path(path).expanduser()
-  return path.suffix in SUFFIXES or any((path / name).is_file() for name in WEIGHT_FILES)
+  """True if `path` ends like a reference checkpoint, or is a folder that contains one.
+
+  Also one of another kind, see `foreign`, which `open_tensors` refuses with what it is."""
+  path = paths.path(path)
+  return (
+    path.suffix in SUFFIXES
+    or any((path / name).is_file() for name in WEIGHT_FILES)
+    or bool(foreign.describe(path))
+  )
 
 
 def open_tensors(path):
@@ -83,11 +94,12 @@ def open_tensors(path):
   The arrays have .shape and .dtype. A file of torch.save may also hold plain values, and
   dictionaries. Raises FileNotFoundError if there is no checkpoint, ValueError if it is damaged.
   """
-  path = pathlib.Path(path).expanduser()
+  path = paths.path(path)
   if path.is_dir():
     found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
     if not found:
-      raise FileNotFoundError(f'{path}: none of {", ".join(WEIGHT_FILES)} in this folder')
+      there = foreign.describe(path) or f'none of {", ".join(WEIGHT_FILES)} in this folder'
+      raise FileNotFoundError(f'{path}: {there}')
     path = found[0]
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file')
@@ -100,7 +112,18 @@ def open_tensors(path):
   value = torch_archive.load(path)
   if not isinstance(value, Mapping):
     raise ValueError(f'{path}: holds a {type(value).__name__}, expected a dictionary of tensors')
-  return value
+  return check_keys(path, value)
+
+
+def check_keys(path, state):
+  """Returns a state dict; ValueError unless its keys are texts of at most MAX_KEY characters."""
+  for key in state:
+    if type(key) is not str or len(key) > MAX_KEY:
+      found = f'a text of {len(key)} characters' if type(key) is str else f'a {type(key).__name__}'
+      raise ValueError(
+        f'{path}: {found} as the name of a tensor, a text of at most {MAX_KEY} characters expected'
+      )
+  return state
 
 
 def open_safetensors(path):
@@ -110,8 +133,10 @@ def open_safetensors(path):
   try:
     file = safe_open(path, 'numpy')
   except SafetensorError as e:
-    raise ValueError(f'{path}: not a whole .safetensors file ({e}); download it again') from e
-  return {key: Safetensor(file, path, key) for key in file.keys()}
+    raise ValueError(
+      f'{path}: not a whole .safetensors file ({str(e)[:200]}); download it again'
+    ) from e
+  return {key: Safetensor(file, path, key) for key in check_keys(path, file.keys())}
 
 
 def open_indexed(index):
@@ -119,18 +144,16 @@ def open_indexed(index):
 
   Raises ValueError unless each tensor is in the file that the index says.
   """
-  try:
-    where = dict(json.loads(index.read_text())['weight_map'])
-    names = sorted({pathlib.PurePath(name) for name in where.values()})
-  except (ValueError, KeyError, TypeError) as e:
-    raise ValueError(
-      f'{index}: no index with a weight_map ({type(e).__name__}: {e}); download it again'
-    ) from e
-  if odd := [name for name in names if len(name.parts) != 1 or name.suffix not in SUFFIXES]:
-    raise ValueError(
-      f'{index}: names {str(odd[0])!r}, expected a checkpoint file of the same folder'
-    )
-  parts = {str(name): open_tensors(index.parent / name) for name in names}
+  where = text.read_json(index).get('weight_map')
+  if type(where) is not dict or not all(type(name) is str for name in where.values()):
+    raise ValueError(f'{index}: no index with a weight_map, a file for each tensor expected')
+  names = sorted({*where.values()})
+  for name in names:
+    if os.path.basename(name) != name or '\0' in name or not name.endswith(SUFFIXES):
+      raise ValueError(
+        f'{index}: names {name[:200]!r}, expected a checkpoint file of the same folder'
+      )
+  parts = {name: open_tensors(index.parent / name) for name in names}
   if lost := [key for key, name in where.items() if key not in parts[name]]:
     raise ValueError(f'{index}: {lost[0]} is not in {where[lost[0]]}; download both again')
   return {key: parts[name][key] for key, name in where.items()}
@@ -143,14 +166,11 @@ def check_config(path, expected):
   value}. A key may be in one of SUBCONFIGS, as different versions of transformers write it; a key
   that config.json does not have is not compared.
   """
-  path = pathlib.Path(path).expanduser()
+  path = paths.path(path)
   path = (path if path.is_dir() else path.parent) / 'config.json'
   if not expected or not path.is_file():
     return
-  try:
-    config = dict(**json.loads(path.read_text(encoding='utf-8')))
-  except (ValueError, TypeError) as e:
-    raise ValueError(f'{path}: no dictionary in JSON ({e}); download it again') from e
+  config = text.read_json(path)
   if lines := list(config_differences(config, expected)):
     raise ValueError(f'{path}: another model than that of the run: {"; ".join(lines)}')
 
@@ -170,7 +190,7 @@ def config_differences(config, expected):
       yield from config_differences(config, value)
     else:
       yield from (
-        f'{key} {found!r} found, {value!r} expected'
+        f'{key} {SHORT.repr(found)} found, {value!r} expected'
         for found in config_values(config, key)
         if found != value
       )
@@ -186,7 +206,7 @@ def config_values(config, key):
 
 def check_suffix(path):
   """Raises ValueError unless `path` can be written; .pth files need torch."""
-  ending = pathlib.Path(path).suffix
+  ending = paths.path(path).suffix
   if ending not in ('.safetensors', '.pth'):
     raise ValueError(f'{path}: ending {ending!r}, expected .safetensors or .pth')
   if ending == '.pth' and not importlib.util.find_spec('torch'):
@@ -203,7 +223,7 @@ def write(path, shapes, arrays):
   `shapes`. A .safetensors file is written while they come and none is kept.
   """
   check_suffix(path)
-  path = pathlib.Path(path).expanduser()
+  path = paths.path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f'.{path.name}.{os.getpid()}.part')
   try:
@@ -227,7 +247,7 @@ def write_folder(folder, shapes, arrays, *, max_file_bytes, config):
   reader opens first is written last. shapes, arrays: see `write`. Raises ValueError if the folder
   already contains a checkpoint.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.path(folder)
   if is_checkpoint(folder):
     raise ValueError(f'{folder}: a folder with weights found, one without them or none expected')
   size = lambda key: int(np.prod(shapes[key][0], dtype=object)) * np.dtype(shapes[key][1]).itemsize
@@ -240,9 +260,7 @@ def write_folder(folder, shapes, arrays, *, max_file_bytes, config):
   folder.mkdir(parents=True, exist_ok=True)
   if config:
     dtype = np.dtype(shapes[parts[0][0]][1]).name
-    (folder / 'config.json').write_text(
-      json.dumps(config | {'torch_dtype': dtype}, indent=2) + '\n'
-    )
+    text.write_json(folder / 'config.json', config | {'torch_dtype': dtype})
   arrays, count, where = iter(arrays), len(parts), {}
   for i, part in enumerate(parts, 1):
     name = 'model.safetensors' if count == 1 else f'model-{i:05d}-of-{count:05d}.safetensors'
@@ -251,8 +269,7 @@ def write_folder(folder, shapes, arrays, *, max_file_bytes, config):
   if count == 1:
     return
   index = {'metadata': {'total_size': sum(map(size, shapes))}, 'weight_map': where}
-  (folder / '.index').write_text(json.dumps(index, indent=2) + '\n')
-  os.replace(folder / '.index', folder / 'model.safetensors.index.json')
+  text.write_json(folder / 'model.safetensors.index.json', index)
 
 
 def write_safetensors(path, shapes, arrays):
@@ -265,10 +282,10 @@ def write_safetensors(path, shapes, arrays):
   for key, (shape, dtype) in shapes.items():
     start, end = end, end + int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
     header[key] = {'dtype': codes[np.dtype(dtype)], 'shape': [*shape], 'data_offsets': [start, end]}
-  text = json.dumps(header, separators=(',', ':')).encode()
-  text += b' ' * (-len(text) % 8)  # the data is aligned
+  head = json.dumps(header, separators=(',', ':')).encode()
+  head += b' ' * (-len(head) % 8)  # the data is aligned
   with path.open('wb') as file:
-    file.write(struct.pack('<Q', len(text)) + text)
+    file.write(struct.pack('<Q', len(head)) + head)
     for (key, (shape, dtype)), (name, x) in zip(shapes.items(), arrays, strict=True):
       assert (name, x.shape, x.dtype) == (key, tuple(shape), dtype), (name, x.shape, x.dtype, key)
       file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8))

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vargrl.checkpoint import digest
+from vargrl.io import text
 
 # Words in the errors of a storage that is away for a moment, or locked. They do not mean that the
 # checkpoint is corrupt.
@@ -49,7 +50,7 @@ def read_metadata(path, step):
   found = {}
   for name in ('meta', 'data'):
     try:
-      found[name] = json.loads((path / name / 'metadata').read_text())
+      found[name] = text.parse_json((path / name / 'metadata').read_bytes(), f'{path}/{name}')
     except (OSError, ValueError) as error:
       return None, None, _describe_problem(path, f'{name}/metadata', error)
   record, data = found['meta'], found['data']
@@ -167,17 +168,17 @@ def _restore_args(x, sharding):
 def _differences(saved, wanted):
   """Returns a line for every leaf whose presence, shape or dtype differs."""
 
-  def text(leaf):
+  def line(leaf):
     return f'{tuple(leaf["shape"])} {leaf["dtype"]}'
 
   lines = []
   for name in sorted(saved | wanted, key=lambda x: (not x.startswith('params/'), x)):
     if name not in wanted:
-      lines.append(f'- {name} {text(saved[name])}')
+      lines.append(f'- {name} {line(saved[name])}')
     elif name not in saved:
-      lines.append(f'+ {name} {text(wanted[name])}')
-    elif text(saved[name]) != text(wanted[name]):
-      lines.append(f'~ {name} checkpoint {text(saved[name])} model {text(wanted[name])}')
+      lines.append(f'+ {name} {line(wanted[name])}')
+    elif line(saved[name]) != line(wanted[name]):
+      lines.append(f'~ {name} checkpoint {line(saved[name])} model {line(wanted[name])}')
   return lines
 
 
@@ -220,10 +221,10 @@ def _describe_problem(path, name, error):
 def describe_error(error):
   """Returns the type and the message of an error in one line of at most 400 characters."""
   # Tensorstore adds half a page after its message.
-  text = re.split(r'\[(?:tensorstore_spec|source locations)', str(_root_cause(error)))[0]
-  text = ' '.join(text.split())
-  text = text if len(text) < 400 else f'{text[:200]} ... {text[-200:]}'  # The cause is at the end.
-  return f'{type(_root_cause(error)).__name__}: {text}'
+  said = re.split(r'\[(?:tensorstore_spec|source locations)', str(_root_cause(error)))[0]
+  said = ' '.join(said.split())
+  said = said if len(said) < 400 else f'{said[:200]} ... {said[-200:]}'  # The cause is at the end.
+  return f'{type(_root_cause(error)).__name__}: {said}'
 
 
 def _root_cause(error):
@@ -235,7 +236,7 @@ def _root_cause(error):
 def to_json(value, what):
   """Returns value as it will be read back from JSON; TypeError, naming `what`, if it cannot be."""
   try:
-    return json.loads(json.dumps(value))
+    return text.parse_json(json.dumps(value), what)
   except (TypeError, ValueError) as error:
     raise TypeError(f'{what}: {error}, expected what JSON can hold') from error
 

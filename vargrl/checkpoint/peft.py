@@ -6,8 +6,6 @@ become one adapter: its A stacks the A's, [3 r, in], and its B has the B's on th
 never calls the module, so that PEFT has no effect there before `merge_and_unload()`.
 """
 
-import json
-import pathlib
 import re
 
 import einops
@@ -16,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from vargrl.checkpoint import torch_format
+from vargrl.io import paths, text
 
 PREFIX = 'base_model.model.'
 
@@ -89,7 +88,7 @@ def adapter_matrices(pairs, pattern):
 def save(folder, table, params, *, alpha):
   """Writes adapter_model.safetensors and adapter_config.json; existing files are replaced."""
   arrays, config = peft_adapter(table, params, alpha=alpha)
-  folder = pathlib.Path(folder)
+  folder = paths.path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   save_file(arrays, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})
-  (folder / 'adapter_config.json').write_text(json.dumps(config, indent=2))
+  text.write_json(folder / 'adapter_config.json', config)

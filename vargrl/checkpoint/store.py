@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from vargrl.checkpoint import digest, integrity
+from vargrl.io import paths
 
 
 class Store:
@@ -253,7 +254,7 @@ def _steps(folder):
 def _path(folder):
   """Returns the absolute epath of a folder, which may be in a bucket."""
   text = os.fspath(folder)
-  return epath.Path(text if '://' in text else os.path.abspath(os.path.expanduser(text)))
+  return epath.Path(text if '://' in text else os.path.abspath(paths.path(text)))
 
 
 def _check_writable(folder):
@@ -261,7 +262,7 @@ def _check_writable(folder):
   probe = folder / f'.writable-{jax.process_index()}-{os.getpid()}'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    probe.write_text('')
+    probe.write_bytes(b'')
     probe.unlink()
   except Exception as error:  # A bucket's client has errors of its own.
     kind = PermissionError if isinstance(error, PermissionError) else OSError

@@ -5,16 +5,35 @@ data/0, data/1 ..., which is mapped and not copied.
 """
 
 from functools import partial
-import pathlib
+import io
+import os
 import struct
 import zipfile
 
 import numpy as np
 
-from vargrl.checkpoint import torch_pickle
+from vargrl.checkpoint import torch_pickle, torch_values
+from vargrl.io import paths
 
 # How files of torch before 1.6 begin: the pickle of a number.
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
+DIRECTORY_BYTES = 2**23  # of the names of the tensors of an archive, and a quarter of the file
+
+
+class HugeDirectory(ValueError):
+  """The directory of a zip archive is too large for its file."""
+
+
+class Directory(io.FileIO):
+  """A file of which zipfile reads the directory; that costs ten to twenty times the directory."""
+
+  def read(self, size=-1):
+    if size > (most := DIRECTORY_BYTES + os.fstat(self.fileno()).st_size // 4):
+      raise HugeDirectory(
+        f'a zip archive with a directory of {size} bytes, at most {most} expected; download it '
+        'again'
+      )
+    return super().read(size)
 
 
 def load(path):
@@ -23,7 +42,7 @@ def load(path):
   The arrays are views of the mapped file. Raises ValueError for a file that torch.save did not
   write, that is damaged, or that contains anything but tensors and plain containers.
   """
-  path = pathlib.Path(path)
+  path = paths.path(path)
   with open(path, 'rb') as file:
     head = file.read(512)
   if not head:
@@ -31,7 +50,8 @@ def load(path):
   data = np.memmap(path, np.uint8, 'r').view(np.ndarray)
   try:
     members = archive_members(path, data, head)
-    return torch_pickle.run(members['data.pkl'].tobytes(), partial(load_storage, members))
+    code = members['data.pkl'].tobytes()
+    return torch_pickle.run(code, partial(load_storage, members), len(data))
   except ValueError as e:
     raise ValueError(f'{path}: {e}') from e
   except Exception as e:  # of a damaged pickle or zip: underflows, bad operands, overflows...
@@ -46,8 +66,10 @@ def archive_members(path, data, head):
   data: the whole file, uint8. head: its first bytes, for the error of a file that is no archive.
   """
   try:
-    with zipfile.ZipFile(path) as file:
-      infos = file.infolist()
+    with Directory(path) as file, zipfile.ZipFile(file) as archive:
+      infos = archive.infolist()
+  except HugeDirectory:
+    raise
   except Exception as e:  # zipfile raises half a dozen kinds for a damaged directory
     raise ValueError(not_an_archive(head)) from e
   names = [info.filename for info in infos]
@@ -99,7 +121,7 @@ def member_bytes(info, data):
     or info.flag_bits & 1
   ):
     raise ValueError(
-      f'{name} is compressed or encrypted, which torch.save never does; {torch_pickle.SAVE_AGAIN}'
+      f'{name} is compressed or encrypted, which torch.save never does; {torch_values.SAVE_AGAIN}'
     )
   start = info.header_offset
   header = data[start : start + 30].tobytes() if start >= 0 else b''
@@ -119,18 +141,19 @@ def load_storage(members, persistent_id):
     type(persistent_id) is not tuple
     or len(persistent_id) != 5
     or persistent_id[0] != 'storage'
-    or type(persistent_id[1]) is not torch_pickle.Global
-    or persistent_id[1].name not in torch_pickle.STORAGES
+    or type(persistent_id[1]) is not torch_values.Global
+    or persistent_id[1].name not in torch_values.STORAGES
     or type(persistent_id[2]) is not str
+    or len(persistent_id[2]) > 100
   ):
     raise ValueError('damaged, a persistent id that is no storage; download it again')
   _, kind, key, _, count = persistent_id
   if f'data/{key}' not in members:
     raise ValueError(f'damaged, no entry data/{key[:20]}; download it again')
-  dtype, data = torch_pickle.STORAGES[kind.name], members[f'data/{key}']
-  if len(data) < torch_pickle.natural(count) * dtype.itemsize:
+  dtype, data = torch_values.STORAGES[kind.name], members[f'data/{key}']
+  if len(data) < torch_values.natural(count) * dtype.itemsize:
     raise ValueError(
       f'data/{key[:20]} has {len(data)} bytes, {count} elements of {dtype} expected; '
       'download it again'
     )
-  return torch_pickle.Storage(dtype, data[: count * dtype.itemsize])
+  return torch_values.Storage(dtype, data[: count * dtype.itemsize])

@@ -6,10 +6,8 @@ splits the leading axis. A pattern is its own inverse, so that reading and writi
 table, and every tensor must be matched exactly once, each way. See types.TorchLayout.
 """
 
-from collections.abc import Mapping
 import itertools
 import math
-import pathlib
 import re
 
 import einops
@@ -17,7 +15,8 @@ from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.checkpoint import device_pieces, files
+from vargrl.checkpoint import device_pieces, files, state_dicts
+from vargrl.io import paths
 from vargrl.types import TorchLayout
 
 ADAPTER = '/lora_'  # part of the names of our parameters that no reference checkpoint has
@@ -29,7 +28,8 @@ def load(path, layouts, abstract, subtree=''):
   layouts: the TorchLayouts of the model; the best match is used. abstract: the whole model's
   ShapeDtypeStructs. subtree: 'image' returns params['image'] alone; the rest is matched and not
   read. Each tensor is read once, and host memory holds at most the parameters of this host's
-  devices and one leaf more. Raises like `check`, and ValueError if a constant has another value.
+  devices and one leaf more. Raises like `check`, and ValueError if a constant has another value or
+  a weight is not finite.
   """
   layout, state = match_layout(path, layouts, abstract)
   for key, value in layout.constants.items():
@@ -37,7 +37,8 @@ def load(path, layouts, abstract, subtree=''):
       raise ValueError(
         f'{path}: {key} is not what the config gives, as for another schedule of scales'
       )
-  return get_subtree(load_leaves(layout.table, state, leaves(abstract), subtree), subtree)
+  read = load_leaves(layout.table, state, leaves(abstract), subtree, path=path)
+  return get_subtree(read, subtree)
 
 
 def check(path, layouts, abstract):
@@ -73,7 +74,7 @@ def save(path, layout, params, *, dtype=None, max_file_bytes=5e9):
   arrays = ((key, x.astype(dtypes[key], copy=False)) for key, x in tensors(layout.table, shapes))
   arrays = ((key, pad_before(x, padded[key]) if key in padded else x) for key, x in arrays)
   arrays = itertools.chain(arrays, layout.constants.items())
-  if pathlib.Path(path).suffix:
+  if paths.known_ending(path, files.SUFFIXES):
     files.write(path, headers, arrays)
   else:
     files.write_folder(path, headers, arrays, max_file_bytes=max_file_bytes, config=layout.config)
@@ -183,7 +184,8 @@ def choose_layout(path, layouts, shapes):
   for layout in layouts:
     expected = expected_shapes(layout.table, shapes)
     for place in (*layout.nested_at, ''):
-      state = strip_state_dict(nested_dict(file, place), layout)
+      state = state_dicts.strip(path, state_dicts.nested(file, place))
+      state = {key: x for key, x in state.items() if not is_ignored(key, layout)}
       found = [
         (getattr(state[key], 'shape', None), shape)
         for key, shape in expected.items()
@@ -193,9 +195,10 @@ def choose_layout(path, layouts, shapes):
       if count > best[0]:
         best = count, layout, state
   if not best[1]:
+    wanted = expected_shapes(layouts[0].table, shapes)
     raise ValueError(
-      f'{path}: no weights of this model, its first keys are {[*map(str, file)][:3]}, '
-      f'expected such as {[*expected_shapes(layouts[0].table, shapes)][:3]}'
+      f'{path}: no weights of this model, its first keys are {[*file][:3]}, expected such as '
+      f'{[*wanted][:3]}{state_dicts.describe_places(path, file, wanted)}'
     )
   return best[1:]
 
@@ -208,22 +211,6 @@ def resize_first_axis(x, size):
 def pad_before(x, size):
   """An array of `size` rows whose last row is x [1, ...]; the others are zeros."""
   return np.pad(x, [(size - 1, 0)] + [(0, 0)] * (x.ndim - 1))
-
-
-def nested_dict(file, path):
-  """The dictionary at 'a/b' of a file; an empty one if there is none."""
-  for part in filter(None, path.split('/')):
-    file = file.get(part) if isinstance(file, Mapping) else None
-  return file if isinstance(file, Mapping) else {}
-
-
-def strip_state_dict(state, layout):
-  """The state dict without prefixes that all keys share, and without keys the layout ignores."""
-  state = {str(key): value for key, value in state.items()}
-  for prefix in layout.prefixes:
-    if all(key.startswith(prefix) for key in state):
-      state = {key.removeprefix(prefix): value for key, value in state.items()}
-  return {key: value for key, value in state.items() if not is_ignored(key, layout)}
 
 
 def is_ignored(key, layout):
@@ -272,10 +259,11 @@ def tensors(table, flat):
       yield key, einops.rearrange(np.stack(now) if len(names) > 1 else now[0], f'{right} -> {left}')
 
 
-def load_leaves(table, state, shapes, subtree):
+def load_leaves(table, state, shapes, subtree, *, path='state dict'):
   """{our name: array with its sharding} of the leaves below `subtree`.
 
-  Leaf by leaf, the largest first; each is assembled from the pieces that its devices hold.
+  Leaf by leaf, the largest first; each is assembled from the pieces that its devices hold. path: of
+  the file, which the error of a value that is not finite names.
   """
   subtree = f'{subtree.rstrip("/")}/' if subtree else ''
   groups = itertools.groupby(entries(table, shapes), key=lambda entry: entry[0])
@@ -286,7 +274,8 @@ def load_leaves(table, state, shapes, subtree):
     pieces = {name: device_pieces.empty(shapes[name]) for name in names}
     for _, layer, key, pattern in group:
       sizes = {a: n for a, n in pattern_sizes(names, layer, pattern, shapes).items() if a != '1'}
-      value = einops.rearrange(np.asarray(state[key]), pattern, **sizes)
+      value = state_dicts.check_finite(path, key, np.asarray(state[key]))
+      value = einops.rearrange(value, pattern, **sizes)
       for name, part in zip(names, value if len(names) > 1 else [value]):
         device_pieces.fill(pieces[name], layer, part)
       del value, part

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vargrl.models import decoder, var
+from vargrl.models import decoder
 from vargrl.types import TorchLayout
 
 
@@ -22,7 +22,6 @@ def torch_layouts(c):
       torch_constants(c, numbered),
       ignored=('lvl_1L', 'attn_bias_for_masking'),
       nested_at=('trainer/gpt_fsdp', 'trainer/gpt_ema_fsdp'),
-      prefixes=var.WRAPPERS,
       resized=('cfg_uncond',),
     )
     for block, numbered in (chunked, plain)

@@ -94,7 +94,6 @@ def published(depth, gamma, **changes):
 
 NET = 'models.nets.next_scale'  # how rollouts and scores call it
 HUB = 'FoundationVision/var'  # where the published files are, on huggingface.co
-WRAPPERS = ('module.', '_orig_mod.')  # what DDP and torch.compile put before every key
 
 # https://github.com/FoundationVision/VAR
 SIZES = {
@@ -223,11 +222,7 @@ def init(model, key):
 
 def torch_layouts(c):
   """Of the official state dict, by itself or in a checkpoint of the official trainer."""
-  return (
-    TorchLayout(
-      torch_table(c), torch_constants(c), nested_at=('trainer/var_wo_ddp',), prefixes=WRAPPERS
-    ),
-  )
+  return (TorchLayout(torch_table(c), torch_constants(c), nested_at=('trainer/var_wo_ddp',)),)
 
 
 def torch_table(c):

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.io import numbers
 from vargrl.models import schedules
 from vargrl.models.layers.norms import l2_normalize
 from vargrl.models.layers.stack import DTYPES
-from vargrl.models.var import WRAPPERS
 from vargrl.tokenizers import autoencoder, multiscale
 from vargrl.tokenizers.resize import area, bilinear, resize
 from vargrl.types import TorchLayout, bounds, offsets, sides
@@ -49,10 +49,7 @@ class Config:
       raise ValueError(f'tokenizer.width: {self.width}, expected a multiple of 32')
     if self.dtype not in DTYPES:
       raise ValueError(f'tokenizer.dtype: {self.dtype!r}, expected one of {DTYPES}')
-    if not 0 <= self.scale_dropout < 1:
-      raise ValueError(
-        f'tokenizer.scale_dropout: {self.scale_dropout}, expected at least 0, below 1'
-      )
+    numbers.check_number('tokenizer.scale_dropout', self.scale_dropout, least=0, below=1)
 
   @property
   def bits(self):
@@ -264,7 +261,7 @@ def torch_layouts(c):
     for inner in (True, False)
   }
   alone = tuple(
-    TorchLayout(table, constants, ignored=tuple(constants), nested_at=('vae',), prefixes=WRAPPERS)
+    TorchLayout(table, constants, ignored=tuple(constants), nested_at=('vae',))
     for table in tables.values()
   )
   inside = {

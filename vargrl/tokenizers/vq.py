@@ -14,7 +14,7 @@ import numpy as np
 
 from vargrl.models.layers.einsum import Conv, with_axes
 from vargrl.models.layers.stack import DTYPES
-from vargrl.models.var import SCALES_256, SCALES_512, WRAPPERS
+from vargrl.models.var import SCALES_256, SCALES_512
 from vargrl.tokenizers import autoencoder, multiscale
 from vargrl.tokenizers.resize import area, bicubic, resize
 from vargrl.types import TorchLayout, offsets
@@ -216,7 +216,6 @@ def torch_layouts(c):
       constants,
       ignored=tuple(map(re.escape, constants)),
       nested_at=('trainer/vae_local',),
-      prefixes=WRAPPERS,
     ),
   )
 

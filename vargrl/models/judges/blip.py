@@ -244,7 +244,7 @@ def torch_layouts(c):
     table |= torch_dense(f'head/{layer}', f'mlp.layers.{layer}', 'E D -> D E')
   # What BLIP was pretrained with and a score does not use.
   ignored = (r'blip\.(vision_proj|text_proj|itm_head)\..*', r'.*\.position_ids', r'blip\.temp')
-  return (TorchLayout(table, ignored=ignored, prefixes=('module.',)),)
+  return (TorchLayout(table, ignored=ignored),)
 
 
 def out(ours, theirs):

@@ -242,7 +242,6 @@ def torch_layouts(c):
       clip,
       ignored=(r'attn_mask|input_resolution|context_length|vocab_size',),
       nested_at=('state_dict',),
-      prefixes=('module.',),
     ),
   )
 
