@@ -2,12 +2,13 @@
 
 import html
 import importlib.metadata
-import pathlib
 import platform
 
 import jax
 
 from vargrl.commands import command_line, flags
+from vargrl.io import paths
+from vargrl.io import text as io_text
 from vargrl.parallel import multihost
 
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'numpy', 'vargrl')
@@ -53,7 +54,7 @@ def page(workdir, height=720):
   """
   from IPython.display import HTML
 
-  text = html.escape((pathlib.Path(workdir) / 'report.html').read_text())
+  text = html.escape(io_text.read_text(paths.path(workdir) / 'report.html'))
   return HTML(
     f'<div><iframe srcdoc="{text}" style="width:100%;height:{height}px;border:0"></iframe></div>'
   )

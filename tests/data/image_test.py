@@ -65,6 +65,27 @@ def test_16_bit_grey_keeps_the_high_byte(kind):
   np.testing.assert_array_equal(x, np.repeat(RGB[..., :1], 3, -1))
 
 
+@pytest.mark.parametrize('most, kept', [(255, lambda x: x), (65535, lambda x: x >> 8)])
+def test_32_bit_grey_has_its_values_or_their_high_byte(most, kept):
+  grey = np.linspace(0, most, 54).astype(np.int32).reshape(6, 9)
+  found = image.decode(encoded(Image.fromarray(grey), 'TIFF'))
+  np.testing.assert_array_equal(found[..., 0], kept(grey))
+  np.testing.assert_array_equal(found[..., 1:], found[..., :2])
+
+
+@pytest.mark.parametrize('change', [-1, 65536])
+def test_32_bits_without_a_known_range_are_unreadable(change):
+  grey = np.full((6, 9), 7, np.int32)
+  grey[3, 4] = change
+  with pytest.raises(image.Unreadable, match=f'32-bit pixels from .*{change}.* 0 to 255 or'):
+    image.decode(encoded(Image.fromarray(grey), 'TIFF'))
+
+
+def test_postscript_is_no_picture():
+  with pytest.raises(image.Unreadable, match='picture of 14 bytes: of no known kind'):
+    image.decode(b'%!PS\nshowpage\n')
+
+
 def test_16_bit_colour_keeps_the_high_byte():
   np.testing.assert_array_equal(image.decode(png16(RGB.astype(np.uint16) << 8 | 37)), RGB)
 

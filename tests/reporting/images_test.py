@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from vargrl.io import text
 from vargrl.reporting import images as pictures
 
 G = pictures.GAP
@@ -90,10 +91,17 @@ def test_a_saved_png_reads_back_and_leaves_nothing_beside_it(tmp_path):
 
 def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):
   path = tmp_path / 'a.bin'
-  pictures.save_bytes(path, b'old')
+  text.write_bytes(path, b'old')
   with pytest.raises(TypeError):
-    pictures.save_bytes(path, 'not bytes')
+    text.write_bytes(path, 'not bytes')
   assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('data', [b'', b'%!PS\n', b'\x89PNG\r\n\x1a\n' + b'\0' * 30, b'BM' * 9])
+def test_what_is_no_picture_is_told_by_its_name(tmp_path, data):
+  (tmp_path / 'a.png').write_bytes(data)
+  with pytest.raises(OSError, match='a.png: no picture'):
+    pictures.embeddable(tmp_path / 'a.png', 0)
 
 
 def test_an_embedded_picture_is_the_file_itself_or_fits_the_budget(tmp_path):

@@ -6,6 +6,8 @@ import math
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vargrl.io import pictures
+
 CROPS = ('none', 'center', 'random')
 # Statistics of CLIP's pixels in [0, 1] (https://github.com/openai/CLIP); BLIP, ImageReward and
 # Qwen2-VL have the same.
@@ -27,7 +29,7 @@ def decode(data) -> np.ndarray:
   if not len(data):
     raise Unreadable('picture: 0 bytes')
   try:
-    with Image.open(io.BytesIO(data)) as picture:
+    with pictures.open_image(data) as picture:
       picture.load()
       ImageOps.exif_transpose(picture, in_place=True)
       return np.asarray(_to_rgb(picture))
@@ -47,13 +49,21 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-  """The same in mode RGB, alpha over white; ValueError for floating-point pixels."""
+  """The same in mode RGB, alpha over white; ValueError for pixels without a known range."""
   if picture.mode == 'F':
     raise ValueError('floating-point pixels have no fixed range; 8 or 16 bits expected')
   if picture.mode.startswith('I'):
-    # convert('RGB') clips 16 bits at 255. The high byte is what Pillow keeps of 16-bit colour.
-    high = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
-    return Image.fromarray(high.astype(np.uint8)).convert('RGB')
+    values = np.asarray(picture).astype(np.int64)
+    wide = picture.mode == 'I' and picture.format == 'TIFF'  # 32 bits; in other files 16
+    if wide and not 0 <= values.min() <= values.max() <= 65535:
+      raise ValueError(
+        f'32-bit pixels from {values.min()} to {values.max()} found, 0 to 255 or 0 to 65535 '
+        'expected'
+      )
+    if not wide or values.max() > 255:
+      # convert('RGB') clips 16 bits at 255. The high byte is what Pillow keeps of 16-bit colour.
+      values = np.clip(values, 0, 65535) >> 8
+    return Image.fromarray(values.astype(np.uint8)).convert('RGB')
   if not picture.has_transparency_data:
     return picture if picture.mode == 'RGB' else picture.convert('RGB')
   picture = picture.convert('RGBA')

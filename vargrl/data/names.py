@@ -2,6 +2,8 @@
 
 import pathlib
 
+from vargrl.io import text
+
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 # In the order of sorted WordNet ids, which is that of VAR's labels and of TFDS: 0 is n01440764, the
 # tench. The cleaned list of CLIP's authors, as in open_clip's IMAGENET_CLASSNAMES (MIT); two names
@@ -15,14 +17,14 @@ def load(which) -> tuple[str, ...]:
   """The names of classes, by label.
 
   which: 'imagenet' (1000 names), 'digits' (10), a .txt with a name in each line, or a sequence of
-  names, which is returned. FileNotFoundError if there is no such .txt, ValueError for anything
-  else."""
+  names, which is returned. Empty lines at its end are no names. FileNotFoundError if there is no
+  such .txt, ValueError for anything else."""
   if which == 'imagenet':
-    return tuple(IMAGENET.read_text(encoding='utf-8').splitlines())
+    return tuple(text.read_lines(IMAGENET))
   if which == 'digits':
     return DIGITS
   if isinstance(which, str) and which.endswith('.txt'):
-    return tuple(pathlib.Path(which).expanduser().read_text(encoding='utf-8').splitlines())
+    return tuple(text.split_lines(text.read_text(which).rstrip()))
   if isinstance(which, str) or not which or not all(isinstance(name, str) for name in which):
     raise ValueError(
       f"names: {which!r} found, 'imagenet', 'digits', a .txt or a sequence of names expected"

@@ -2,11 +2,13 @@
 
 import io
 import os
-import pathlib
 import unicodedata
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from vargrl.io import paths, pictures
+from vargrl.io import text as io_text
 
 GAP = 6  # white pixels between cells and around them
 LINES = 2  # a caption longer than this is cut: it is a label, not a text
@@ -60,28 +62,19 @@ def save_png(path: str | os.PathLike, array: np.ndarray) -> None:
     raise ValueError(f'{path}: {array.dtype} {list(array.shape)} found, uint8 [y, x, 3] expected')
   data = io.BytesIO()
   Image.fromarray(array).save(data, 'PNG')
-  save_bytes(path, data.getvalue())
-
-
-def save_bytes(path: str | os.PathLike, data: bytes) -> None:
-  """Writes a file by renaming a finished one, so that a kill leaves the old file or the new."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-  try:
-    part.write_bytes(data)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  io_text.write_bytes(path, data.getvalue())
 
 
 def embeddable(path: str | os.PathLike, budget: float) -> tuple[str, bytes, tuple[int, int]]:
   """(kind, bytes, (x, y)) for a page: the file itself, or of a larger one a JPEG of about `budget`
-  bytes; x and y are those of the file."""
-  data = pathlib.Path(path).read_bytes()
-  image = Image.open(io.BytesIO(data))
-  size, kind = image.size, 'png'
-  image = image.convert('RGB') if len(data) > budget else image
+  bytes; x and y are those of the file. Raises OSError, which names it, for what is no image."""
+  data = paths.path(path).read_bytes()
+  try:
+    image = pictures.open_image(data)
+    size, kind = image.size, 'png'
+    image = image.convert('RGB') if len(data) > budget else image
+  except Exception as e:  # Pillow's readers raise what they like
+    raise OSError(f'{path}: no picture ({type(e).__name__}: {e})') from e
   while len(data) > budget and min(image.size) > 64:
     out = io.BytesIO()
     image.save(out, 'JPEG', quality=85)
@@ -108,7 +101,7 @@ def _wrap(text, font, width):
   # Pillow's own font has few letters beyond ASCII, and an empty box says less than a bare e.
   text = unicodedata.normalize('NFKD', text.replace('ß', 'ss'))
   text = ''.join(c for c in text if not unicodedata.combining(c))
-  lines = text.encode('ascii', 'replace').decode().splitlines()
+  lines = io_text.split_lines(text.encode('ascii', 'replace').decode())
   if len(lines) == 1:
     lines = _broken(lines[0], font, width)
   ends = [''] * min(len(lines), LINES)

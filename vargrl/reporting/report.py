@@ -8,7 +8,8 @@ import re
 
 import numpy as np
 
-from vargrl.reporting import curves, images, pages
+from vargrl.io import paths, text
+from vargrl.reporting import curves, pages
 
 # The order of the panels; '' is everything else.
 ORDER = (
@@ -75,7 +76,7 @@ def write(
 
   runs: names of the folders in `workdir`, in the order of training. summary: rows {'name',
   'before', 'after', 'better'}, where better is 'higher', 'lower' or ''."""
-  workdir = pathlib.Path(workdir)
+  workdir = paths.path(workdir)
   samples = {run: samples_of(workdir / run) for run in runs}
   rows = {run: read_rows(workdir / run / 'metrics.jsonl') for run in runs}
   order = sorted(reversed(runs), key=lambda run: not (rows[run] or samples[run]))
@@ -91,20 +92,20 @@ def write(
     inner = section(workdir, run, rows[run], samples[run], budget)
     body.append(f'<section id="run{runs.index(run)}">{inner}</section>')
   page = pages.page(title, STYLE, ''.join(body))
-  images.save_bytes(workdir / 'report.html', page.encode())
+  text.write_text(workdir / 'report.html', page)
   return workdir / 'report.html'
 
 
 def section(workdir, run, rows, samples, budget):
   """A run: what it is, its images, its curves, and folded its diagnostics and its config."""
-  config = read_config(workdir / run / 'config.json')
+  config = text.read_own_json(workdir / run / 'config.json') or {}
   parts = [
     f'<h2>{pages.escape(run)}</h2>' if run else '',
     description(config),
     progress(rows, config),
   ]
-  for name, paths in samples.items():
-    figures = ''.join(figure(path, budget) for path in paths)
+  for name, files in samples.items():
+    figures = ''.join(figure(path, budget) for path in files)
     wide = ' wide' if 'class="wide"' in figures else ''
     parts.append(f'<h3>{pages.escape(name)}</h3><div class="samples{wide}">{figures}</div>')
   panels, diagnostics = [], []
@@ -118,8 +119,8 @@ def section(workdir, run, rows, samples, budget):
   if not rows and not samples:
     parts.append('<p class="quiet">Nothing recorded yet.</p>')
   if config:
-    text = pages.escape(json.dumps(config, indent=2, ensure_ascii=False))
-    parts.append(fold('The resolved config', f'<pre>{text}</pre>'))
+    shown = pages.escape(json.dumps(config, indent=2, ensure_ascii=False))
+    parts.append(fold('The resolved config', f'<pre>{shown}</pre>'))
   return '\n'.join(parts)
 
 
@@ -155,14 +156,6 @@ def summary_table(summary):
   return f'<table class="summary"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def read_config(path):
-  """The config in a file, {} where there is none, or half of one."""
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
-    return {}
-
-
 def description(config):
   """The config's own description, or its plain values and the names of its parts."""
   if not isinstance(config, dict) or not config:
@@ -193,15 +186,8 @@ def progress(rows, config):
 
 def read_rows(path):
   """The rows of metrics.jsonl. Not by writer.load: a page is made where there is no jax."""
-  rows = []
-  for line in path.read_bytes().splitlines() if path.exists() else ():
-    try:
-      row = json.loads(line)
-    except ValueError:  # half a row: the run is being written or was killed
-      continue
-    if isinstance(row, dict) and isinstance(row.get('step'), int):
-      rows.append(row)
-  return rows
+  rows = text.parse_rows(path.read_bytes()) if path.exists() else []
+  return [row for _, row in rows if isinstance(row.get('step'), int)]
 
 
 def series_of(rows):

@@ -7,13 +7,12 @@ its pages look like.
 
 from collections.abc import Mapping
 import importlib.util
-import json
 import pathlib
 import uuid
 
 import numpy as np
 
-from vargrl.reporting import images as pictures
+from vargrl.io import text
 
 LOGIN_SECONDS = 30  # a question for a key that nobody answers must not hold up the training
 FINISH_SECONDS = 120  # nor must an upload without a network, at the end of a run
@@ -39,13 +38,13 @@ class WandbRun:
 
     self._wandb = wandb
     id_file, config = workdir / 'wandb_id', workdir / 'config.json'
-    if not id_file.exists():
-      pictures.save_bytes(id_file, uuid.uuid4().hex[:12].encode())
+    if not id_file.exists() or not text.read_text(id_file):  # a crash may have left it empty
+      text.write_text(id_file, uuid.uuid4().hex[:12])
     self._run = wandb.init(
       project=project,
-      id=id_file.read_text(),
+      id=text.read_text(id_file),
       name='/'.join(workdir.resolve().parts[-2:]),
-      config=json.loads(config.read_text()) if config.exists() else {},
+      config=text.read_own_json(config) or {},
       resume='allow',
       dir=str(workdir),
       settings=wandb.Settings(

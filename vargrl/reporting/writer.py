@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import pathlib
 import re
 import warnings
 
@@ -15,12 +14,13 @@ import jax
 import numpy as np
 from PIL import Image
 
+from vargrl.io import paths, text
 from vargrl.reporting import tensorboard, wandb_run
 
 
 def load(workdir: str | os.PathLike) -> list[dict]:
   """The rows of metrics.jsonl, of a run that is finished, running or killed."""
-  return [row for _, row in _rows(pathlib.Path(workdir) / 'metrics.jsonl')]
+  return [row for _, row in _rows(paths.path(workdir) / 'metrics.jsonl')]
 
 
 class Writer:
@@ -44,7 +44,7 @@ class Writer:
     if '://' in str(workdir):
       raise ValueError(f'workdir: {workdir} found, a local folder expected')
     assert not isinstance(allow_nonfinite, str), allow_nonfinite
-    self._workdir = pathlib.Path(workdir)
+    self._workdir = paths.path(workdir)
     self._allowed = frozenset(allow_nonfinite)
     self._pending = None
     self.row = {}  # the last one that `add` has written
@@ -101,7 +101,7 @@ class Writer:
       Image.fromarray(image).save(data, 'PNG')
       folder = self._workdir / 'images' / re.sub(r'[^\w-]+', '_', name)
       folder.mkdir(exist_ok=True)
-      _replace(folder / f'{int(step):08d}.png', data.getvalue())
+      text.write_bytes(folder / f'{int(step):08d}.png', data.getvalue())
       self._send('write_images', step, {name: image})
 
   def flush(self) -> None:
@@ -172,8 +172,7 @@ class Writer:
 
 
 def _warn(name, error):
-  text = f'no {name} from here on: {type(error).__name__}: {error}'
-  warnings.warn(text, stacklevel=4)
+  warnings.warn(f'no {name} from here on: {type(error).__name__}: {error}', stacklevel=4)
 
 
 def _check(name, value):
@@ -191,31 +190,12 @@ def _line(row):
 
 def _rows(path):
   """(line, row) of the complete rows: a kill cuts the last one, a crash leaves zeros anywhere."""
-  rows = []
-  for line in path.read_bytes().splitlines():
-    try:
-      row = json.loads(line)
-    except ValueError:
-      continue
-    if isinstance(row, dict) and isinstance(row.get('step'), int):
-      rows.append((line + b'\n', row))
-  return rows
+  rows = text.parse_rows(path.read_bytes())
+  return [(line, row) for line, row in rows if isinstance(row.get('step'), int)]
 
 
 def _purge(path, first):
   if path.exists():
     kept = b''.join(line for line, row in _rows(path) if row['step'] < first)
     if kept != path.read_bytes():
-      _replace(path, kept)
-
-
-def _replace(path, data):
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-  try:
-    with part.open('wb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+      text.write_bytes(path, kept)

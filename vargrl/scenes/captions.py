@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 
+from vargrl.io import text as io_text
 from vargrl.scenes import world as worlds
 
 # GenEval's tags (https://arxiv.org/abs/2310.11513), and a seventh for written words.
@@ -69,7 +70,7 @@ class Meaning:
 
 def from_json(text):
   """The Meaning of `Meaning.json`."""
-  found = json.loads(text)
+  found = io_text.parse_json(text, 'meaning', dict)
   return Meaning(tuple(Thing(**t) for t in found['things']), found['relation'], found['word'])
 
 

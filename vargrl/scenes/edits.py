@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import NamedTuple
 
+from vargrl.io import text as io_text
 from vargrl.scenes import captions, questions
 from vargrl.scenes import world as worlds
 
@@ -36,7 +37,7 @@ class Edit(NamedTuple):
 
 def from_json(text):
   """The Edit of `Edit.json`."""
-  found = json.loads(text)
+  found = io_text.parse_json(text, 'edit', dict)
   return Edit(**found | {'result': worlds.scene_from_dict(found['result'])})
 
 
