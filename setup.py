@@ -18,6 +18,7 @@ setup(
     'orbax-checkpoint>=0.11.25',
     'grain>=0.2.12',
     'tokenizers>=0.20',
+    'huggingface_hub>=0.34',  # its command `hf`, which messages name
     'jinja2>=3.1',
     'tensorflow-datasets>=4.9.9',
     'importlib_resources',

@@ -109,7 +109,9 @@ def test_wrong_input(tmp_path, capsys):
     return capsys.readouterr().err
 
   assert '--out is missing' in error(*GRPO)
-  assert '--groups: 0, expected at least 1' in error(*GRPO, f'--out={tmp_path}', '--groups=0')
+  assert '--groups: 0 found, an integer at least 1' in error(
+    *GRPO, f'--out={tmp_path}', '--groups=0'
+  )
   assert 'a run of objectives.grpo expected' in error(
     '--config', f'{HERE}/dpo_digits.py:smoke', f'--out={tmp_path}'
   )

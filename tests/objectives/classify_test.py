@@ -42,11 +42,13 @@ def test_settings_that_mean_nothing_are_refused():
     judges, noise=noise, updates=1, reference=False
   )
   check()
-  with pytest.raises(ValueError, match='objective.collect.noise: -0.1, expected at least 0'):
+  with pytest.raises(ValueError, match='objective.collect.noise: -0.1 found, a number at least 0'):
     check(-0.1)
   with pytest.raises(ValueError, match='policy: not a classifier, as objectives.classify trains'):
     check(judges=fake_run.record(Judges))
   classify.check_loss(smoothing=0.1, reference=False)
   for smoothing in (-0.1, 1.0):
-    with pytest.raises(ValueError, match=f'smoothing: {smoothing}, expected 0 <= smoothing < 1'):
+    with pytest.raises(
+      ValueError, match=f'smoothing: {smoothing} found, a number at least 0 and below 1'
+    ):
       classify.check_loss(smoothing=smoothing, reference=False)

@@ -224,9 +224,9 @@ def test_settings_that_cannot_learn_are_refused():
     (dict(std='rank'), "objective.collect.std: 'rank', expected one of"),
     (dict(reward_mix='max'), "objective.collect.reward_mix: 'max', expected one of"),
     (dict(kl_reward=0.1, reference=False), 'objective.collect.kl_reward: there is no reference'),
-    (dict(kl_reward=-0.1), 'kl_reward: -0.1, expected at least 0'),
-    (dict(eps=-1.0), 'eps: -1.0, expected at least 0'),
-    (dict(resample=-1), 'resample: -1, expected at least 0'),
+    (dict(kl_reward=-0.1), 'kl_reward: -0.1 found, a number at least 0'),
+    (dict(eps=-1.0), 'eps: -1.0 found, a number at least 0'),
+    (dict(resample=-1), 'resample: -1 found, a number at least 0'),
     (dict(resample=1.5), 'resample: 1.5, expected a whole number'),
   ):
     with pytest.raises(ValueError, match=words) as e:

@@ -230,14 +230,14 @@ def test_settings_that_make_no_sense_are_refused():
   check()
   for changes, words in (
     (dict(kind='cubic'), "objective.loss.kind: 'cubic', expected one of"),
-    (dict(beta=0.0), 'objective.loss.beta: 0.0, expected a positive number'),
-    (dict(smoothing=0.5), 'objective.loss.smoothing: 0.5, expected 0 <= smoothing < 0.5'),
+    (dict(beta=0.0), 'objective.loss.beta: 0.0 found, a number above 0 expected'),
+    (dict(smoothing=0.5), 'objective.loss.smoothing: 0.5 found, a number at least 0 and below 0.5'),
     (dict(reference=False), 'dpo needs a reference'),
     (dict(scale_weight_power=-1.0), 'scale_weight_power: -1.0'),
     (dict(segments=(('.*', dict(weight=0.0)),)), 'segments: every weight is 0'),
     (dict(segments=(('text', {}),)), "no pattern covers the segment 'image'"),
     (dict(segments=(('.*', dict(clip=0.1)),)), "'.*' has 'clip', expected some of"),
-    (dict(segments=(('.*', dict(weight=-1.0)),)), 'weight=-1.0, expected at least 0'),
+    (dict(segments=(('.*', dict(weight=-1.0)),)), 'weight: -1.0 found, a number at least 0'),
   ):
     with pytest.raises(ValueError, match=words) as e:
       check(**changes)
@@ -255,8 +255,8 @@ def test_plans_and_flips_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match='rollout.plan: segments .*, expected text'):
       check(answers(*segments), BSQ)
   for changes, words in (
-    (dict(flip=1.5), 'flip: 1.5, expected 0 to 1'),
-    (dict(flip_scales=-1), 'flip_scales: -1, expected at least 0'),
+    (dict(flip=1.5), 'flip: 1.5 found, a number at least 0 and at most 1'),
+    (dict(flip_scales=-1), 'flip_scales: -1 found, a number at least 0'),
   ):
     with pytest.raises(ValueError, match=words):
       check(answers(*BOTH), BSQ, **changes)

@@ -111,7 +111,7 @@ def test_terms_without_their_network_are_refused():
   check_loss(l1=1.0, perceptual=1.0, adversarial=1.0)
   none = fake_run.record(Judges)
   for changes, words in (
-    (dict(l1=-1.0), 'objective.loss.l1: -1.0, expected at least 0'),
+    (dict(l1=-1.0), 'objective.loss.l1: -1.0 found, a number at least 0'),
     (dict(judges=none, perceptual=1.0), "perceptual: 1.0 without a section 'perceptual'"),
     (dict(judges=none, adversarial=0.5), "adversarial: 0.5 without a section 'critic'"),
   ):

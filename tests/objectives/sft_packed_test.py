@@ -165,7 +165,7 @@ def test_settings_that_mean_nothing_are_refused():
   check(I=0, flip=0.0)
   for changes, words in (
     (dict(flip=1.5), 'flip: 1.5'),
-    (dict(condition_drop=-1), 'condition_drop: -1, expected 0 to 1'),
+    (dict(condition_drop=-1), 'condition_drop: -1 found, a number at least 0 and at most 1'),
     (dict(drop_path=1.0), 'drop_path: 1.0'),
     (dict(prompt_drop=0.1), 'prompt_drop: 0.1, expected 0.0: prompts of dialogues are dropped by'),
     (dict(I=0), 'flip: 0.3 with a tokenizer that is not of bits'),

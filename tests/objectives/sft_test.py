@@ -140,12 +140,12 @@ def test_a_data_set_must_have_pictures_and_labels_unless_prompts_have_features()
 @pytest.mark.parametrize(
   'change, words',
   [
-    (dict(flip=1.5), 'flip: 1.5, expected 0 to 1'),
-    (dict(flip_scales=-1), 'flip_scales: -1, expected at least 0'),
-    (dict(prompt_drop=2.0), 'prompt_drop: 2.0, expected 0 to 1'),
-    (dict(condition_drop=-1.0), 'condition_drop: -1.0, expected 0 to 1'),
+    (dict(flip=1.5), 'flip: 1.5 found, a number at least 0 and at most 1'),
+    (dict(flip_scales=-1), 'flip_scales: -1 found, a number at least 0'),
+    (dict(prompt_drop=2.0), 'prompt_drop: 2.0 found, a number at least 0 and at most 1'),
+    (dict(condition_drop=-1.0), 'condition_drop: -1.0 found, a number at least 0 and at most 1'),
     (dict(condition_drop=0.1), 'condition_drop: 0.1, expected 0.0 for a policy whose pictures'),
-    (dict(drop_path=1.0), 'drop_path: 1.0, expected 0 <= drop_path < 1'),
+    (dict(drop_path=1.0), 'drop_path: 1.0 found, a number at least 0 and below 1'),
     (dict(flip=0.1, tokenizer=toys.TOKENIZER), 'flip: 0.1 with a tokenizer that is not of bits'),
   ],
 )
@@ -160,8 +160,8 @@ def test_weights_that_mean_nothing_are_refused():
   check = lambda **changes: sft.check_loss(toys.SCORED, **LOSS | dict(reference=False) | changes)
   check()
   for changes, words in (
-    (dict(scale_weight_power=-1.0), 'scale_weight_power: -1.0, expected at least 0'),
-    (dict(segments=(('.*', dict(weight=-1.0)),)), r'objective.loss \(image\): weight=-1.0'),
+    (dict(scale_weight_power=-1.0), 'scale_weight_power: -1.0 found, a number at least 0'),
+    (dict(segments=(('.*', dict(weight=-1.0)),)), r'objective.loss \(image\).weight: -1.0 found'),
     (dict(segments=(('.*', dict(weight=0.0)),)), 'objective.loss.segments: every weight is 0'),
     (dict(segments=(('.*', dict(clip=0.1)),)), "'.*' has 'clip', expected some of"),
     (dict(segments=(('text', {}),)), "no pattern covers the segment 'image'"),

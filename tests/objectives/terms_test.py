@@ -162,9 +162,9 @@ def test_settings_that_cannot_learn_are_refused_with_their_segment():
     (dict(estimator='k4'), r"\(text\): estimator='k4', expected one of"),
     (dict(clip=0.4), r'\(text\): clip=0.4, clip_high=0.3; expected 0 <= clip <= clip_high'),
     (dict(clip=-0.1), r'\(text\): clip=-0.1'),
-    (dict(penalty=-1.0), r'\(text\): penalty=-1.0, expected at least 0'),
+    (dict(penalty=-1.0), r'\(text\).penalty: -1.0 found, a number at least 0'),
     (dict(last_scale=2), 'first_scale=0, last_scale=2 with 2 scales'),
-    (dict(scale_weight_power=-1.0), 'scale_weight_power: -1.0, expected at least 0'),
+    (dict(scale_weight_power=-1.0), 'scale_weight_power: -1.0 found, a number at least 0'),
     (dict(weight=0.0), 'segments: every weight is 0, expected one that is not'),
   ):
     with pytest.raises(ValueError, match=sentence) as e:
@@ -172,5 +172,5 @@ def test_settings_that_cannot_learn_are_refused_with_their_segment():
     assert '\n' not in str(e.value)
   with pytest.raises(ValueError, match=r"objective.loss \(image\): level='row'"):
     check(segments=(('text', {}), ('image', dict(level='row'))))
-  with pytest.raises(ValueError, match=r'objective.loss \(image\): weight=-1.0'):
+  with pytest.raises(ValueError, match=r'objective.loss \(image\).weight: -1.0 found'):
     check(segments=(('text', {}), ('image', dict(weight=-1.0))))

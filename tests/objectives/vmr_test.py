@@ -174,8 +174,8 @@ def test_settings_that_mean_nothing_are_refused():
     (dict(split=2), 'split: 2'),
     (dict(continuations=0), 'continuations: 0'),
     (dict(eta=0.0), 'eta: 0.0'),
-    (dict(prefix_steps=0, suffix_steps=0), 'prefix_steps=0, suffix_steps=0'),
-    (dict(prefix_steps=-1), 'prefix_steps=-1'),
+    (dict(prefix_steps=0, suffix_steps=0), 'prefix_steps and suffix_steps are 0'),
+    (dict(prefix_steps=-1), 'prefix_steps: -1 found'),
     (dict(rollouts=1), 'rollouts: 1'),
     (dict(old_logp='current', updates=2), 'old_logp'),
   ):

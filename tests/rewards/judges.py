@@ -87,9 +87,19 @@ def poisoned(samples, *, how, log=None):
   scores = []
   for image, row in zip(samples.image_Byxc, labels(samples)):
     fail(how.get(row))
-    if how.get(row) != 'skip':
-      scores.append(float(image.mean()))
+    scores.append('text' if how.get(row) == 'text' else float(image.mean()))
   return scores
+
+
+def counts(samples, *, of, log):
+  """As many scores as `of` says of a number of rows."""
+  with open(log, 'a') as f:
+    f.write(f'{len(samples.record)}\n')
+  return [0.5] * {
+    'one': 1,
+    'one less': len(samples.record) - 1,
+    'two each': 2 * len(samples.record),
+  }[of]
 
 
 def hangs_with_a_child(samples, *, file):

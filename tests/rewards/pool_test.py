@@ -120,7 +120,6 @@ def calls(log):
   'how, kind, error',
   [
     ('raise', 'error', 'RuntimeError: the service is away'),
-    ('skip', 'error', 'returned 0 scores, expected 1, one for each row'),
     ('exit', 'death', 'exit code 3'),
     ('sigkill', 'death', 'exit code -9'),
   ],
@@ -140,7 +139,7 @@ def test_a_poisonous_image_costs_its_own_row_alone(how, kind, error, workers, n)
 
 
 def test_guilty_rows_of_one_chunk_are_told_apart_and_counted_by_their_kinds():
-  how = {2: 'raise', 3: 'exit', 9: 'skip', 14: 'sigkill'}
+  how = {2: 'raise', 3: 'exit', 9: 'text', 14: 'sigkill'}
   with open_pool('judges.poisoned', chunk=16, how=how) as pool:
     r_B = pool.scores(samples(16))
     assert np.flatnonzero(np.isnan(r_B)).tolist() == sorted(how)
@@ -160,7 +159,7 @@ def test_a_failing_chunk_is_tried_again_whole_and_each_of_its_halves_once(tmp_pa
 
 @pytest.mark.parametrize(
   'how, error',
-  [('raise', 'is away'), ('skip', 'returned 0 scores, expected 1'), ('exit', 'code 3')],
+  [('raise', 'is away'), ('text', 'returned dtype <U4, expected real'), ('exit', 'code 3')],
 )
 def test_a_function_that_always_fails_ends_the_run_before_all_rows_are_tried(how, error, tmp_path):
   log, n = tmp_path / 'log', 64

@@ -120,7 +120,7 @@ def test_off_it_takes_no_memory():
 
 @pytest.mark.parametrize('ema', [-0.1, 1.0])
 def test_a_decay_out_of_range_is_refused(ema):
-  with pytest.raises(ValueError, match=f'optim.ema: {ema}, expected 0 <= ema < 1'):
+  with pytest.raises(ValueError, match=f'optim.ema: {ema} found, a number at least 0 and below 1'):
     Run(config(ema), '', inference_only=True)
 
 

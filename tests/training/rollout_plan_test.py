@@ -61,7 +61,7 @@ def test_settings_change_by_segment_or_by_section():
     (('text', 'text'), {}, 'expected different names, at least one'),
     ((), {}, 'expected different names, at least one'),
     (('image:given', 'text'), {}, "rollout.plan: 'image:given' of a kind that is only sampled"),
-    (('text',), {'text': {'top_k': -1}}, 'rollout.text: top_k=-1'),
+    (('text',), {'text': {'top_k': -1}}, 'rollout.text.top_k: -1 found'),
     (('image',), {'image': {'guidance': (1.0, 2.0)}}, 'rollout.image: guidance=.* or 3'),
   ],
 )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vargrl.io import numbers
 from vargrl.parallel import rows as rows_of
 from vargrl.rollout import sampling
 from vargrl.training import chain, optim, update
@@ -64,8 +65,7 @@ def main(flags):
     raise ValueError(f'bench: {config.objective.name} found, a run of one of {OBJECTIVES} expected')
   if config.policy.name != 'models.var':
     raise ValueError(f'bench: {config.policy.name} found, models.var expected')
-  if flags.repeats < 1:
-    raise ValueError(f'--repeats: {flags.repeats} found, at least 1 expected')
+  numbers.check_number('--repeats', flags.repeats, least=1, whole=True)
   if 'rollout' not in config:
     raise ValueError('bench: a run without a rollout found, one with expected')
   config = config.copy_and_resolve_references()

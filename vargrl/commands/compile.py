@@ -52,6 +52,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from vargrl.io import text as io_text
 from vargrl.parallel import hlo, place, rows, rules, topology
 from vargrl.training import assemble, chain, flops
 from vargrl.training.run import Run
@@ -326,7 +327,7 @@ def split_name(name):
 
 def memory_summary(message):
   """The compiler's words about what it could not place: how much, and the largest buffers."""
-  lines = [line.strip() for line in message.splitlines() if line.strip()]
+  lines = [line.strip() for line in io_text.split_lines(message) if line.strip()]
   used = next((line for line in lines if 'Exceeded' in line or 'exceeds' in line), lines[0])
   used = re.sub(r'^.*?(?=Used |Ran out)', '', used)
   found, buffers = re.compile(r'(?:\d+\. )?Size: (.*)'), []

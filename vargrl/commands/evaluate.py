@@ -1,13 +1,13 @@
 """The evaluators of a run on its last checkpoint."""
 
 import contextlib
-import pathlib
 
 import jax
 import numpy as np
 
 from vargrl.commands import inference
 from vargrl.eval import run as evaluators
+from vargrl.io import paths
 from vargrl.parallel import multihost
 from vargrl.reporting import images
 from vargrl.training import chain
@@ -18,17 +18,23 @@ FROZEN = ('tokenizer', 'classifier')  # the frozen weights that evaluators need
 def main(flags):
   """Prints the numbers of the evaluators; their images go to eval/ in the folder of the run."""
   name, config = chain.select_run(flags.config, flags.run)
-  root = pathlib.Path(flags.workdir)
+  root = paths.path(flags.workdir)
   run = multihost.on_all_hosts(lambda: inference.build(config, root, FROZEN))
   multihost.check_equal(chain.host_invariants({name: run}, root))
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
     evals = multihost.on_all_hosts(lambda: evaluators.make(config.evals, run.built))
     stack.callback(evaluators.close, evals)
     params, frozen, step = inference.restore(run, root / name, FROZEN)
+    lost = []
     for evaluator in evals:
       for key, value in evaluator.evaluate(params, frozen):
         if multihost.is_first_host():
-          show(root / name, step, evaluator.name, key, value)
+          try:
+            show(root / name, step, evaluator.name, key, value)
+          except OSError as e:  # the numbers that are still to come are worth more than a picture
+            lost.append(e)
+    if lost:
+      raise lost[0]
 
 
 def show(workdir, step, evaluator, key, value):

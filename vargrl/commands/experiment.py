@@ -2,7 +2,8 @@
 
 import difflib
 import importlib.util
-import pathlib
+
+from vargrl.io import paths
 
 
 def load(text):
@@ -10,10 +11,10 @@ def load(text):
   returns.
   """
   path, _, variant = str(text).partition(':')
-  path = pathlib.Path(path)
+  path = paths.path(path)
   if not path.is_file() or path.suffix != '.py':
     known = [str(p) for p in sorted(path.parent.glob('*.py'))] or [
-      str(p) for p in sorted(pathlib.Path('experiments').glob('*.py'))
+      str(p) for p in sorted(paths.path('experiments').glob('*.py'))
     ]
     near = difflib.get_close_matches(str(path), known, 1, 0)
     raise ValueError(

@@ -3,7 +3,6 @@ strictly; one file, or a folder."""
 
 import dataclasses
 import math
-import pathlib
 
 import jax
 
@@ -12,6 +11,8 @@ from vargrl.commands import inference
 from vargrl.contracts import offers
 from vargrl.data import text
 from vargrl.data.dialogue import tokenizer as tokenizers
+from vargrl.io import paths
+from vargrl.io import text as io_text
 from vargrl.models.layers import lora
 from vargrl.training import assemble, chain, loop, weights
 
@@ -24,11 +25,12 @@ def main(flags):
   path without an ending: the weights of its image tokenizer, if it has one, its config and the
   files of its text tokenizer are written there too. The adapters of a LoRA run are merged into a
   file; to a path without an ending they are written alone, as PEFT's folder."""
-  (name, config), root = chain.select_run(flags.config, flags.run), pathlib.Path(flags.workdir)
+  (name, config), root = chain.select_run(flags.config, flags.run), paths.path(flags.workdir)
   python, model = assemble.module(config.policy, 'policy')
   has_adapters, bundled = bool(offers(model.c, 'lora_rank')), offers(python, 'BUNDLED') or {}
   layouts = offers(python, 'torch_layouts')
-  folder, layout = not pathlib.Path(flags.out).suffix, layouts(model.c)[0] if layouts else None
+  folder = not paths.known_ending(flags.out, files.SUFFIXES)
+  layout = layouts(model.c)[0] if layouts else None
   has_config = bool(layout and layout.config)  # as models that are published as a folder
   try:
     if not folder or not (has_adapters or has_config):
@@ -41,6 +43,7 @@ def main(flags):
     raise ValueError(
       f'--run: {name or root.name} trains {config.policy.name}, which has no reference layout'
     )
+  check_output(flags.out, folder, adapters=has_adapters)
   tokenizer = (
     tokenizers.load(config.data.tokenizer, images=tokenizers.has_images(config.data))
     if folder and has_config and 'tokenizer' in config.data
@@ -66,6 +69,17 @@ def main(flags):
     f'step {step}: {count:,} parameters of {config.policy.name} {config.policy.size} in {flags.out}'
     + (f', with its {" and ".join(bundled)}' if bundled and not (has_adapters and folder) else '')
   )
+
+
+def check_output(out, folder, *, adapters):
+  """ValueError unless --out can be written, which is tried before the weights are read. folder:
+  whether it is one. adapters: they are written alone, in the place of older ones."""
+  if not folder:
+    io_text.check_file_writable(out, '--out')
+    return
+  if files.is_checkpoint(out) and not adapters:
+    raise ValueError(f'--out: {out}: a folder with weights found, one without them expected')
+  io_text.check_writable(out, '--out', keep=False)
 
 
 def bundle_weights(config, layout, params, frozen, bundled):

@@ -6,6 +6,7 @@ Nothing heavy is imported here: `--help` and a mistyped flag answer at once.
 from typing import Any, NamedTuple
 
 from vargrl.commands import errors, overrides
+from vargrl.io import paths
 
 PROGRAM = 'python -m vargrl.main'
 HEARTBEAT_SECONDS = 100
@@ -14,8 +15,8 @@ RENAMED = {'words': 'max_text_tokens', 'each': 'per_class'}
 
 
 class Flag(NamedTuple):
-  """A flag: its kind ('string', 'list', 'integer' or 'float'), its default, its metavariable and
-  its help. lower, upper: bounds of a number, or None."""
+  """A flag: its kind ('config', 'path', 'string', 'list', 'integer' or 'float'), its default, its
+  metavariable and its help. lower, upper: bounds of a number, or None."""
 
   kind: str
   default: Any
@@ -47,7 +48,7 @@ FLAGS = {
   'config': Flag(
     'config', None, 'FILE[:VARIANT]', 'the experiment, such as experiments/quickstart.py:smoke'
   ),
-  'workdir': Flag('string', None, 'DIR', 'the folder that holds everything of the experiment'),
+  'workdir': Flag('path', None, 'DIR', 'the folder that holds everything of the experiment'),
   'run': Flag('string', '', 'NAME', "a run of a chain of runs; the chain's last run if empty"),
   'heartbeat': Flag(
     'integer',
@@ -60,7 +61,7 @@ FLAGS = {
     'string',
     '',
     'PROJECT',
-    'also log to this project of Weights & Biases (pip install "vargrl[wandb]"); empty: no. '
+    'also log to this project of Weights & Biases (pip install wandb); empty: no. '
     "WANDB_MODE=offline keeps the logs in the runs' folders",
   ),
   'labels': Flag(
@@ -70,15 +71,15 @@ FLAGS = {
   'preset': Flag(
     'string', '', 'NAME', "published sampler settings, such as 'var'; the run's own if empty"
   ),
-  'folder': Flag('string', '', 'DIR', 'write one PNG per image here instead of a grid'),
+  'folder': Flag('path', '', 'DIR', 'write one PNG per image here instead of a grid'),
   'npz': Flag(
-    'string',
+    'path',
     '',
     'FILE',
     "also pack the images of --folder for OpenAI's evaluator (guided-diffusion)",
   ),
   'prompts': Flag(
-    'string',
+    'path',
     '',
     'FILE',
     'dialogues for a policy that answers in text: .json, .jsonl, or .txt with a prompt in each '
@@ -115,16 +116,16 @@ FLAGS = {
 # --out means another thing to each command that has it.
 OUT = {
   'sample': Flag(
-    'string',
+    'path',
     '',
     'PATH',
     'images: PATH.png (or PATH, if it ends with .png) and the .npz beside it, WORKDIR/samples if '
     'empty; of --prompts: the folder of the answers, WORKDIR/answers if empty',
   ),
   'export': Flag(
-    'string', '', 'PATH', 'FILE.safetensors or FILE.pth, or the folder of a model published as one'
+    'path', '', 'PATH', 'FILE.safetensors or FILE.pth, or the folder of a model published as one'
   ),
-  'pairs': Flag('string', '', 'DIR', 'the folder of the data set'),
+  'pairs': Flag('path', '', 'DIR', 'the folder of the data set'),
 }
 
 COMMANDS = {
@@ -227,10 +228,11 @@ def flags_of(command: str) -> dict:
 
 
 def parse(command: str, arguments):
-  """absl's FlagValues of the arguments of a command: `.config`, `.workdir` and so on. Raises
-  ValueError for an unknown flag, key or value and for a missing flag, and what overrides.check
-  raises."""
+  """absl's FlagValues of the arguments of a command: `.config`, `.workdir` and so on, `~` in paths
+  expanded. Raises ValueError for an unknown flag, key or value and for a missing flag, and what
+  overrides.check raises."""
   check_names(command, arguments)
+  arguments = expand_config(arguments)
   overrides.check(arguments)
   argv = [PROGRAM, *arguments]
   values, absl_flags = define(command, argv)
@@ -243,9 +245,41 @@ def parse(command: str, arguments):
   for name in COMMANDS[command].required:
     if not values[name].value:
       raise ValueError(f'--{name} is missing')
-  if 'workdir' in values and '://' in values.workdir:
-    raise ValueError(f'--workdir: {values.workdir} found, a local folder expected')
+  expand_paths(command, values)
   return values
+
+
+def expand_config(arguments) -> list:
+  """The arguments, with the file of --config where `~` says; absl reads it from them."""
+  out, before = [], ''
+  for argument in arguments:
+    name, sign, value = argument.partition('=')
+    if name in ('--config', '-config') and sign:
+      argument = f'{name}={expand("config", value)}'
+    elif before in ('--config', '-config'):
+      argument = expand('config', argument)
+    before = argument
+    out.append(argument)
+  return out
+
+
+def expand_paths(command: str, values):
+  """Replaces the paths among the flags of a command by those that they mean: here and nowhere else,
+  so that all of the command means one place. Raises ValueError for one that is no local path."""
+  for name, flag in flags_of(command).items():
+    if flag.kind != 'path' or not values[name].value:
+      continue
+    if '://' in values[name].value:
+      raise ValueError(f'--{name}: {values[name].value} found, a local path expected')
+    values[name].value = expand(name, values[name].value)
+
+
+def expand(name: str, value: str) -> str:
+  """A path as it is meant, as a text; ValueError, which names the flag, if it means none."""
+  try:
+    return str(paths.path(value)) if value.startswith('~') or '\0' in value else value
+  except ValueError as e:
+    raise ValueError(f'--{name}: {e}') from e
 
 
 def check_names(command: str, arguments):
@@ -272,6 +306,7 @@ def define(command: str, argv):
 
   values = absl_flags.FlagValues()
   kinds = {
+    'path': absl_flags.DEFINE_string,
     'string': absl_flags.DEFINE_string,
     'list': absl_flags.DEFINE_list,
     'integer': absl_flags.DEFINE_integer,

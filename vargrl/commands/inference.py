@@ -1,7 +1,6 @@
 """A trained run without what only training needs, and the weights of its last checkpoint."""
 
-import pathlib
-
+from vargrl.io import paths
 from vargrl.parallel import multihost
 from vargrl.training import loop, weights
 from vargrl.training.run import Run
@@ -21,7 +20,7 @@ def restore(run, workdir, frozen=('tokenizer',)):
   """(params, frozen weights, step) of the last good checkpoint in `workdir`, under the mesh of
   `run`; of the policy the moving average, if the run has one. Raises FileNotFoundError where there
   is no checkpoint, and ValueError where the frozen weights are not those of the training."""
-  if workdir != pathlib.Path(run.root) and not (workdir / 'checkpoints').is_dir():
+  if workdir != paths.path(run.root) and not (workdir / 'checkpoints').is_dir():
     others = sorted({path.parent.name for path in workdir.parent.glob('*/checkpoints')})
     raise FileNotFoundError(
       f'--run: no checkpoint of {workdir.name!r} in {workdir.parent}'

@@ -4,8 +4,7 @@ each against the worst.
 A data set of tokens, not of images: encoding a decoded image again would not give its tokens back.
 """
 
-import os
-import pathlib
+import io
 import shutil
 import time
 
@@ -15,6 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from vargrl.io import numbers, paths
+from vargrl.io import text as io_text
 from vargrl.objectives import collect as groups_of
 from vargrl.objectives import scoring
 from vargrl.reporting import images
@@ -28,7 +29,7 @@ def main(flags):
   """Draws and scores --groups groups with the weights that the GRPO run --config would start
   from, and writes the data set. Interrupted, the same command continues. Raises ValueError for a
   run of another objective or policy, and for groups that have no pair."""
-  out = pathlib.Path(flags.out)
+  out = paths.path(flags.out)
   _, config = chain.select_run(flags.config, flags.run)
   if config.objective.name not in ('objectives.grpo', 'objectives.vmr'):
     raise ValueError(
@@ -37,10 +38,10 @@ def main(flags):
     )
   if config.policy.name != 'models.var':
     raise ValueError(f'pairs: {config.policy.name} found, models.var expected')
-  if flags.groups < 1:
-    raise ValueError(f'--groups: {flags.groups}, expected at least 1')
+  numbers.check_number('--groups', flags.groups, least=1, whole=True)
   if [*out.glob(f'{NAME}/*/dataset_info.json')]:
     raise ValueError(f'--out: {out / NAME} exists already; choose another folder')
+  io_text.check_writable(out, '--out', keep=False)
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.evals = {}  # nothing is evaluated: their files are not needed
@@ -135,21 +136,20 @@ def best_and_worst(label_P, tokens_PRL, r_PR):
 
 def save_part(path, part):
   """Writes a whole file or none."""
-  some = path.with_suffix('.tmp')
-  with open(some, 'wb') as file:
-    np.savez(file, **part)
-  os.replace(some, path)
+  file = io.BytesIO()
+  np.savez(file, **part)
+  io_text.write_bytes(path, file.getvalue())
 
 
 def check_config(folder, text):
   """Raises ValueError for a folder with parts of another config or seed: parts of other weights,
   prompts or rewards must not end up in one data set."""
   path = folder / 'config.txt'
-  if path.exists() and path.read_text() != text:
+  if [*folder.glob('*.npz')] and path.exists() and path.read_bytes() != text.encode():
     raise ValueError(
       f'--out: {folder} holds pairs of another config or seed; choose another folder'
     )
-  path.write_text(text)
+  io_text.write_text(path, text)
 
 
 def save_preview(path, part, image_Byxc, rows):

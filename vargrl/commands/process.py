@@ -2,13 +2,13 @@
 
 import logging
 import os
-import pathlib
 import signal
 import sys
 
 import jax
 
 from vargrl.commands import flags as command_flags
+from vargrl.io import paths
 from vargrl.parallel import multihost
 
 SEVERAL_HOSTS = ('train', 'eval')  # the commands that several hosts run together
@@ -43,7 +43,7 @@ def initialize(command: str, flags):
 def cache_programs():
   """Sets the folder of compiled programs, unless the environment says one."""
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
+    cache = paths.path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
     jax.config.update('jax_compilation_cache_dir', str(cache / 'vargrl' / 'jax'))
   if not os.environ.get('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'):
     # The small programs too: there are hundreds, and to read one takes half as long as to compile

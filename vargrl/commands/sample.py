@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 import difflib
 import os
-import pathlib
 import zipfile
 
 import jax
@@ -16,6 +15,9 @@ from vargrl.commands import experiment as experiments
 from vargrl.commands import folder as folders
 from vargrl.data import image, names
 from vargrl.eval import samples
+from vargrl.io import numbers
+from vargrl.io import paths as io_paths
+from vargrl.io import text as io_text
 from vargrl.parallel import rows
 from vargrl.reporting import images
 from vargrl.training import assemble, chain
@@ -54,11 +56,10 @@ def prepare(config, workdir, *, labels, per_class, run):
   """(the Run for inference, its folder, the classes of `labels`). Raises ValueError for a run
   without a policy, for labels that the model does not have, and for less than 1 image of each."""
   name, config = chain.select_run(config, run)
-  root = pathlib.Path(workdir)
+  root = io_paths.path(workdir)
   if 'rollout' not in config:
     raise ValueError(f'--run: {name or root.name} has no policy to sample from')
-  if per_class < 1:
-    raise ValueError(f'--per_class: {per_class}, expected at least 1')
+  numbers.check_number('--per_class', per_class, least=1, whole=True)
   classes = parse_labels(config, labels)
   return inference.build(config, root), root / name, classes
 
@@ -77,7 +78,7 @@ def to_folder(config, workdir, *, folder, labels, per_class, seed, run, preset):
       'sampler': preset or run.config.rollout.to_json_best_effort(),
     }
     return *resume_folder(
-      pathlib.Path(folder),
+      io_paths.path(folder),
       run.built,
       params,
       frozen,
@@ -124,7 +125,7 @@ def to_npz(path, paths, seed=0):
 
   In random order: its Inception Score is a mean over parts, each of which must hold all classes.
   """
-  path, order = pathlib.Path(path), np.random.default_rng(seed).permutation(len(paths))
+  path, order = io_paths.path(path), np.random.default_rng(seed).permutation(len(paths))
   read = lambda i: image.decode(paths[i].read_bytes())
   head = {'descr': '|u1', 'fortran_order': False, 'shape': (len(paths), *read(0).shape)}
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,6 +167,8 @@ def draw_classes(flags):
   )
   if flags.npz and not flags.folder:
     raise ValueError('--npz: it is made of the images of --folder, which is missing')
+  out = flags.out.removesuffix('.png') or str(io_paths.path(flags.workdir) / 'samples')
+  check_outputs(flags, out)
   if flags.folder:
     paths, new, step = to_folder(flags.config, flags.workdir, folder=flags.folder, **options)
     print(f'step {step}: {len(paths)} images in {flags.folder}, {new} of them drawn now')
@@ -174,11 +177,22 @@ def draw_classes(flags):
       print(f'arr_0 of {len(paths)} images in {flags.npz}')
     return
   image_Byxc, label_B, step = draw_images(flags.config, flags.workdir, **options)
-  out = flags.out.removesuffix('.png') or str(pathlib.Path(flags.workdir) / 'samples')
   captions = [f'class {k}' for k in label_B]
   images.save_png(f'{out}.png', images.grid(image_Byxc, captions, columns=flags.per_class))
   np.savez(f'{out}.npz', image=image_Byxc, label=label_B.astype(np.int32))
   print(f'step {step}: {len(image_Byxc)} images in {out}.png and {out}.npz')
+
+
+def check_outputs(flags, out):
+  """ValueError unless the images can be written, which is tried before they are drawn. out: without
+  the ending."""
+  if flags.folder:
+    io_text.check_writable(flags.folder, '--folder', keep=False)
+    if flags.npz:
+      io_text.check_file_writable(flags.npz, '--npz')
+    return
+  for ending in ('.png', '.npz'):
+    io_text.check_file_writable(out + ending, '--out')
 
 
 def parse_labels(config, labels):

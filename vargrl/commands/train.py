@@ -1,8 +1,8 @@
 """Trains all runs of an experiment that are not finished."""
 
-import pathlib
 import time
 
+from vargrl.io import paths
 from vargrl.parallel import multihost, preemption
 from vargrl.reporting import wandb_run
 from vargrl.training import chain
@@ -11,7 +11,7 @@ from vargrl.training import chain
 def main(flags):
   """Trains; then prints the metrics of `summary` before and after, the time, and the report's
   path. Raises ValueError for what no run can start from."""
-  root, began = pathlib.Path(flags.workdir), time.time()
+  root, began = paths.path(flags.workdir), time.time()
   wandb_run.check_installed(flags.wandb)
   try:
     report = chain.train(flags.config, root, wandb=flags.wandb)

@@ -4,6 +4,19 @@ import math
 import numbers
 
 
+def check_no_nan(name: str, value) -> None:
+  """Raises ValueError, a sentence that begins with the place, such as `optim.scale[0][1]`, where a
+  number in nested dictionaries, lists and tuples is nan. name: of `value`, '' of the whole."""
+  if hasattr(value, 'items'):
+    for key, item in value.items():
+      check_no_nan(f'{name}.{key}' if name else str(key), item)
+  elif isinstance(value, (list, tuple)):
+    for i, item in enumerate(value):
+      check_no_nan(f'{name}[{i}]', item)
+  elif isinstance(value, numbers.Real) and math.isnan(value):
+    raise ValueError(f'{name}: {value!r} found, a number expected')
+
+
 def check_number(
   name: str,
   value,
@@ -34,7 +47,8 @@ def check_number(
     for word, bound in (('above', above), ('at least', least), ('below', below), ('at most', most))
     if math.isfinite(bound)
   ]
-  kind = 'an integer' if whole else 'a finite number' if finite and not bounds else 'a number'
+  unbounded = number and math.isinf(value) or not bounds
+  kind = 'an integer' if whole else 'a finite number' if finite and unbounded else 'a number'
   raise ValueError(
     f'{name}: {value!r} found, {" ".join([kind, " and ".join(bounds)]).strip()} expected'
   )

@@ -147,16 +147,29 @@ def write_json(file: str | os.PathLike, value: Any) -> None:
   write_text(file, json.dumps(value, indent=2) + '\n')
 
 
-def check_writable(folder: str | os.PathLike, flag: str) -> pathlib.Path:
+def check_writable(folder: str | os.PathLike, flag: str, *, keep: bool = True) -> pathlib.Path:
   """Makes a folder and a file in it, which is removed, before anything is computed for it.
 
-  Raises ValueError, which begins with `flag`, if that cannot be done."""
+  keep: the folder stays; else those that were made here are removed. Raises ValueError, which
+  begins with `flag`, if that cannot be done."""
   folder = paths.path(folder)
   probe = folder / f'.{os.getpid()}.part'
+  made = [x for x in (folder, *folder.parents) if not keep and not os.path.lexists(x)]
   try:
     folder.mkdir(parents=True, exist_ok=True)
     probe.write_bytes(b'')
     probe.unlink()
+    for x in made:
+      x.rmdir()
   except OSError as e:
     raise ValueError(f'{flag}: cannot write to {folder} ({e.strerror})') from e
   return folder
+
+
+def check_file_writable(file: str | os.PathLike, flag: str) -> pathlib.Path:
+  """`check_writable` of a file that is to be written; leaves nothing behind."""
+  file = paths.path(file)
+  if file.is_dir():
+    raise ValueError(f'{flag}: {file} is a folder, a file expected')
+  check_writable(file.parent, flag, keep=False)
+  return file

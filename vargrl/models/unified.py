@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vargrl.io import numbers
 from vargrl.models import infinity, infinity_flops, qwen2, qwen2_vl, vit
 from vargrl.models.layers import norms, stack
 from vargrl.models.layers.einsum import Einsum, normal, torch_dense, with_axes
@@ -56,8 +57,7 @@ class Config:
         f'policy: the tower gives embeddings of width {self.image.out}, the language model has '
         f'{self.text.width}'
       )
-    if self.image_pad_to < 1:
-      raise ValueError(f'policy.image_pad_to: {self.image_pad_to}, expected at least 1')
+    numbers.check_number('policy.image_pad_to', self.image_pad_to, least=1, whole=True)
     stack.check_options(self)
 
   @property

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from vargrl.io import numbers
 from vargrl.metrics import average
 from vargrl.objectives.prepare import one_program
 from vargrl.types import Experience
@@ -21,13 +22,11 @@ def features(policy):
 def check(judges, *, noise, updates, reference):
   if judges.classify is None:
     raise ValueError('policy: not a classifier, as objectives.classify trains')
-  if not noise >= 0:
-    raise ValueError(f'objective.collect.noise: {noise}, expected at least 0')
+  numbers.check_number('objective.collect.noise', noise, least=0)
 
 
 def check_loss(*, smoothing, reference):
-  if not 0 <= smoothing < 1:
-    raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 <= smoothing < 1')
+  numbers.check_number('objective.loss.smoothing', smoothing, least=0, below=1)
 
 
 def collect(*, noise):

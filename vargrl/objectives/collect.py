@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.io import numbers
 from vargrl.metrics import average
 from vargrl.objectives import reduce, scoring
 from vargrl.parallel import multihost
@@ -54,7 +55,7 @@ def check(*, rollouts, old_logp, std, eps, kl_reward, reward_mix, resample, upda
   """Refuses a setting that cannot learn, before anything is compiled. updates: per collected
   batch.
   """
-  if rollouts < 2:
+  if not rollouts >= 2:
     raise ValueError(
       f'objective.collect.rollouts: {rollouts} per group, expected at least 2: the '
       'advantage of a group of one is always 0'
@@ -72,8 +73,7 @@ def check(*, rollouts, old_logp, std, eps, kl_reward, reward_mix, resample, upda
       "'trainer'"
     )
   for name, value in (('eps', eps), ('kl_reward', kl_reward), ('resample', resample)):
-    if not value >= 0:
-      raise ValueError(f'objective.collect.{name}: {value}, expected at least 0')
+    numbers.check_number(f'objective.collect.{name}', value, least=0)
   if resample != int(resample):
     raise ValueError(f'objective.collect.resample: {resample}, expected a whole number')
   if kl_reward and not reference:

@@ -7,6 +7,7 @@ says text too, the texts of both answers, as in VARGPT-v1.1 (https://arxiv.org/a
 import jax
 import jax.numpy as jnp
 
+from vargrl.io import numbers
 from vargrl.metrics import average
 from vargrl.objectives import prepare
 from vargrl.objectives import terms as settings
@@ -100,10 +101,8 @@ def padded(tokens, length):
 def check_loss(policy, *, kind, beta, smoothing, scale_weight_power, segments, reference):
   if kind not in KINDS:
     raise ValueError(f'objective.loss.kind: {kind!r}, expected one of {KINDS}')
-  if not beta > 0:
-    raise ValueError(f'objective.loss.beta: {beta}, expected a positive number')
-  if not 0 <= smoothing < 0.5:
-    raise ValueError(f'objective.loss.smoothing: {smoothing}, expected 0 <= smoothing < 0.5')
+  numbers.check_number('objective.loss.beta', beta, above=0)
+  numbers.check_number('objective.loss.smoothing', smoothing, least=0, below=0.5)
   if not reference:
     raise ValueError('objective: dpo needs a reference in the config')
   scalars = dict(weight=1.0, scale_weight_power=scale_weight_power)

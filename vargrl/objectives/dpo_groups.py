@@ -31,7 +31,7 @@ def passes(policy, collect):
 
 
 def check(policy, *, rollouts, rewards, pool, updates, reference):
-  if rollouts < 2:
+  if not rollouts >= 2:
     raise ValueError(
       f'objective.collect.rollouts: {rollouts} per prompt, expected at least 2, of which one is '
       'better'

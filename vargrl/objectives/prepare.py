@@ -4,6 +4,7 @@ are dropped."""
 import jax
 import jax.numpy as jnp
 
+from vargrl.io import numbers
 from vargrl.types import Collect, Collection, sizes
 
 
@@ -24,10 +25,8 @@ def has_images(policy):
 
 def check_flips(tokenizer, *, flip, flip_scales):
   """Refuses bit flips that mean nothing, or that the tokenizer cannot make."""
-  if not 0 <= flip <= 1:
-    raise ValueError(f'objective.collect.flip: {flip}, expected 0 to 1')
-  if not flip_scales >= 0:
-    raise ValueError(f'objective.collect.flip_scales: {flip_scales}, expected at least 0')
+  numbers.check_number('objective.collect.flip', flip, least=0, most=1)
+  numbers.check_number('objective.collect.flip_scales', flip_scales, least=0)
   if flip and (tokenizer is None or tokenizer.encode_with_flips is None):
     raise ValueError(
       f'objective.collect.flip: {flip} with a tokenizer that is not of bits, expected 0.0'

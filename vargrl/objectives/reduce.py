@@ -185,7 +185,7 @@ def clip_surrogate(log_ratio, advantage, *, low, high):
   gradient.
 
   It works on ratio - 1, as a clip of 1e-6 is eight float32 steps beside 1."""
-  if np.min(low) < 0 or np.any(np.asarray(high) < low):
+  if not (np.all(np.asarray(low) >= 0) and np.all(np.asarray(high) >= low)):
     raise ValueError(f'clip: low={low}, high={high}; expected 0 <= low <= high')
   ratio, hold = jnp.exp(log_ratio), jax.lax.stop_gradient
   change = hold(jnp.expm1(log_ratio)) + (ratio - hold(ratio))  # the gradient is exp's, to the bit

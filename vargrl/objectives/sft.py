@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.io import numbers
 from vargrl.metrics import average
 from vargrl.objectives import prepare, reduce
 from vargrl.objectives import terms as settings
@@ -44,10 +45,8 @@ def check(
   reference,
 ):
   for name, value in (('prompt_drop', prompt_drop), ('condition_drop', condition_drop)):
-    if not 0 <= value <= 1:
-      raise ValueError(f'objective.collect.{name}: {value}, expected 0 to 1')
-  if not 0 <= drop_path < 1:
-    raise ValueError(f'objective.collect.drop_path: {drop_path}, expected 0 <= drop_path < 1')
+    numbers.check_number(f'objective.collect.{name}', value, least=0, most=1)
+  numbers.check_number('objective.collect.drop_path', drop_path, least=0, below=1)
   if is_packed(policy) and prompt_drop:
     raise ValueError(
       f'objective.collect.prompt_drop: {prompt_drop}, expected 0.0: prompts of dialogues are '
@@ -73,7 +72,7 @@ def check_loss(policy, *, scale_weight_power, segments, reference):
     policy.spans, segments, dict(weight=1.0, scale_weight_power=scale_weight_power)
   )
   for span, s in zip(policy.spans, table):
-    settings.check_positive(span, s, 'weight')
+    numbers.check_number(f'objective.loss ({span.name}).weight', s['weight'], least=0)
     picture_weights(span, s)
   if not any(s['weight'] for s in table):
     raise ValueError('objective.loss.segments: every weight is 0, expected one that is not')

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.io import numbers
+
 LEVELS = ('token', 'scale', 'sequence')
 ESTIMATORS = ('exact', 'k1', 'k2', 'k3', 'k3_is')
 
@@ -81,10 +83,8 @@ def part_weights(span, *, scale_weight_power, first_scale, last_scale):
   Infinity's (https://arxiv.org/abs/2412.04431). first_scale, last_scale: inclusive, counted from 0;
   the others weigh 0; -1 is the last one. A text weighs 1 everywhere.
   """
-  if not scale_weight_power >= 0:
-    raise ValueError(
-      f'objective.loss.scale_weight_power: {scale_weight_power}, expected at least 0'
-    )
+  name = 'objective.loss.scale_weight_power'
+  numbers.check_number(name, scale_weight_power, least=0, finite=False)
   if not span.parts:
     return np.ones(len(span.part_A))
   count = len(span.parts)
@@ -116,7 +116,7 @@ def terms(spans, length, *, segments, **scalars):
   weights = ('scale_weight_power', 'first_scale', 'last_scale')
   leading = leading_spans(spans, length)
   for span, cut, s in zip(spans, leading, whole):
-    check_positive(span, s, 'weight')
+    numbers.check_number(f'objective.loss ({span.name}).weight', s['weight'], least=0)
     w = part_weights(span, **{name: s[name] for name in weights})[: len(cut.part_A)]
     fill = lambda x, like=w: np.full(like.shape, x, np.float32)
     weight = (w / w.sum()).astype(np.float32) * np.float32(s['weight'])
@@ -124,12 +124,6 @@ def terms(spans, length, *, segments, **scalars):
   whole = whole[: len(leading)]
   arrays = (np.concatenate(x) for x in zip(*out))
   return Terms(leading, *arrays, *(tuple(s[k] for s in whole) for k in ('level', 'estimator')))
-
-
-def check_positive(span, s, name):
-  """ValueError unless a setting of a segment is a number of at least 0."""
-  if not 0 <= s[name] < np.inf:
-    raise ValueError(f'objective.loss ({span.name}): {name}={s[name]}, expected at least 0')
 
 
 def check(spans, *, segments, reference, **scalars):
@@ -144,7 +138,7 @@ def check(spans, *, segments, reference, **scalars):
       raise ValueError(
         f'{at}: clip={s["clip"]}, clip_high={s["clip_high"]}; expected 0 <= clip <= clip_high'
       )
-    check_positive(span, s, 'penalty')
+    numbers.check_number(f'{at}.penalty', s['penalty'], least=0)
     if s['penalty'] and s['estimator'] == 'k1':
       raise ValueError(
         f'{at}: estimator=k1 has no gradient in expectation, expected exact, k2, k3 or k3_is '

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.io import numbers
 from vargrl.metrics import average
 from vargrl.parallel import multihost
 from vargrl.types import Collect, Collection, Experience
@@ -31,8 +32,7 @@ def check(policy, tokenizer, *, updates, reference):
 def check_loss(judges, *, l1, l2, quantizer, perceptual, adversarial, reference):
   weights = dict(l1=l1, l2=l2, quantizer=quantizer, perceptual=perceptual, adversarial=adversarial)
   for name, weight in weights.items():
-    if weight < 0:
-      raise ValueError(f'objective.loss.{name}: {weight}, expected at least 0')
+    numbers.check_number(f'objective.loss.{name}', weight, least=0)
   for name, function, section in (
     ('perceptual', judges.perceptual, 'perceptual'),
     ('adversarial', judges.critic, 'critic'),

@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 
+from vargrl.io import numbers
 from vargrl.objectives import collect as groups
 from vargrl.objectives import reduce, surrogate
 from vargrl.types import Pass, offsets
@@ -54,17 +55,12 @@ def check(
     raise ValueError(
       f'objective.collect.split: {split} of {count} scales, expected 1 to {count - 1}'
     )
-  if continuations < 1:
-    raise ValueError(
-      f'objective.collect.continuations: {continuations} of each prefix, expected at least 1'
-    )
-  if not eta > 0:
-    raise ValueError(f'objective.collect.eta: {eta}, expected a positive number')
-  if min(prefix_steps, suffix_steps) < 0 or prefix_steps + suffix_steps < 1:
-    raise ValueError(
-      f'objective.collect: prefix_steps={prefix_steps}, suffix_steps={suffix_steps}; expected '
-      'neither below 0 and not both 0'
-    )
+  numbers.check_number('objective.collect.continuations', continuations, least=1, whole=True)
+  numbers.check_number('objective.collect.eta', eta, above=0)
+  for name, steps in (('prefix_steps', prefix_steps), ('suffix_steps', suffix_steps)):
+    numbers.check_number(f'objective.collect.{name}', steps, least=0, whole=True)
+  if not prefix_steps + suffix_steps >= 1:
+    raise ValueError('objective.collect: prefix_steps and suffix_steps are 0, expected not both')
 
 
 def check_loss(policy, *, first_scale, last_scale, **options):

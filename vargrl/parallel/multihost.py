@@ -14,6 +14,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from vargrl.io import text as io_text
 from vargrl.parallel import rows
 
 
@@ -230,7 +231,7 @@ def check_equal(facts):
 
   facts: {name: JSON value}, with the same names on all hosts. Collective.
   """
-  each = [json.loads(text) for text in allgather_text(json.dumps(facts))]
+  each = [io_text.parse_json(x, 'facts', dict) for x in allgather_text(json.dumps(facts))]
   for host, theirs in enumerate(each):
     for name, found in theirs.items():
       expected = each[0][name]

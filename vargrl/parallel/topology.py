@@ -10,6 +10,8 @@ import re
 
 from jax.experimental import topologies
 
+from vargrl.io import text
+
 # What a program may use of the memory of one device, in GiB, as libtpu's compiler says. A device is
 # a chip; of tpu7x it is half a chip, whose two cores are two devices.
 # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
@@ -57,7 +59,7 @@ def devices(name):
     if 'not installed' in str(e) or 'libtpu.so' in str(e):
       raise ValueError("compile: libtpu is not installed, expected pip install -e '.[tpu]'") from e
     raise ValueError(
-      f'topology: {name!r} is not known to libtpu: {str(e).splitlines()[0][:200]}'
+      f'topology: {name!r} is not known to libtpu: {text.split_lines(str(e))[0][:200]}'
     ) from e
   return sorted(found.devices, key=lambda d: (getattr(d, 'slice_index', 0), d.id))
 

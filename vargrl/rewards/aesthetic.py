@@ -3,12 +3,12 @@ at.
 """
 
 from functools import partial
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 
 from vargrl.checkpoint import files
+from vargrl.io import downloads, paths
 from vargrl.rewards import towers
 from vargrl.rewards.judge import Judge
 
@@ -50,7 +50,7 @@ def affine(head, source):
     if source.path is None:
       return np.random.default_rng(0).standard_normal(E), 5.0
     raise ValueError(f'head: none given, the file of a predictor expected; {download_hint()}')
-  path = pathlib.Path(head).expanduser()
+  path = paths.path(head)
   if not path.is_file():
     raise FileNotFoundError(f'head: there is no {path}; {download_hint()}')
   if 'relu' in path.name.lower():
@@ -92,4 +92,4 @@ def compose_layers(state, path):
 
 
 def download_hint():
-  return f'`curl -LO {SITES["v2"]}` brings v2, `curl -LO {SITES["v1"]}` v1'
+  return ', '.join(f'{downloads.from_url(SITES[v])} brings {v}' for v in ('v2', 'v1'))

@@ -3,7 +3,6 @@ image's class.
 """
 
 from functools import partial
-import pathlib
 
 import flax.linen as nn
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 
 from vargrl.checkpoint import torch_format
 from vargrl.data import names as class_names
+from vargrl.io import downloads, paths
 from vargrl.models.judges import blip
 from vargrl.parallel import place
 from vargrl.rewards import preprocess
@@ -22,10 +22,7 @@ FILES = ('file', 'vocab')
 LENGTH = 35  # tokens of a prompt; what is longer is cut, its end token kept
 # Of the scores that the head was trained to give, https://github.com/THUDM/ImageReward.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-COMMANDS = {
-  'file': '`hf download THUDM/ImageReward ImageReward.pt --local-dir {}` brings it',
-  'vocab': '`hf download bert-base-uncased vocab.txt --local-dir {}` brings it',
-}
+PUBLISHED = {'file': 'THUDM/ImageReward ImageReward.pt', 'vocab': 'bert-base-uncased vocab.txt'}
 
 
 def judge(*, file, size, dtype, vocab, template, names):
@@ -41,17 +38,17 @@ def judge(*, file, size, dtype, vocab, template, names):
   c = blip.Config(**{**vars(blip.SIZES[size]), 'dtype': dtype})
   if file == '' and size != 'smoke':
     raise ValueError(
-      f"file: '' found, the weights of size {size!r} expected; {COMMANDS['file'].format('DIR')}"
+      f"file: '' found, the weights of size {size!r} expected; {download_hint('file', 'DIR')}"
     )
-  path = pathlib.Path(file).expanduser().resolve() if file else None
+  path = paths.path(file).resolve() if file else None
   if path and not path.exists():
-    raise FileNotFoundError(f'file: there is no {path}; {COMMANDS["file"].format(path.parent)}')
+    raise FileNotFoundError(f'file: there is no {path}; {download_hint("file", path.parent)}')
   if path:
     torch_format.check(
       path, blip.torch_layouts(c), nn.unbox(jax.eval_shape(init(c), jax.random.key(0)))
     )
   texts = prompts(template, names)
-  where = pathlib.Path(vocab).expanduser() if vocab else path and path.parent
+  where = paths.path(vocab) if vocab else path and path.parent
   t_VL = encode_texts(where, texts, c.vocab) if where else encode_letters(texts, c.vocab)
   key = f'{path or "random"} {size} {dtype} blip'
   tower = Tower(
@@ -65,6 +62,11 @@ def judge(*, file, size, dtype, vocab, template, names):
     lambda own, features, samples: score(c, own, features[key], samples.record['label']),
     partial(abstract_own, c, t_VL),
   )
+
+
+def download_hint(option, folder):
+  """The end of a sentence: what brings the file of an option."""
+  return f'{downloads.from_hub(PUBLISHED[option], folder)} brings it'
 
 
 def init(c):
@@ -153,7 +155,7 @@ def encode_texts(path, texts, vocab):
   files = [path] if path.is_file() else [path / name for name in ('vocab.txt', 'tokenizer.json')]
   if not (found := [f for f in files if f.is_file()]):
     raise FileNotFoundError(
-      f'vocab: no vocab.txt or tokenizer.json in {path}; {COMMANDS["vocab"].format(path)}'
+      f'vocab: no vocab.txt or tokenizer.json in {path}; {download_hint("vocab", path)}'
     )
   try:
     if found[0].suffix == '.json':

@@ -11,6 +11,8 @@ import numpy as np
 
 from vargrl.checkpoint import digest
 from vargrl.data import names as class_names
+from vargrl.io import numbers
+from vargrl.io import text as io_text
 from vargrl.parallel import multihost, rows
 from vargrl.rewards import pool as pools
 from vargrl.rewards import preprocess, worker
@@ -42,15 +44,17 @@ def make(
   the string that host rewards see; None: they see no texts that are token ids.
 
   Raises ValueError or FileNotFoundError, in one sentence, for whatever cannot work."""
-  if not 0 <= max_failed < 1 or not rewards:
-    found = f'max_failed={max_failed} and {len(rewards)} rewards'
-    raise ValueError(f'rewards: found {found}, expected a share in [0, 1) and at least one')
+  numbers.check_number('objective.collect.pool.max_failed', max_failed, least=0, below=1)
+  if not rewards:
+    raise ValueError('objective.collect.rewards: none found, at least one expected')
   names, weights, device, judges, host = {}, {}, {}, {}, {}
   try:
     for nickname, options in to_dict(rewards).items():
       if not isinstance(options, dict) or not {'name', 'weight'} <= options.keys():
         raise ValueError(f"reward {nickname}: found {options}, expected 'name' and 'weight' in it")
-      name, weights[nickname] = options.pop('name'), float(options.pop('weight'))
+      name, weight = options.pop('name'), options.pop('weight')
+      at = f'objective.collect.rewards.{nickname}.weight'
+      weights[nickname] = float(numbers.check_number(at, weight))
       names[nickname], module = name, device_module(name)
       if module is None and abstract:
         continue
@@ -110,7 +114,7 @@ def device_module(name):
   """The module of a device reward; None for a host reward, whose function only workers import."""
   if name.startswith('rewards.'):
     files = pathlib.Path(__file__).parent.glob('*.py')
-    ours = [f'rewards.{f.stem}' for f in files if '\nHOST = ' in f.read_text()]
+    ours = [f'rewards.{f.stem}' for f in files if '\nHOST = ' in io_text.read_text(f)]
     if name not in ours:
       raise ValueError(f'reward {name}: found no such file' + worker.suggestion(name, ours))
   path, _ = worker.locate(name)

@@ -1,10 +1,12 @@
 """Worker processes for rewards that are not JAX: what fails there costs rows, not the run.
 
-A chunk of rows that raises, kills its worker or returns anything but one number for each row is
-tried `retries` times more, then halved, each half tried once, until the guilty rows are alone and
-the others have their scores. A chunk that hangs is lost whole, after 1 + retries times `timeout` (a
+A chunk of rows that raises, kills its worker or returns what are no numbers is tried `retries`
+times more, then halved, each half tried once, until the guilty rows are alone and the others have
+their scores. A chunk that hangs is lost whole, after 1 + retries times `timeout` (a
 half: after one): it is seldom one row's fault, and each step of a search would cost a timeout.
 Where a function compares the rows of a prompt, whole groups take the place of rows in all this.
+Another number of scores than of rows is no row's fault but the function's: after the same retries
+the run ends.
 
 The run ends as soon as more rows are lost than max_failed allows: a function that always raises is
 called once for each chunk, and then about twice for each row allowed.
@@ -12,13 +14,13 @@ called once for each chunk, and then about twice for each row allowed.
 
 import collections
 from multiprocessing import connection
-import os
 import pickle
 import tempfile
 import time
 
 import numpy as np
 
+from vargrl.io import numbers, paths
 from vargrl.rewards.worker import IMPORTING, Worker, locate
 
 KINDS = ('nan', 'error', 'timeout', 'death')  # why a row has no verdict
@@ -33,9 +35,10 @@ class Pool:
   """
 
   def __init__(self, function_name, options, *, workers, timeout, retries, chunk):
-    if min(workers, chunk) < 1 or retries < 0 or timeout <= 0:
-      found = f'workers={workers}, chunk={chunk}, retries={retries}, timeout={timeout}'
-      raise ValueError(f'reward {function_name}: found {found}, expected >= 1, >= 1, >= 0, > 0')
+    least = {'workers': (workers, 1), 'chunk': (chunk, 1), 'retries': (retries, 0)}
+    for key, (value, at_least) in least.items():
+      numbers.check_number(f'objective.collect.pool.{key}', value, least=at_least, whole=True)
+    numbers.check_number('objective.collect.pool.timeout', timeout, above=0)
     locate(function_name)  # before the cost of a process
     self.name, self.options, self.size, self.chunk = function_name, options, workers, chunk
     self.timeout, self.retries, self.workers, self.failed_starts = timeout, retries, [], 0
@@ -78,12 +81,12 @@ class Pool:
       if worker.chunk is not None or not self.todo:
         continue
       start, stop = self.todo[0]
-      path = os.path.join(folder, f'{start}-{stop}')
-      if not os.path.exists(path):  # else another pool or an earlier try has written it
-        with open(path, 'wb') as file:
+      path = paths.path(folder) / f'{start}-{stop}'
+      if not path.exists():  # else another pool or an earlier try has written it
+        with path.open('wb') as file:
           pickle.dump(samples.rows(start, stop), file, protocol=5)
       try:
-        worker.conn.send(path)
+        worker.conn.send(str(path))
         worker.begin(self.todo.popleft(), self.timeout)
       except OSError:  # it died while idle, no row's fault
         worker.kill()
@@ -117,7 +120,8 @@ class Pool:
       raise ValueError(f'reward {self.name}: {value} while importing it')
 
   def record(self, chunk, kind, value):
-    """Records what became of a chunk: its scores, more tries, or rows without a verdict."""
+    """Records what became of a chunk: its scores, more tries, or rows without a verdict. Raises
+    ValueError for another number of scores than of rows."""
     start, stop = chunk
     if kind == 'scores':
       self.r_B[start:stop] = value
@@ -129,6 +133,8 @@ class Pool:
     if self.tries[chunk] <= self.retries:
       self.counts['retry'] += 1
       self.todo.append(chunk)
+    elif kind == 'count':
+      raise ValueError(f'reward {self.name}: {value}')
     elif kind == 'timeout' or stop - start == self.unit:
       self.counts[kind] += stop - start
     else:

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vargrl.checkpoint import torch_format
+from vargrl.checkpoint import files, torch_format
 from vargrl.data import clip_bpe
 from vargrl.data import names as class_names
+from vargrl.io import downloads, paths
 from vargrl.models.judges import clip
 from vargrl.models.layers import norms
 from vargrl.parallel import multihost, place, rows
@@ -43,7 +44,7 @@ def source(*, file, size, dtype, download):
   """The Source of these options, checked against the file's header.
 
   file: '' for random weights of size 'smoke', None where only shapes count. download: {size: what
-  `hf download` takes to bring it}; other sizes than these and 'smoke' are refused. Raises
+  downloads.from_hub takes to bring it}; other sizes than these and 'smoke' are refused. Raises
   FileNotFoundError, ValueError."""
   if size not in (known := [*download, 'smoke']):
     raise ValueError(f'size: {size!r} found, expected one of {known}')
@@ -55,9 +56,9 @@ def source(*, file, size, dtype, download):
       return Source(None, size, c)
     raise ValueError(
       f'file: none given, the weights of size {size!r} expected; '
-      f'{download_hint(download[size], pathlib.Path("DIR"))}'
+      f'{download_hint(download[size], "DIR")}'
     )
-  path = pathlib.Path(file).expanduser()
+  path = paths.path(file)
   if not path.exists():
     raise FileNotFoundError(f'file: there is no {path}; {download_hint(download.get(size), path)}')
   try:
@@ -75,7 +76,10 @@ def download_hint(what, path):
   """The command that downloads `what` from the hub to `path`; None: nothing is published."""
   if not what:
     return 'a checkpoint expected'
-  return f'`hf download {what} --local-dir {path.parent if path.suffix else path}` brings it'
+  folder = path
+  if paths.known_ending(path, files.SUFFIXES):
+    folder = paths.path(path).parent
+  return f'{downloads.from_hub(what, folder)} brings it'
 
 
 def init(c):
@@ -146,7 +150,7 @@ def encode_texts(source, tokenizer, texts):
     t_BL = np.array([row + [c.end] * (c.context - len(row)) for row in ids], np.int32)
   else:
     folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
-    where = pathlib.Path(tokenizer or folder).expanduser()
+    where = paths.path(tokenizer or folder)
     try:
       t_BL = clip_bpe.encode(where, texts, length=c.context)
     except FileNotFoundError as e:

@@ -96,8 +96,13 @@ def check_options(name, function, options, arrays):
     raise ValueError(f'reward {name}: {e}; found {sorted(options)}, expected {known}') from e
 
 
+class WrongCount(ValueError):
+  """A function returned another number of scores than rows: its own fault, whatever the rows."""
+
+
 def as_scores(scores, n):
-  """r_B float32, NaN for no verdict; ValueError for anything but n real numbers."""
+  """r_B float32, NaN for no verdict; ValueError for anything but n real numbers, WrongCount where
+  there are not n."""
   listed = isinstance(scores, (list, tuple)) or getattr(scores, 'dtype', None) == object
   try:
     r_B = np.asarray([np.nan if s is None else s for s in scores] if listed else scores)
@@ -106,7 +111,7 @@ def as_scores(scores, n):
   if r_B.shape != (n,):
     found = f'{type(scores).__name__} of shape {r_B.shape}'
     found = f'{len(r_B)} scores' if r_B.ndim == 1 else found
-    raise ValueError(f'returned {found}, expected {n}, one for each row')
+    raise WrongCount(f'returned {found}, expected {n}, one for each row')
   if r_B.dtype.kind not in 'fiub':
     raise ValueError(f'returned dtype {r_B.dtype}, expected real numbers')
   return finite(r_B)
@@ -142,7 +147,7 @@ def run_worker(conn, name, options):
 
 
 def call_function(function, samples, options):
-  """('scores', r_B) of a call of the function, or ('error', what went wrong)."""
+  """('scores', r_B) of a call of the function, or ('error' or 'count', what went wrong)."""
   try:
     scores = function(samples, **options)
   except Exception:
@@ -150,6 +155,8 @@ def call_function(function, samples, options):
     return 'error', rows + traceback.format_exc()[-2000:]
   try:
     return 'scores', as_scores(scores, len(samples.record))
+  except WrongCount as e:
+    return 'count', str(e)
   except ValueError as e:
     return 'error', str(e)
 

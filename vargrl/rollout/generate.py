@@ -70,7 +70,7 @@ def branch(net, plan, prompt_P, keys_PG, split, copies):
   (name, kind, c, _), *rest = plan
   if rest or not hasattr(kind, 'branches'):
     raise ValueError(f'branch: a plan of {[s.name for s in plan]}, expected one picture by scales')
-  if not 0 < split < len(c.scales) or copies < 1:
+  if not 0 < split < len(c.scales) or not copies >= 1:
     raise ValueError(
       f'branch: split={split}, {copies} copies with {len(c.scales)} scales; expected '
       f'1 <= split <= {len(c.scales) - 1} and at least one copy'

@@ -1,7 +1,6 @@
 """An experiment is one run or a chain of runs in one file; each run has its own folder."""
 
 import hashlib
-import json
 import pathlib
 import platform
 import time
@@ -10,8 +9,10 @@ import uuid
 import jax
 import numpy as np
 
+from vargrl.io import paths
+from vargrl.io import text as io_text
 from vargrl.parallel import multihost, preemption
-from vargrl.reporting import images, report, writer
+from vargrl.reporting import report, writer
 from vargrl.training import loop
 from vargrl.training.run import Run
 
@@ -43,7 +44,8 @@ def train(config, root, *, wandb=''):
   root: the workdir of the chain. wandb: a project of Weights & Biases, '' for none. What a run
   cannot start from is raised for all runs before the first one starts, and preemption.Stop when
   the machine is taken away or a person has interrupted; the same call continues then."""
-  root = pathlib.Path(root)
+  root = paths.path(root)
+  multihost.on_all_hosts(lambda: check_root(root))
   built = multihost.on_all_hosts(lambda: build_all(config, root))
   reported = [time.time()]
 
@@ -69,6 +71,12 @@ def train(config, root, *, wandb=''):
   return write_report(root, config)
 
 
+def check_root(root):
+  """ValueError on the first host unless it can write to the workdir."""
+  if multihost.is_first_host():
+    io_text.check_writable(root, '--workdir', keep=False)
+
+
 def build_all(config, root):
   """{name: Run} of all runs. Raises what is wrong with any of them, so that a mistake in a late run
   of the chain is found before the first one starts."""
@@ -89,7 +97,7 @@ def host_invariants(built, root):
   """{what: what must be equal on all hosts} of the runs {name: Run} in the workdir `root`."""
   mark = root / '.hosts'
   if multihost.is_multihost() and multihost.is_first_host():
-    images.save_bytes(mark, uuid.uuid4().hex.encode())
+    io_text.write_text(mark, uuid.uuid4().hex)
   multihost.allgather_text('')  # now it is written
   files = sorted(pathlib.Path(__file__).parents[1].rglob('*.py'))
   code = hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:16]
@@ -97,13 +105,13 @@ def host_invariants(built, root):
     'config': {
       f'{name}.{key}'.strip('.'): value
       for name, run in built.items()
-      for key, value in json.loads(run.config.to_json_best_effort()).items()
+      for key, value in loop.to_json(run.config).items()
     },
     'code of vargrl': code,
     'data': {
       name or 'stream': run.data.get_state()['stream'] for name, run in built.items() if run.data
     },
-    'workdir, one folder for all hosts': mark.read_text()
+    'workdir, one folder for all hosts': mark.read_bytes().decode(errors='replace')
     if multihost.is_multihost() and mark.exists()
     else '',
     'checkpoints': {name or 'run': max(saved_steps(root / name), default=None) for name in built},

@@ -31,9 +31,7 @@ A step of a run, in order, as `run_steps` takes it:
 
 import contextlib
 from functools import partial
-import json
 import math
-import pathlib
 import time
 
 import jax
@@ -41,6 +39,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vargrl.checkpoint import store as stores
+from vargrl.io import paths
+from vargrl.io import text as io_text
 from vargrl.parallel import multihost, preemption
 from vargrl.reporting import images
 from vargrl.reporting.writer import Writer
@@ -60,7 +60,7 @@ def train(config, workdir, *, root=None, run=None, log=print, on_save=lambda: No
   none. Raises ValueError for what does not fit, FloatingPointError after MAX_SKIPPED_STEPS
   steps whose updates were all skipped, and preemption.Stop, with the last complete step saved, when
   the machine is taken away or a person has interrupted; what was saved before stays good."""
-  workdir, began = pathlib.Path(workdir), time.perf_counter()
+  workdir, began = paths.path(workdir), time.perf_counter()
   run = run or Run(config, root or workdir)
   log = log if multihost.is_first_host() else lambda _: None
   with contextlib.ExitStack() as stack, jax.set_mesh(run.mesh):
@@ -98,8 +98,8 @@ def is_evaluated(workdir, step, meta):
   """True if the evaluators have run on the state of the last step, which meta is of: it is saved
   before they do."""
   path = workdir / FINAL_EVAL_FILE
-  evaluated = multihost.allgather_text(path.read_text() if path.exists() else '')[0]
-  return not meta.get('unseen', False) or evaluated == str(step)
+  mark = path.read_bytes().decode(errors='replace') if path.exists() else ''
+  return not meta.get('unseen', False) or multihost.allgather_text(mark)[0] == str(step)
 
 
 def start(run, checkpoint, fingerprints, log):
@@ -175,7 +175,7 @@ def make_evaluate(run, frozen, workdir, writer, timer):
       write_values(writer, step, evaluator.name, values)
       timer.phase('eval')
     if step == run.config.steps and multihost.is_first_host():
-      images.save_bytes(workdir / FINAL_EVAL_FILE, str(step).encode())
+      io_text.write_text(workdir / FINAL_EVAL_FILE, str(step))
 
   return evaluate
 
@@ -282,10 +282,15 @@ def write_values(writer, step, prefix, values):
     write(step, {f'{prefix}/{name}': value})
 
 
+def to_json(config) -> dict:
+  """A run's config as JSON has it."""
+  return io_text.parse_json(config.to_json_best_effort(), 'config', dict)
+
+
 def log_config_diff(run, workdir, log):
-  """Logs the keys that have changed since config.json was written."""
-  new, path = json.loads(run.config.to_json_best_effort()), workdir / 'config.json'
-  old = json.loads(path.read_text()) if path.exists() else new
+  """Logs the keys that have changed since config.json was written, which is for people alone."""
+  new = to_json(run.config)
+  old = io_text.read_own_json(workdir / 'config.json') or new
   for key in sorted(set(old) | set(new)):
     if old.get(key) != new.get(key):
       log(f'config: {key} changed from {old.get(key)} to {new.get(key)}')
@@ -297,9 +302,8 @@ def log_overview(run, workdir, first, log):
   config = run.config
   if first:
     log_config_diff(run, workdir, log)
-  text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
   if multihost.is_first_host():
-    images.save_bytes(workdir / 'config.json', text.encode())
+    io_text.write_json(workdir / 'config.json', to_json(config))
   leaves = jax.tree.leaves(run.shapes.params)
   count = sum(math.prod(x.shape) for x in leaves)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vargrl.io import numbers
+
 KEYS = ('name', 'b1', 'b2', 'eps', 'clip', 'ema', 'peak', 'warmup', 'schedule', 'end', 'scale')
 KEYS += ('decay',)
 SCHEDULES = ('constant', 'linear', 'cosine')
@@ -81,16 +83,13 @@ def check(config, updates):
   if config.schedule not in SCHEDULES:
     raise ValueError(f'optim.schedule: {config.schedule!r}, expected one of {SCHEDULES}')
   for key in ('peak', 'eps', 'end'):
-    if not 0 <= config[key] < math.inf:
-      raise ValueError(f'optim.{key}: {config[key]}, expected at least 0')
+    numbers.check_number(f'optim.{key}', config[key], least=0)
   for norm in [x for _, x in config.clip] if is_table(config.clip) else [config.clip]:
-    if norm is not None and not 0 <= norm < math.inf:
-      raise ValueError(f'optim.clip: {norm}, expected at least 0, or None')
+    if norm is not None:
+      numbers.check_number('optim.clip', norm, least=0)
   for key in ('b1', 'b2', 'ema'):
-    if not 0 <= config[key] < 1:
-      raise ValueError(f'optim.{key}: {config[key]}, expected 0 <= {key} < 1')
-  if not 0 <= config.warmup < updates:
-    raise ValueError(f'optim.warmup: {config.warmup} updates, expected 0 <= warmup < {updates}')
+    numbers.check_number(f'optim.{key}', config[key], least=0, below=1)
+  numbers.check_number('optim.warmup', config.warmup, least=0, below=updates)
 
 
 def is_table(clip):

@@ -73,8 +73,14 @@ def segment(section, name, model_config, given, changes):
   try:
     c = kind.Config(**knobs, **from_model(kind, model_config, section.kind))
   except ValueError as e:
-    raise ValueError(f'rollout.{name}: {str(e).removeprefix("rollout: ")}') from e
+    raise ValueError(f'rollout.{name}{sentence_end(str(e))}') from e
   return plans.Segment(name, kind, c, given)
+
+
+def sentence_end(error: str) -> str:
+  """What follows the name of a segment: 'rollout.KEY: ..' is of a key, else of the whole."""
+  key = error.removeprefix('rollout.')
+  return f'.{key}' if key != error else f': {error.removeprefix("rollout: ")}'
 
 
 def from_model(kind, model_config, name):

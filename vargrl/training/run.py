@@ -12,6 +12,7 @@ from vargrl import contracts
 from vargrl.checkpoint import digest
 from vargrl.data.dialogue import tokenizer as tokenizers
 from vargrl.eval import run as evaluators
+from vargrl.io import numbers as io_numbers
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, place, rows, rules
 from vargrl.rewards import mix
@@ -73,9 +74,11 @@ class Run:
     signature(self.objective.collect, collect, 'objective.collect')
     signature(self.objective.loss, config.objective.loss, 'objective.loss')
     signature(self.data_module.make, config.data, 'data', given=('seed', 'rows'))
-    for name in ('steps', 'save_every', 'minibatches', 'accum', 'epochs', 'show_every', 'keep'):
-      if config[name] < 1:
-        raise ValueError(f'{name}: {config[name]}, expected at least 1')
+    for name in ('steps', 'minibatches', 'accum', 'epochs', 'keep'):
+      io_numbers.check_number(name, config[name], least=1, whole=True)
+    for name in ('save_every', 'show_every'):
+      io_numbers.check_number(name, config[name], least=1)
+    io_numbers.check_number('max_replicated_share', config.max_replicated_share)
     timing.check(config.profile)
     pair = contracts.offers(self.objective, 'ROWS_TOGETHER') or 0  # rows that must stay together
     P = self.n_prompts = config.data.prompts if 'prompts' in config.data else config.data.batch
@@ -287,6 +290,7 @@ def check_sections(config):
       raise ValueError(f'config: key {key!r} found, it is called {now!r} now')
   if missing:
     raise ValueError(f'config: keys {sorted(config)} found, {missing} expected too')
+  io_numbers.check_no_nan('', config)
   contracts.check_keys('objective', config.objective, ('name', 'collect', 'loss'))
   contracts.check_keys('optim', config.optim, optim.KEYS)
 

@@ -3,7 +3,7 @@ of these before anything is compiled.
 """
 
 import dataclasses
-import pathlib
+import shlex
 from typing import Any
 import zlib
 
@@ -14,6 +14,7 @@ import jax
 from vargrl import contracts
 from vargrl.checkpoint import files, torch_format
 from vargrl.checkpoint import store as stores
+from vargrl.io import downloads, paths
 from vargrl.models.layers import lora
 from vargrl.parallel import place
 from vargrl.training import assemble
@@ -64,9 +65,11 @@ def checkpoint_path(config, name, root):
   if name not in config.init or not config.init[name] or hasattr(config.init[name], 'items'):
     return None
   path = str(config.init[name])
-  if '/' in path or path.endswith(files.SUFFIXES):
+  if '://' in path:
     return path
-  return str(pathlib.Path(root) / path / 'checkpoints')
+  if '/' in path or path.endswith(files.SUFFIXES):
+    return str(paths.path(path))
+  return str(paths.path(root) / path / 'checkpoints')
 
 
 def checkpoint_name(config, name):
@@ -182,10 +185,8 @@ def check_reference_file(key, path, hub, layouts, shapes):
   try:
     torch_format.check(path, layouts, shapes)
   except FileNotFoundError as e:
-    path = pathlib.Path(path)
-    raise FileNotFoundError(
-      f'{key}: {e}; `hf download {hub} {path.name} --local-dir {path.parent}` '
-      'brings it, if it is a published one'
-    ) from e
+    path = paths.path(path)
+    command = downloads.from_hub(f'{hub} {shlex.quote(path.name)}', path.parent)
+    raise FileNotFoundError(f'{key}: {e}; {command} brings it, if it is a published one') from e
   except ValueError as e:
     raise ValueError(f'{key}: {e}') from e

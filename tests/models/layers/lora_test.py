@@ -138,9 +138,9 @@ def test_computes_in_the_dtype_of_the_activations(adapted):
 @pytest.mark.parametrize(
   'changes, words',
   [
-    (dict(lora_rank=-1), 'policy.lora_rank: -1, expected at least 0'),
-    (dict(lora_rank=4), 'policy.lora_alpha: 0.0 with rank 4, expected a positive number'),
-    (dict(lora_rank=4, lora_alpha=-1.0), 'policy.lora_alpha: -1.0 with rank 4'),
+    (dict(lora_rank=-1), 'policy.lora_rank: -1 found, an integer at least 0'),
+    (dict(lora_rank=4), 'policy.lora_alpha: 0.0 found, a number above 0'),
+    (dict(lora_rank=4, lora_alpha=-1.0), 'policy.lora_alpha: -1.0 found'),
   ],
 )
 def test_a_rank_without_a_share_is_refused(smoke, changes, words):

@@ -1,10 +1,9 @@
 """Layers in a scan, and the options that all of them share."""
 
-import math
-
 import flax.linen as nn
 import jax
 
+from vargrl.io import numbers
 from vargrl.models.layers.attention import KERNELS
 
 
@@ -15,12 +14,9 @@ def check_options(c):
       raise ValueError(f'policy.{name}: {getattr(c, name)!r}, expected one of {known}')
   if not hasattr(c, 'lora_rank'):
     return
-  if c.lora_rank < 0:
-    raise ValueError(f'policy.lora_rank: {c.lora_rank}, expected at least 0')
-  if c.lora_rank and not 0 < c.lora_alpha < math.inf:
-    raise ValueError(
-      f'policy.lora_alpha: {c.lora_alpha} with rank {c.lora_rank}, expected a positive number'
-    )
+  numbers.check_number('policy.lora_rank', c.lora_rank, least=0, whole=True)
+  if c.lora_rank:
+    numbers.check_number('policy.lora_alpha', c.lora_alpha, above=0)
 
 
 def scan_layers(block, c, length, in_axes, static=(), name=None):

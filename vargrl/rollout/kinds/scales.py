@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.io import numbers as io_numbers
 from vargrl.models.layers.masks import scale_index
 from vargrl.models.nets.block import Block
 from vargrl.rollout import sampling
@@ -50,8 +51,7 @@ class Config:
 
   def __post_init__(self):
     check(self)
-    if self.top_k < 0:
-      raise ValueError(f'rollout: top_k={self.top_k}, expected at least 0')
+    io_numbers.check_number('rollout.top_k', self.top_k, least=0, whole=True)
 
   images = 1
 
@@ -83,10 +83,9 @@ def check(c):
   if c.logp_of not in LOGP_OF:
     raise ValueError(f'rollout: logp_of={c.logp_of!r}, expected one of {LOGP_OF}')
   for name, least in (('guidance', 0), ('temperature', 1e-6)):
-    if not min(numbers(getattr(c, name))) >= least:
-      raise ValueError(f'rollout: {name}={getattr(c, name)}, expected at least {least}')
-  if not 0 <= c.top_p <= 1:
-    raise ValueError(f'rollout: top_p={c.top_p}, expected 0 <= top_p <= 1')
+    for x in numbers(getattr(c, name)):
+      io_numbers.check_number(f'rollout.{name}', x, least=least)
+  io_numbers.check_number('rollout.top_p', c.top_p, least=0, most=1)
   if c.scales:
     c.strengths(), c.temperatures()
 

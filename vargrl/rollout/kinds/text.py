@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vargrl.io import numbers
 from vargrl.models.nets.block import Block
 from vargrl.rollout import sampling, vmaps
 
@@ -44,13 +45,10 @@ class Config:
   next_token: int = -1
 
   def __post_init__(self):
-    if not self.temperature > 0:
-      raise ValueError(f'rollout: temperature={self.temperature}, expected a positive number')
-    if self.top_k < 0 or not 0 <= self.top_p <= 1 or self.max_tokens < 1:
-      raise ValueError(
-        f'rollout: top_k={self.top_k}, top_p={self.top_p}, max_tokens={self.max_tokens}; expected '
-        'top_k >= 0, 0 <= top_p <= 1, max_tokens >= 1'
-      )
+    numbers.check_number('rollout.temperature', self.temperature, above=0)
+    numbers.check_number('rollout.top_k', self.top_k, least=0, whole=True)
+    numbers.check_number('rollout.top_p', self.top_p, least=0, most=1)
+    numbers.check_number('rollout.max_tokens', self.max_tokens, least=1, whole=True)
 
 
 @flax.struct.dataclass
