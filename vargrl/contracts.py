@@ -110,12 +110,13 @@ def module(name: str, *contracts: str):
       f'on sys.path); did you mean {close[0]!r}?'
     )
   for contract in contracts:
-    for need, what in CONTRACTS[contract].items():
-      if not hasattr(found, need):
-        raise ValueError(
-          f'name: {name!r} found, which has no {need} ({what}), as expected of a module of the '
-          f'kind {contract!r}'
-        )
+    needs = CONTRACTS[contract].items()
+    missing = [f'{need} ({what})' for need, what in needs if not hasattr(found, need)]
+    if missing:
+      raise ValueError(
+        f'name: {name!r} found, which has no {", no ".join(missing)}, as expected of a module of '
+        f'the kind {contract!r}'
+      )
   return found
 
 

@@ -28,7 +28,7 @@ class Store:
   """
 
   def __init__(self, folder, *, every_steps: int, max_to_keep: int):
-    if every_steps < 1 or max_to_keep < 1:
+    if not (every_steps >= 1 and max_to_keep >= 1):
       raise ValueError(
         f'{folder}: every_steps={every_steps} and max_to_keep={max_to_keep}, expected both at '
         'least 1'

@@ -110,6 +110,7 @@ def compile_run(name, config, where, effort):
   with config.unlocked():
     config.init = {}  # weights are not needed, and need not be there
   run = Run(config, '.', inference_only=True, devices=devices)
+  flops.check(run)
   run.rewards = assemble.rewards(config, run.built, abstract=True)
   shape = 'x'.join(str(n) for n in run.mesh.shape.values())
   print(

@@ -16,7 +16,7 @@ def make(*, classes: int, prompts: int, seed: int, rows: Sequence[int]) -> strea
 
   prompts: how many a global step has, of which this host has the `rows`; range(prompts) is all."""
   streams.check_rows(prompts, rows)
-  if classes < 1:
+  if not classes >= 1:
     raise ValueError(f'classes: {classes} found, at least 1 expected')
   labels, rows = functools.partial(_labels, n=prompts, classes=classes, seed=seed), np.array(rows)
   records = grain.MapDataset.range(streams.ENDLESS).map(

@@ -173,7 +173,7 @@ def check_labels(label: np.ndarray, limit: int, name: str, record: int | None = 
 
 def check_rows(batch: int, rows: Sequence[int]) -> None:
   """Raises ValueError unless `rows` are indices of a batch's rows, ascending."""
-  if batch < 1:
+  if not batch >= 1:
     raise ValueError(f'batch: {batch} found, at least 1 expected')
   rows = list(rows)
   if not rows or rows != sorted(set(rows)) or not 0 <= rows[0] <= rows[-1] < batch:

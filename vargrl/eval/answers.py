@@ -103,7 +103,7 @@ def check(built, per_prompt):
   """Raises ValueError for a policy that answers no dialogues, or no answers at all."""
   if built.policy.generate is None or 'tokens' not in built.policy.features:
     raise ValueError('answers: a policy that reads text expected')
-  if per_prompt < 1:
+  if not per_prompt >= 1:
     raise ValueError(f'per_prompt: {per_prompt} found, at least 1 expected')
 
 

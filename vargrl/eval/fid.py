@@ -69,9 +69,9 @@ def check(built, images, batch, npz, dataset):
   if policy.generate is None:
     raise ValueError('fid: the run has no policy to sample from')
   samples.refuse_text(policy)
-  if images < classes or images % classes:
+  if not images >= classes or images % classes:
     raise ValueError(f'images: {images} found, a multiple of the {classes} classes expected')
-  if batch < 1:
+  if not batch >= 1:
     raise ValueError(f'batch: {batch} found, at least 1 expected')
   if npz and dataset:
     raise ValueError(f"npz: {npz!r} and dataset {dataset!r} found, one of them '' expected")

@@ -15,7 +15,7 @@ def make(built, *, dataset, size, dir, per_class, seed):
   variance of that split; and a `grid` of samples.
 
   dataset, dir: of TFDS, with splits 'train' and 'test'. size: of an image, in pixels."""
-  if per_class < 1:
+  if not per_class >= 1:
     raise ValueError(f'per_class: {per_class} found, at least 1 expected')
   draw, memory = samples.sampler(built), {}
   splits = [

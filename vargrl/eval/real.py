@@ -15,7 +15,7 @@ def images(built, *, dataset, split, size, crop, dir, limit, features):
     raise ValueError(
       f"crop: {crop!r} found, 'none' or 'center' expected: an evaluation draws nothing"
     )
-  if limit < 0:
+  if not limit >= 0:
     raise ValueError(f'limit: {limit} found, 0 (all) or a number of images expected')
   wanted = contracts.offers(built.policy.config, 'image_size') or size
   if size != wanted:

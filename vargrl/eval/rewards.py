@@ -21,7 +21,7 @@ def make(built, *, classes, per_class, seed, preset, batch, rewards, pool):
   policy, classes_known = built.policy, contracts.offers(built.policy.config, 'classes') or 0
   samples.refuse_text(policy)
   label_P = samples.labels(classes)
-  if per_class < 1:
+  if not per_class >= 1:
     raise ValueError(f'per_class: {per_class} found, at least 1 expected')
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() < classes_known:
     raise ValueError(f'classes: {classes} found, some of 0 .. {classes_known - 1} expected')

@@ -70,7 +70,7 @@ def check_common(section):
         raise ValueError(f'key {key!r} found, it is called {now!r} now')
     raise ValueError(f'keys {sorted(section.keys())} found, {sorted(missing)} expected too')
   every = section['every_steps']
-  if type(every) is not int or every < 0:
+  if type(every) is not int or not every >= 0:
     raise ValueError(
       f'every_steps: {every!r} found, a number of steps, or 0 for the first and the last, expected'
     )

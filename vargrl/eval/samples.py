@@ -15,7 +15,7 @@ def make(built, *, classes, per_class, seed, preset):
   preset: '' samples as the run's own rollouts do; a name, such as 'var', with published settings.
   Raises ValueError for what the policy cannot sample."""
   draw, known = sampler(built, preset), built.policy.config.classes
-  if per_class < 1:
+  if not per_class >= 1:
     raise ValueError(f'per_class: {per_class} found, at least 1 expected')
   label_P = labels(classes)
   if not len(label_P) or not 0 <= label_P.min() <= label_P.max() <= known:

@@ -80,7 +80,7 @@ def check(built, task, max_text_tokens):
     raise ValueError(f'task: {task!r} found, one of {TASKS} expected')
   if built.policy.generate is None or 'tokens' not in built.policy.features:
     raise ValueError('scenes: a policy of text and pictures expected')
-  if task == 'question' and max_text_tokens < 1:
+  if task == 'question' and not max_text_tokens >= 1:
     raise ValueError(f'max_text_tokens: {max_text_tokens} found, at least 1 expected of an answer')
 
 

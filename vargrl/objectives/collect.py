@@ -67,7 +67,7 @@ def check(*, rollouts, old_logp, std, eps, kl_reward, reward_mix, resample, upda
   ):
     if value not in known:
       raise ValueError(f'objective.collect.{name}: {value!r}, expected one of {known}')
-  if old_logp == 'current' and updates > 1:
+  if old_logp == 'current' and updates != 1:
     raise ValueError(
       f"objective.collect.old_logp: 'current' with {updates} updates per batch; expected 1, or "
       "'trainer'"

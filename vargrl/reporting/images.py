@@ -91,7 +91,7 @@ def _check(images, captions, columns):
     raise ValueError(
       f'captions: {len(captions)} found, one for each of {len(images)} images expected'
     )
-  if columns < 1:
+  if not columns >= 1:
     raise ValueError(f'columns: {columns} found, at least 1 expected')
 
 

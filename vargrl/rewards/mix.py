@@ -63,7 +63,7 @@ def make(
         host[nickname] = pools.Pool(name, options, **knobs)
       elif hasattr(module, 'judge'):
         options |= without_files(module, options) if abstract else {}
-        judges[nickname] = make_judge(nickname, name, module.judge, options)
+        judges[nickname] = make_judge(nickname, name, module, options, abstract)
       else:
         device[nickname] = bind_options(name, module.reward, options, bind)
   except BaseException:
@@ -145,16 +145,19 @@ def bind_options(name, function, options, bind):
   return functools.partial(function, **options, **given)
 
 
-def make_judge(nickname, name, function, options):
-  """The Judge that a module's function makes of its options.
+def make_judge(nickname, name, module, options, abstract):
+  """The Judge that a module makes of its options. abstract: those of files are None.
 
   Raises ValueError or FileNotFoundError, naming the reward, for what is wrong with those."""
-  worker.check_options(name, function, options, ())
+  worker.check_options(name, module.judge, options, ())
   try:
-    return function(**options)
+    return module.judge(**options)
   except (ValueError, OSError) as e:
     kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
-    raise kind(f'reward {nickname} ({name}): {e}') from e
+    more = ''
+    if abstract and kind is FileNotFoundError:
+      more = f'; FILES = {module.FILES!r} found, all options expected in it that name files'
+    raise kind(f'reward {nickname} ({name}): {e}{more}') from e
 
 
 class Mix:

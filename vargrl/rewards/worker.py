@@ -27,6 +27,8 @@ HIDING = threading.Lock()
 
 def suggestion(name, names):
   """The end of an error message: the name that was probably meant, or all that there are."""
+  if not names:
+    return '; there are none'
   close = difflib.get_close_matches(name, names, n=1)
   return f'; did you mean {close[0]!r}?' if close else f'; there are: {", ".join(sorted(names))}'
 
@@ -85,6 +87,14 @@ def check_options(name, function, options, arrays):
     signature = inspect.signature(function)
   except (TypeError, ValueError):
     return  # a builtin without a signature: the first call will tell
+  try:
+    signature.bind_partial(*arrays)
+  except TypeError as e:
+    given = ', '.join(arrays)
+    raise ValueError(
+      f'reward {name}: a function with the parameters {signature} found, which is called with '
+      f'({given}) and then its options by name; ({given}, *, ...) expected'
+    ) from e
   known = list(signature.parameters)[len(arrays) :]
   if not any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values()):
     for option in options:

@@ -1,6 +1,7 @@
 """How much arithmetic the programs of a run have to do and how many bytes have to travel, whatever
 a compiler makes of them; and how many tokens and pictures a step learns from."""
 
+import itertools
 import math
 
 import flax.linen as nn
@@ -27,6 +28,14 @@ def step_passes(run):
       f'{run.config.policy.name}, see types.Pass'
     )
   return found
+
+
+def check(run):
+  """Raises ValueError where the passes of a step or their FLOPs cannot be said: at the start of a
+  run, not when it times its first step."""
+  for programs in step_passes(run).values():
+    for p in itertools.chain(*programs.values()):
+      pass_flops(run, p)
 
 
 def program_flops(run, name, kind=''):
@@ -59,6 +68,11 @@ def pass_flops(run, p):
     return rows * sum(parts.values()) * (2 if logp_guided else 1)
   trained, total = run.optimizer.trained['policy'], 0
   for part, count in parts.items():
+    if part and part not in trained:
+      raise ValueError(
+        f'{config.policy.name}.flops: part {part!r} found, one of the weights {sorted(trained)} '
+        "expected, or ''"
+      )
     one = passes_of_learning(trained[part] if part else trained, part == 'vision')
     second = {'cond': 0, 'guided': one, 'guided_stopgrad': 1}
     logp_of = 'cond'

@@ -17,7 +17,7 @@ from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, place, rows, rules
 from vargrl.rewards import mix
 from vargrl.training import assemble as building
-from vargrl.training import optim, timing, update, weights
+from vargrl.training import flops, optim, timing, update, weights
 from vargrl.types import State, sides
 
 # What every run says of itself, besides sections of networks that some have.
@@ -50,6 +50,7 @@ class Run:
     if inference_only:
       return
     building.check_reference(config, self.built, self.optimizer.trained)
+    flops.check(self)
     options = {k: v for k, v in config.data.items() if k != 'name'}
     self.data = self.data_module.make(
       seed=config.seed, rows=multihost.local_rows(self.mesh, self.n_prompts), **options

@@ -56,9 +56,9 @@ def check_budget(budget: RowBudget, format: DialogueFormat):
   """Raises ValueError for a row that could hold nothing, or parts of embeddings."""
   least = int(not format.text_alone)
   if (
-    budget.length < 2
-    or budget.max_context < least
-    or min(budget.max_images, budget.max_patches) < 0
+    not budget.length >= 2
+    or not budget.max_context >= least
+    or not (budget.max_images >= 0 and budget.max_patches >= 0)
   ):
     raise ValueError(
       f'data: length {budget.length}, max_patches {budget.max_patches}, max_images '

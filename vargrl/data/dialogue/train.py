@@ -196,7 +196,7 @@ def open_source(*, dataset: str, split: str, dir: str, max_records: int, role: s
     if (role == 'pair') != dataset.endswith('/pairs'):
       kind = 'preferences' if role == 'pair' else 'dialogues'
       raise ValueError(f'dataset: {dataset!r} found, a data set of {kind} expected')
-    if dir or max_records < 1:
+    if dir or not max_records >= 1:
       raise ValueError(
         f"{dataset}: dir {dir!r}, max_records {max_records} found, '' and at least 1 expected"
       )
