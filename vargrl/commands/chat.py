@@ -26,10 +26,12 @@ from vargrl.commands import folder as folders
 from vargrl.commands import inference
 from vargrl.data import text
 from vargrl.data.dialogue import encode
-from vargrl.data.dialogue.encode import IMAGE, IMAGE_GEN, Dialogue
+from vargrl.data.dialogue.messages import IMAGE, IMAGE_GEN, IMAGE_PATTERN, Dialogue, unmark
 from vargrl.eval.samples import row_keys
+from vargrl.io import paths
+from vargrl.io import text as io_text
 from vargrl.parallel import multihost, rows
-from vargrl.reporting import images, pages
+from vargrl.reporting import pages
 from vargrl.rollout.sampler import make_sampler
 from vargrl.training import assemble, chain
 from vargrl.training.run import Run, check_token_ids
@@ -80,15 +82,15 @@ def draw(
 
   experiment: 'experiments/NAME.py[:variant]', trained in `workdir`, or its config. run: of a chain;
   its last if empty. dialogues: each a text, or messages [{'role', 'content'}] in turns, or
-  {'messages', 'images'} with an image for every <image>. A content may also be a list of texts and
-  images. An image is uint8 [y, x, 3], the bytes of a file or its path. An answer that a dialogue
-  ends with is left out. max_text_tokens: at most so many text tokens before each image of an
-  answer, and after the last, so that (64, 0) ends with an image and (64,) has none; (): (64, 64),
-  or (64,) of a policy that draws none; whether there is an image is the model's choice. begin: the
-  text after which an image begins without its choice, '' for none; or that of the answer that a
-  dialogue ends with, if that has an <image_gen>. length, patches: size of a padded prompt, 0: of
-  the longest. batch: dialogues on a device at once. An answer is a function of its dialogue, the
-  seed and its place in the list.
+  {'messages', 'images'} with an image for every <image>. A content may also be a list of texts,
+  images and {'type': 'text', 'text'}, whose text may say the word <image>. An image is uint8
+  [y, x, 3], the bytes of a file or its path. An answer that a dialogue ends with is left out.
+  max_text_tokens: at most so many text tokens before each image of an answer, and after the last,
+  so that (64, 0) ends with an image and (64,) has none; (): (64, 64), or (64,) of a policy that
+  draws none; whether there is an image is the model's choice. begin: the text after which an image
+  begins without its choice, '' for none; or that of the answer that a dialogue ends with, if that
+  has an <image_gen>. length, patches: size of a padded prompt, 0: of the longest. batch: dialogues
+  on a device at once. An answer is a function of its dialogue, the seed and its place in the list.
 
   Raises ValueError or OSError for what is wrong with a dialogue, an image or the checkpoint, before
   anything is compiled."""
@@ -145,7 +147,7 @@ def prepare(
   errors. Raises ValueError or OSError for all that may be wrong, before anything is compiled."""
   trained_length = max(one.data.get('length', 0) for _, one in chain.runs(config))
   name, config = chain.select_run(config, run)
-  root = pathlib.Path(workdir)
+  root = paths.path(workdir)
   if not answers_in_text(config):
     raise ValueError(
       f'--run: {name or root.name} trains {config.policy.name}, a policy that answers in text '
@@ -168,7 +170,7 @@ def prepare(
     patches=patches,
     trained_length=trained_length,
   )
-  answers = [x.messages[-1][1].split(IMAGE_GEN)[0].strip() for x in dialogues]
+  answers = [unmark(x.messages[-1][1].split(IMAGE_GEN)[0]).strip() for x in dialogues]
   run = inference.build(config, root)
   names, settings = answer_plan(lengths)
   policy = run.policy.with_plan(names, **settings)
@@ -218,7 +220,7 @@ def text_lengths(max_text_tokens, begin) -> tuple:
       raise ValueError(
         f'max_text_tokens: {lengths} found, two numbers at least expected where an image begins'
       )
-    if encode.IMAGE_PATTERN.search(begin):
+    if IMAGE_PATTERN.search(begin):
       raise ValueError(f'begin: {begin!r} found, text without {IMAGE_GEN} and {IMAGE} expected')
     lengths = (0, *lengths[1:])
   if not lengths or min(lengths) < 0 or not 0 < sum(lengths) <= CONTEXT:
@@ -230,7 +232,7 @@ def generate(session: ChatSession, params, frozen, *, seed, batch, skip=0):
   """Yields (index of the first, [answer]) of every batch but those of the first `skip`
   dialogues."""
   count = len(session.prefixes)
-  if batch < 1:
+  if not batch >= 1:
     raise ValueError(f'batch: {batch} found, at least 1 expected')
   keys_B = row_keys(session.policy, seed, count, 1)
   for row_B, counts_B in rows.batches(count, batch):
@@ -294,7 +296,7 @@ def main(flags):
     length=0,
     patches=0,
   )
-  folder = pathlib.Path(flags.out or pathlib.Path(flags.workdir) / 'answers')
+  folder = io_text.check_writable(flags.out or paths.path(flags.workdir) / 'answers', '--out')
   with jax.set_mesh(session.run.mesh):
     params, frozen, step = inference.restore(session.run, session.folder)
     settings = {
@@ -323,9 +325,8 @@ def resume_folder(session, folder, dialogues, params, frozen, *, seed, settings,
   files, as batches are cut alike. settings: what else the answers depend on. Raises ValueError for
   a folder of another seed or other settings."""
   folders.check_folder(folder, settings | {'seed': seed}, flag='--out')
-  path, records, new = folder / 'answers.jsonl', [], 0
-  if path.exists():
-    records = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+  path, new = folder / 'answers.jsonl', 0
+  records = prompts_of.read_records(path)
   batches = generate(session, params, frozen, seed=seed, batch=batch, skip=len(records))
   for first, answers in batches:
     records[first:] = [
@@ -334,7 +335,7 @@ def resume_folder(session, folder, dialogues, params, frozen, *, seed, settings,
     ]
     new += len(answers)
     lines = ''.join(json.dumps(x, ensure_ascii=False) + '\n' for x in records)
-    images.save_bytes(path, lines.encode())
+    io_text.write_text(path, lines)
   page = pages.dialogues_page([prompts_of.contents(folder, record) for record in records])
-  images.save_bytes(folder / 'index.html', page.encode())
+  io_text.write_text(folder / 'index.html', page)
   return records, new

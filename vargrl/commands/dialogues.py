@@ -8,7 +8,20 @@ import numpy as np
 
 from vargrl.data.dialogue import encode, files, pack
 from vargrl.data.dialogue import train as training_rows
-from vargrl.data.dialogue.encode import IMAGE, IMAGE_GEN, Dialogue, DialogueFormat
+from vargrl.data.dialogue.encode import DialogueFormat
+from vargrl.data.dialogue.messages import (
+  IMAGE,
+  IMAGE_GEN,
+  IMAGE_PATTERN,
+  PLACES,
+  Dialogue,
+  from_file,
+  image_placeholders,
+  mark,
+  to_file,
+  unmark,
+)
+from vargrl.io import text
 from vargrl.reporting import images
 
 # Prompts are padded to the longest of them, up to a multiple of so many tokens, and embeddings.
@@ -25,14 +38,19 @@ def parse(dialogue, where: str) -> Dialogue:
   messages, images = [], []
   for message in listed:
     content = message.get('content') if isinstance(message, dict) else None
-    for part in content if isinstance(content, (list, tuple)) else [content or '']:
-      count = len(encode.IMAGE_PATTERN.findall(part)) if isinstance(part, str) else 0
-      images += rest[:count] if isinstance(part, str) else [part]
+    several = isinstance(content, (list, tuple))
+    parts = list(content) if several else [content or '']
+    for i, part in enumerate(parts):
+      if isinstance(part, str):
+        count = len(IMAGE_PATTERN.findall(part))
+      elif isinstance(part, dict):  # as in a data file
+        count = int(part.get('type') == 'image')
+      else:
+        images.append(part)
+        parts[i], count = IMAGE, 0
+      images += rest[:count]
       rest = rest[count:]
-    if isinstance(content, (list, tuple)):
-      text = ''.join(part if isinstance(part, str) else IMAGE for part in content)
-      message = message | {'content': text}
-    messages.append(message)
+    messages.append(message | {'content': parts} if several else message)
   images += rest
   parts, images = files.check_record({'messages': messages, 'images': images}, where, 'prompt')
   sources = [image_source(image, where) for image in images]
@@ -41,10 +59,10 @@ def parse(dialogue, where: str) -> Dialogue:
 
 def image_source(image, where: str):
   """An image as a Dialogue has it: bytes, a path, or uint8 [y, x, 3]. Raises ValueError."""
-  if isinstance(image, (str, bytes)):
+  if isinstance(image, bytes):
     return image
-  if isinstance(image, os.PathLike):
-    return os.fspath(image)
+  if isinstance(image, (str, os.PathLike)):
+    return files.home(os.fspath(image))
   image = np.asarray(image)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
     raise ValueError(
@@ -146,26 +164,36 @@ def save_record(folder, i, dialogue: Dialogue, answer):
   content, names = '', []
   for part in answer:
     if isinstance(part, str):
-      content += part
+      content += mark(part)
       continue
     names.append(f'{i:05d}_{len(names)}.png')
     images.save_png(folder / names[-1], part)
     content += IMAGE_GEN
-  messages = [{'role': role, 'content': x} for role, x in (*before, ('assistant', content))]
-  shown = dialogue.images[: len(encode.image_placeholders(before))]
+  messages = [
+    {'role': role, 'content': to_file(x)} for role, x in (*before, ('assistant', content))
+  ]
+  shown = dialogue.images[: len(image_placeholders(before))]
   return {'messages': messages, 'images': [*map(os.path.abspath, shown), *names]}
 
 
 def contents(folder, record):
-  """[(role, [text or path of an image])] of a record."""
-  paths = iter(record['images'])
-  return [
-    (
-      message['role'],
-      [
-        folder / next(paths) if part in (IMAGE, IMAGE_GEN) else part
-        for part in encode.IMAGE_PATTERN.split(message['content'])
-      ],
-    )
-    for message in record['messages']
-  ]
+  """[(role, [text or path of an image])] of a record; places beyond its images are words."""
+  found, rest = [], iter(record['images'])
+  for message in record['messages']:
+    role, parts = message['role'], []
+    for part in IMAGE_PATTERN.split(from_file(role, message['content'], folder)):
+      path = next(rest, None) if part == PLACES.get(role) else None
+      parts.append(unmark(part) if path is None else folder / path)
+    found.append((role, parts))
+  return found
+
+
+def read_records(path):
+  """The records of answers.jsonl up to the first that a crash has damaged, [] without a file."""
+  data = path.read_bytes() if path.exists() else b''
+  records, end = [], 0
+  for line, record in text.parse_rows(data):
+    if not data.startswith(line, end):
+      break
+    records, end = [*records, record], end + len(line)
+  return records

@@ -2,29 +2,40 @@
 settings."""
 
 import json
+import logging
 
-from vargrl.reporting import images
+from vargrl.io import text
 
 SETTINGS = '.samples.json'  # the file, in the folder, of what its files were made from
 
 
 def check_folder(folder, settings, *, flag):
   """Writes down the settings that the files of a folder depend on. Raises ValueError, which begins
-  with `flag`, for a folder of other settings, and for one that another program has filled."""
+  with `flag`, for a folder of other settings, and for one that another program has filled.
+
+  Where a crash has left the settings empty or cut, these are written in their place, with a
+  warning."""
   path = folder / SETTINGS
   if folder.exists() and not folder.is_dir():
     raise ValueError(f'{flag}: {folder} found, a folder expected')
-  names = [x.name for x in folder.iterdir()] if folder.exists() else []
+  found = [x.name for x in folder.iterdir()] if folder.exists() else []
+  names = [x for x in found if not (x.startswith('.') and x.endswith('.part'))]  # cut by a kill
   if names and SETTINGS not in names:
     raise ValueError(
       f'{flag}: {folder} holds files that this command has not written, expected a new folder'
     )
-  if set(names) <= {SETTINGS}:
-    images.save_bytes(path, json.dumps(settings, indent=2).encode())  # no file is there yet
+  old = text.read_own_json(path)
+  if old is None or names == [SETTINGS]:
+    if names not in ([], [SETTINGS]):
+      logging.warning(
+        '%s: empty or cut, the settings of the files beside it expected; they are kept as if made '
+        'with those of now',
+        path,
+      )
+    text.write_json(path, settings)
+    return
   check_equal(
-    json.loads(path.read_text()),
-    json.loads(json.dumps(settings)),
-    f'{flag}: {folder} was started with',
+    old, text.parse_json(json.dumps(settings), 'settings'), f'{flag}: {folder} was started with'
   )
 
 

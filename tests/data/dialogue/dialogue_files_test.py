@@ -202,7 +202,7 @@ def test_a_wrong_pair_is_told(talks, tmp_path, change, message):
 @pytest.mark.parametrize(
   'name, content, message',
   [
-    ('x.json', '{"messages": []}', 'x.json: dict found, a list of records expected'),
+    ('x.json', '{"messages": []}', 'x.json: dict found in JSON, a list expected'),
     ('x.json', '[{', 'x.json: no JSON'),
     ('x.jsonl', '\n{}\n{', 'x.jsonl: record 0: [] found, keys'),
     ('x.jsonl', '{', 'x.jsonl: record 0: no JSON'),
@@ -243,7 +243,9 @@ def test_what_is_not_there_is_told(tmp_path, talks):
 def test_a_file_that_is_no_utf8_is_told(tmp_path, end):
   path = tmp_path / f'x{end}'
   path.write_bytes(b'[\xff]\n')
-  with pytest.raises(ValueError, match=rf'x{end}: byte 1 is 0xff, text in UTF-8 expected'):
+  with pytest.raises(
+    ValueError, match=rf'x{end}: (record 0: )?byte 1 is 0xff, text in UTF-8 expected'
+  ):
     read(path, 'prompt')
 
 

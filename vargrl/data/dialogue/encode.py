@@ -8,7 +8,6 @@ images it shows, G the images it generates, [y, x] their pixels."""
 
 from collections.abc import Sequence
 import dataclasses
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +17,15 @@ from vargrl.data import image as imaging
 from vargrl.data import patches as patching
 from vargrl.data import text
 from vargrl.data.dialogue import tokenizer as tokenizers
+from vargrl.data.dialogue.messages import (
+  IMAGE,
+  IMAGE_GEN,
+  Dialogue,
+  image_placeholders,
+  to_chat_messages,
+  unmark,
+)
 
-IMAGE, IMAGE_GEN = '<image>', '<image_gen>'  # as in the data files of VARGPT-v1.1
-IMAGE_PATTERN = re.compile(f'({IMAGE}|{IMAGE_GEN})')
 EMPTY_DIALOGUE = (('user', ''), ('assistant', IMAGE_GEN))
 CROPS, LOSS_ON, POSITIONS = (
   ('cover', 'vargpt', 'none'),
@@ -33,26 +38,6 @@ VISION_KEYS = ('patch', 'merge', 'frames', 'min_pixels', 'max_pixels')
 
 class DoesNotFit(ValueError):
   """A dialogue without room in a row. It is skipped, as one with an unreadable image is."""
-
-
-class Dialogue(NamedTuple):
-  """Messages, and the images that they have.
-
-  Attributes:
-    messages: ((role, content), ...), each content with IMAGE and IMAGE_GEN in the place of images.
-    images: of all messages, in order; each uint8 [y, x, 3], the bytes of a file or its path.
-    metadata: what a checker needs to judge an answer.
-  """
-
-  messages: tuple
-  images: tuple
-  metadata: Any = None
-
-  @property
-  def text(self):
-    """The user's last message, without the places of images."""
-    last = [content for role, content in self.messages if role == 'user'][-1]
-    return ' '.join(IMAGE_PATTERN.sub(' ', last).split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,27 +200,6 @@ def encode_images(format: DialogueFormat, sources, *, framed: bool) -> VisionPat
   )
 
 
-def image_placeholders(messages):
-  """[IMAGE or IMAGE_GEN] of each image of messages ((role, content), ...), in order."""
-  return [place for _, content in messages for place in IMAGE_PATTERN.findall(content)]
-
-
-def to_chat_messages(messages):
-  """Messages as a chat template takes them, with one GEN_PAD for every generated image."""
-
-  def convert(content):
-    content = content.replace(IMAGE_GEN, text.GEN_START + text.GEN_PAD + text.GEN_END)
-    if IMAGE not in content:
-      return content
-    parts = [
-      {'type': 'image'} if part == IMAGE else {'type': 'text', 'text': part}
-      for part in IMAGE_PATTERN.split(content)
-    ]
-    return [part for part in parts if part.get('text') != '']
-
-  return [{'role': role, 'content': convert(content)} for role, content in messages]
-
-
 def encode(
   format: DialogueFormat,
   dialogue: Dialogue,
@@ -260,16 +224,8 @@ def encode(
   seed = int(rng.integers(2**63))
   shown = [image for image, kind in zip(images, kinds) if kind == IMAGE]
   vision = encode_images(format, shown, framed=bool(targets))
-  tokens, mask = text.encode_dialogue(
-    format.tokenizer, to_chat_messages(messages), counts=[1] * len(vision.sizes)
-  )
-  tokens, mask = (x[: np.flatnonzero(mask)[-1] + 1] for x in (tokens, mask))
+  tokens, mask = encode_text(format, messages)
   pad = image_token(format, text.GEN_PAD)
-  if (found := int((tokens == pad).sum())) != len(targets):
-    raise ValueError(
-      f'dialogue: {found} tokens {text.GEN_PAD} found, one for each of {len(targets)} {IMAGE_GEN} '
-      'expected'
-    )
   repeats = token_repeats(format, tokens, vision) + (image_tokens - 1) * (tokens == pad)
   image_start = (np.cumsum(repeats) - repeats)[tokens == pad].astype(np.int32)
   tokens, mask = np.repeat(tokens, repeats), np.repeat(mask, repeats)
@@ -287,6 +243,36 @@ def encode(
     np.stack(image) if image else np.zeros((0, *format.size, 3), np.float32),
     image_start,
     [np.flatnonzero(tokens[: start - 1] != pad).astype(np.int32) for start in image_start],
+  )
+
+
+def encode_text(format: DialogueFormat, messages):
+  """(tokens int32 [L], answer_mask bool [L]) of messages up to the end of the last answer, with one
+  VISION_PAD or GEN_PAD for each image.
+
+  Raises ValueError for a text that has tokens of images in it, and what the template does."""
+  places = image_placeholders(messages)
+  tokens, mask = text.encode_dialogue(
+    format.tokenizer, to_chat_messages(messages), counts=[1] * places.count(IMAGE)
+  )
+  if not mask.any():
+    raise ValueError('dialogue: no token of an answer found by the chat template, some expected')
+  tokens, mask = (x[: np.flatnonzero(mask)[-1] + 1] for x in (tokens, mask))
+  found, wanted = int((tokens == image_token(format, text.GEN_PAD)).sum()), places.count(IMAGE_GEN)
+  if found != wanted:
+    raise ValueError(
+      f'dialogue: {found} tokens {text.GEN_PAD} found, one for each of {wanted} {IMAGE_GEN} '
+      'expected'
+    )
+  return tokens, mask
+
+
+def encode_prompt_text(format: DialogueFormat, messages) -> np.ndarray:
+  """int32 [L]: the tokens of messages up to where the assistant begins its answer, with one
+  VISION_PAD for each image; raises like `encode_text`."""
+  places = image_placeholders(messages)
+  return text.encode_prompt(
+    format.tokenizer, to_chat_messages(messages), counts=[1] * places.count(IMAGE)
   )
 
 
@@ -336,9 +322,7 @@ def encode_prompt(
   if prefill_image and IMAGE_GEN not in answer:
     raise DoesNotFit(f'prompt: no {IMAGE_GEN} in the last answer found, one expected')
   vision = encode_images(format, dialogue.images[: len(kinds)], framed=IMAGE_GEN in answer)
-  tokens = text.encode_prompt(
-    format.tokenizer, to_chat_messages(before), counts=[1] * len(vision.sizes)
-  )
+  tokens = encode_prompt_text(format, before)
   tokens = np.repeat(tokens, token_repeats(format, tokens, vision))
   if prefill_image:
     tokens = np.concatenate([tokens, answer_prefix(format, answer)])
@@ -347,4 +331,4 @@ def encode_prompt(
 
 def answer_prefix(format: DialogueFormat, answer: str) -> np.ndarray:
   """int32 [S]: the tokens of an answer up to its first GEN_START, included."""
-  return text.encode(format.tokenizer, answer.split(IMAGE_GEN)[0] + text.GEN_START)
+  return text.encode(format.tokenizer, unmark(answer.split(IMAGE_GEN)[0]) + text.GEN_START)

@@ -4,21 +4,27 @@ Files are .json, .jsonl, TFDS data sets of the same fields, or .txt with a promp
 record has `messages` [{'role': 'user', 'content': '<image>What is this?'}, {'role': 'assistant',
 ...}] and `images`, one for each <image> and <image_gen> in their order: paths, or in TFDS encoded
 images. A preference ends with the user's message, and has `chosen` and `rejected`, an assistant's
-message each. Whatever else a record has, such as an `answer`, is the metadata of its Dialogue."""
+message each. Whatever else a record has, such as an `answer`, is the metadata of its Dialogue.
 
-import json
+Where the words <image> and <image_gen> are no places of images, a content is a list: [{'type':
+'text', 'text': 'The word <image> marks'}, {'type': 'image'}], whose texts are words alone."""
+
 import os
+import pickle
 
 import numpy as np
 
 from vargrl.data import image, source
-from vargrl.data.dialogue.encode import (
+from vargrl.data.dialogue.messages import (
   IMAGE,
   IMAGE_GEN,
   IMAGE_PATTERN,
   Dialogue,
+  from_file,
   image_placeholders,
+  short,
 )
+from vargrl.io import paths, text
 
 CHECKED_IMAGES = 1000  # records whose images must be there when a file is opened
 FILES = ('.json', '.jsonl', '.txt')
@@ -37,27 +43,28 @@ def open_source(dataset: str, split: str, dir: str, *, role: str):
     return open_tfds(dataset, split, dir, role)
   if split:
     raise ValueError(f"{dataset}: split {split!r} found, '' expected of a file")
-  kinds = FILES if role == 'prompt' else FILES[:2]
-  if not os.path.isfile(dataset) or not dataset.endswith(kinds):
-    what = (
-      'found, which has prompts alone' if os.path.isfile(dataset) else 'found, which is no file'
-    )
+  kinds, there = FILES if role == 'prompt' else FILES[:2], paths.path(dataset).is_file()
+  if not there or not dataset.endswith(kinds):
+    what = 'found, which has prompts alone' if there else 'found, which is no file'
     raise ValueError(f'{dataset} {what}; one that ends with {" or ".join(kinds)} expected')
   folder, lines = dir or os.path.dirname(dataset), []
+  folder = folder and paths.local(folder)
   for i, record in enumerate(read_records(dataset)):
     where = f'{dataset}: record {i}'
-    parts, images = check_record(record, where, role)
-    if i < CHECKED_IMAGES:
-      for path in images:
-        find_image(path, folder, where)
-    lines.append(json.dumps([parts, images, metadata(record)]).encode())
+    try:
+      parts, images = check_record(record, where, role)
+      lines.append(pickle.dumps((parts, images, metadata(record))))
+    except RecursionError:
+      raise ValueError(f'{where}: JSON nested too deeply to be kept') from None
+    for path in images if i < CHECKED_IMAGES else ():
+      find_image(path, folder, where)
   if not lines:
     raise ValueError(f'{dataset}: 0 records found, at least 1 expected')
   # As bytes, which a worker process gets at once and which millions of records fit into.
   starts, table = np.cumsum([0, *map(len, lines)]), b''.join(lines)
 
   def read(i):
-    parts, images, more = json.loads(table[starts[i] : starts[i + 1]])
+    parts, images, more = pickle.loads(table[starts[i] : starts[i + 1]])
     where = f'{dataset}: record {i}'
     return to_dialogue(parts, [find_image(path, folder, where) for path in images], more)
 
@@ -65,51 +72,46 @@ def open_source(dataset: str, split: str, dir: str, *, role: str):
 
 
 def read_records(path: str):
-  """Yields the records of a file; ValueError for what is not UTF-8 or not JSON."""
-  try:
-    yield from parse_file(path)
-  except UnicodeDecodeError as e:
-    raise ValueError(
-      f'{path}: byte {e.start} is {e.object[e.start]:#04x}, text in UTF-8 expected'
-    ) from e
+  """Yields the records of a file; a line of a .txt is a record with one message.
 
-
-def parse_file(path):
-  """Yields the records of a file in UTF-8; a line of a .txt is a record with one message."""
-  with open(path, encoding='utf-8') as file:
-    if path.endswith('.txt'):
-      lines = file.read().rstrip().splitlines()  # as many as there are names in it, see names.py
-      for i, line in enumerate(lines, 1):
-        if not line.strip():
-          raise ValueError(f'{path}: an empty line {i} found, a prompt in each expected')
-        yield {'messages': [{'role': 'user', 'content': line.strip()}]}
-      return
-    if path.endswith('.jsonl'):
-      for i, line in enumerate(x for x in file if x.strip()):
-        yield parse_json(line, f'{path}: record {i}')
-      return
-    records = parse_json(file.read(), path)
-  if not isinstance(records, list):
-    raise ValueError(f'{path}: {type(records).__name__} found, a list of records expected')
-  yield from records
-
-
-def parse_json(text, where):
-  """The value of a JSON text; ValueError, a sentence that begins with `where`, if it is none."""
-  try:
-    return json.loads(text)
-  except ValueError as e:
-    raise ValueError(f'{where}: no JSON ({e})') from e
+  Raises ValueError for what is not UTF-8 or not JSON, and for JSON that would cost many times its
+  size."""
+  if path.endswith('.txt'):
+    lines = text.split_lines(text.read_text(path).rstrip())  # as many as names, see names.py
+    for i, line in enumerate(lines, 1):
+      if not line.strip():
+        raise ValueError(f'{path}: an empty line {i} found, a prompt in each expected')
+      yield {'messages': [{'role': 'user', 'content': line.strip()}]}
+  elif path.endswith('.jsonl'):
+    with paths.path(path).open('rb') as file:
+      for i, line in enumerate(x for x in file if x.strip(b' \t\r\n\xef\xbb\xbf')):
+        yield text.parse_json(line, f'{path}: record {i}')
+  else:
+    yield from text.read_json(path, list)
 
 
 def find_image(path, folder, where):
   """The path of an image below the folder, or else as it is; image.Unreadable if there is none."""
-  for place in (os.path.join(folder, path), path):
-    if os.path.isfile(place):
+  for place in (os.path.join(folder, path), path, home(path)):
+    if is_file(place):
       return place
   raise image.Unreadable(
-    f'{where}: picture {path!r} found neither in {folder or "."!r} nor as it is, a file expected'
+    f'{where}: picture {short(path)} found neither in {folder or "."!r} nor as it is, a file '
+    'expected'
   )
+
+
+def home(path):
+  """The path with `~/` as the home folder."""
+  return str(paths.path(path)) if path.startswith('~/') and '\0' not in path else path
+
+
+def is_file(place):
+  """Whether there is a file of this name, in which `~` is a letter as any other."""
+  try:
+    return paths.path(os.path.abspath(place)).is_file()
+  except (OSError, ValueError):  # such as a name that is too long, or has a NUL
+    return False
 
 
 def check_record(record, where: str, role: str):
@@ -120,18 +122,20 @@ def check_record(record, where: str, role: str):
   sentence that begins with `where`, for what is wrong."""
   needed = {'messages'} | ({'chosen', 'rejected'} if role == 'pair' else set())
   if not isinstance(record, dict) or not needed <= record.keys():
-    shape = sorted(record) if isinstance(record, dict) else type(record).__name__
+    shape = short(sorted(record)) if isinstance(record, dict) else type(record).__name__
     raise ValueError(f'{where}: {shape} found, keys {sorted(needed)} expected')
   messages, images = messages_and_images(record, where)
   if bad := [x for x in images if x is None or isinstance(x, (int, float, dict, list))]:
-    raise ValueError(f'{where}: picture {bad[0]!r} found, a path expected')
+    raise ValueError(f'{where}: picture {short(bad[0])} found, a path expected')
   messages, images = [role_content(m, where) for m in messages], list(images)
   if role == 'pair':
     answers = [role_content(record[key], where) for key in ('chosen', 'rejected')]
     places = [image_placeholders([answer]) for answer in answers]
     if any(place not in ([], [IMAGE_GEN]) for place in places) or places[0] != places[1]:
       said = [content for _, content in answers]
-      raise ValueError(f'{where}: answers {said} found, one {IMAGE_GEN} expected in both, or none')
+      raise ValueError(
+        f'{where}: answers {short(said)} found, one {IMAGE_GEN} expected in both, or none'
+      )
     parts = [[*messages, answer] for answer in answers]
   else:
     if role == 'prompt' and messages and messages[-1][0] == 'user':
@@ -159,17 +163,20 @@ def messages_and_images(record, where):
   found = record.get('messages', []), [] if record.get('images') is None else record['images']
   for name, value in zip(('messages', 'images'), found):
     if not isinstance(value, (list, tuple)):
-      raise ValueError(f'{where}: {name} {value!r} found, a list expected')
+      raise ValueError(f'{where}: {name} {short(value)} found, a list expected')
   return found
 
 
 def role_content(message, where):
-  """[role, content] of a message {'role', 'content'}; ValueError unless both are texts."""
-  if not isinstance(message, dict) or not all(
-    isinstance(message.get(key), str) for key in ('role', 'content')
-  ):
-    raise ValueError(f"{where}: message {message!r} found, texts 'role' and 'content' expected")
-  return [message['role'], message['content']]
+  """[role, content] of a message {'role', 'content'}; ValueError unless the first is a text, and
+  the second one or a list, see messages.from_file."""
+  read = message.get if isinstance(message, dict) else lambda key: None
+  role, content = read('role'), read('content')
+  if not isinstance(role, str) or not isinstance(content, (str, list, tuple)):
+    raise ValueError(
+      f"{where}: message {short(message)} found, texts 'role' and 'content' expected"
+    )
+  return [role, from_file(role, content, where)]
 
 
 def check_roles(messages, where, *, empty_answer):
@@ -183,7 +190,7 @@ def check_roles(messages, where, *, empty_answer):
     if empty_answer and turns and not messages[-1][1]:
       roles = roles[:-1]  # which `check_record` has put there
     raise ValueError(
-      f"{where}: roles {roles} found, 'user' and 'assistant' in turns expected, the last "
+      f"{where}: roles {short(roles)} found, 'user' and 'assistant' in turns expected, the last "
       "'assistant'"
     )
   for i, (role, content) in enumerate(messages):
@@ -194,7 +201,7 @@ def check_roles(messages, where, *, empty_answer):
     }[role]
     if wrong:
       raise ValueError(
-        f'{where}: message {content!r} of {role!r} found, {IMAGE} expected of users alone, '
+        f'{where}: message {short(content)} of {role!r} found, {IMAGE} expected of users alone, '
         f'{IMAGE_GEN} of assistants'
       )
     last = empty_answer and i == len(messages) - 1

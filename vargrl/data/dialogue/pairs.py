@@ -7,7 +7,7 @@ import numpy as np
 
 from vargrl.data import stream as streams
 from vargrl.data import text
-from vargrl.data.dialogue import encode, pack, train
+from vargrl.data.dialogue import encode, messages, pack, train
 from vargrl.data.dialogue import prompts as dialogue_prompts
 from vargrl.data.dialogue import tokenizer as tokenizers
 
@@ -106,7 +106,7 @@ def pair_row(dialogues, seed, *, format, length, max_patches, max_answer):
 def answer_tokens(format, answer):
   """int32 [S]: the tokens of an answer up to GEN_START, or of text alone up to TURN_END."""
   if not format.size:
-    return text.encode(format.tokenizer, answer + text.TURN_END)
+    return text.encode(format.tokenizer, messages.unmark(answer) + text.TURN_END)
   if encode.IMAGE_GEN not in answer:
     raise encode.DoesNotFit(
       f'answer {answer!r} found, one {encode.IMAGE_GEN} expected in it, or data.size ()'
