@@ -3,6 +3,7 @@ runs.
 """
 
 import importlib.util
+import pathlib
 
 import jax
 import numpy as np
@@ -127,9 +128,11 @@ def test_a_tokenizer_goes_in_from_a_folder_and_from_a_file_of_the_workdir(
   torch_format.save(tmp_path / 'hf' / 'model.safetensors', layouts[0], params)
   torch_format.save(tmp_path / 'alone.safetensors', layouts[0], params)
   configs = [
-    settings(tokenizer=path) for path in (str(tmp_path / 'hf'), './hf', 'alone.safetensors')
+    settings(tokenizer=path)
+    for path in (str(tmp_path / 'hf'), './hf', '~/hf', '~/alone.safetensors', 'alone.safetensors')
   ]
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
   for config in configs:  # the last is no run of the chain
     assert equal(
       Run(config, tmp_path / 'w', inference_only=True).frozen(only=('tokenizer',))['tokenizer'],
@@ -210,6 +213,28 @@ def test_a_unified_policy_goes_into_one_file_too(spoken, tmp_path):
     spoken.weights['tokenizer'],
   )
   assert [path.name for path in tmp_path.iterdir()] == ['whole.safetensors']
+
+
+def test_a_folder_may_have_a_dot_in_its_name(spoken, tmp_path):
+  assert export(spoken.workdir, tmp_path / 'VARGPT-v1.1', SCENES) == 0
+  assert (tmp_path / 'VARGPT-v1.1' / 'model.safetensors').is_file()
+
+
+def test_the_home_folder_is_one_place(run, weights, workdir, tmp_path, monkeypatch):
+  """Of checkpoints, of what is written, and of the experiment's file."""
+  monkeypatch.setenv('HOME', str(workdir.parent))
+  where, config = f'~/{workdir.name}', f'~/{workdir.name}/mine.py:smoke'
+  (workdir / 'mine.py').write_text(
+    f'from vargrl.commands import experiment\n'
+    f'get_config = lambda arg: experiment.load({str(pathlib.Path(GRPO).resolve())!r})\n'
+  )
+  monkeypatch.chdir(tmp_path)
+  assert export(where, f'{where}/out/policy.safetensors', config) == 0
+  layouts = var.torch_layouts(run.policy.config)
+  found = torch_format.load(
+    workdir / 'out' / 'policy.safetensors', layouts, run.shapes.params['policy']
+  )
+  assert equal(found, weights['policy']) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

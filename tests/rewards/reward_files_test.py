@@ -27,6 +27,23 @@ def test_a_judge_says_which_of_its_options_are_files(tmp_path):
   assert r_B.tolist() == [2.5] * 3
 
 
+def test_a_file_in_the_home_folder_is_found(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'w').write_text('2.5')
+  m = mix.make({'it': dict(name='weighty', weight=1.0, weights='~/w')}, **KNOBS)
+  assert m.load(None)['judges']['it'] == {'number': 2.5}
+
+
+def test_a_file_that_no_option_is_said_to_name_is_told_where_runs_are_compiled(monkeypatch):
+  """Of FILES no option is None, so that the judge looks for its file."""
+  import weighty
+
+  monkeypatch.setattr(weighty, 'FILES', ('file',))
+  rewards = {'it': dict(name='weighty', weight=1.0, weights='/none')}
+  with pytest.raises(FileNotFoundError, match=r"no /none; FILES = \('file',\) found, all options"):
+    mix.make(rewards, **KNOBS, abstract=True)
+
+
 def test_a_judge_that_does_not_say_so_is_refused(monkeypatch):
   import weighty
 

@@ -52,6 +52,12 @@ def test_booleans_integers_and_object_arrays_are_scores():
     ('judges.label', {'scal': 2}, "unknown option 'scal'; did you mean 'scale'"),
     ('judges.always', {}, "missing a required (keyword-only )?argument: 'how'"),
     ('sharpness.reward', {}, 'missing a required argument'),  # a device reward, called as host's
+    (
+      'judges.takes_nothing',
+      {},
+      r'a function with the parameters \(\) found, which is called with \(samples\)',
+    ),
+    ('judges.mean', {'a': 1}, "unknown option 'a'; there are none"),
     ('broken.f', {}, r'importing broken: Traceback[\s\S]*OSError: weights not found'),
     ('vargrl.rewards.jpg', {}, "vargrl.rewards has no 'jpg'; did you mean 'jpeg'"),
   ],

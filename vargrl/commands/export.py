@@ -16,6 +16,11 @@ from vargrl.io import text as io_text
 from vargrl.models.layers import lora
 from vargrl.training import assemble, chain, loop, weights
 
+# What ends so is a file, also if it is of a kind that is not written: that is told. All else, such
+# as VARGPT-v1.1, is a folder.
+ENDINGS = (*files.SUFFIXES, '.npz', '.npy', '.ckpt', '.h5', '.onnx', '.gguf', '.pkl', '.zip')
+ENDINGS += ('.json', '.msgpack', '.tar')
+
 
 def main(flags):
   """Writes the policy of the last good checkpoint of a run to --out. Raises ValueError for a path,
@@ -29,7 +34,7 @@ def main(flags):
   python, model = assemble.module(config.policy, 'policy')
   has_adapters, bundled = bool(offers(model.c, 'lora_rank')), offers(python, 'BUNDLED') or {}
   layouts = offers(python, 'torch_layouts')
-  folder = not paths.known_ending(flags.out, files.SUFFIXES)
+  folder = not paths.known_ending(flags.out, ENDINGS)
   layout = layouts(model.c)[0] if layouts else None
   has_config = bool(layout and layout.config)  # as models that are published as a folder
   try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vargrl.checkpoint import digest
 from vargrl.data import names as class_names
-from vargrl.io import numbers
+from vargrl.io import numbers, paths
 from vargrl.io import text as io_text
 from vargrl.parallel import multihost, rows
 from vargrl.rewards import pool as pools
@@ -62,7 +62,7 @@ def make(
         knobs = dict(workers=workers, timeout=timeout, retries=retries, chunk=chunk)
         host[nickname] = pools.Pool(name, options, **knobs)
       elif hasattr(module, 'judge'):
-        options |= without_files(module, options) if abstract else {}
+        options |= without_files(module, options) if abstract else expanded(module, options)
         judges[nickname] = make_judge(nickname, name, module, options, abstract)
       else:
         device[nickname] = bind_options(name, module.reward, options, bind)
@@ -103,6 +103,12 @@ def without_files(module, options):
   if str(options.get('names')).endswith('.txt'):
     changes['names'] = ('',)  # the names of classes are a file too; any will do
   return changes
+
+
+def expanded(module, options):
+  """Changes of a judge's options by which paths of files mean the same to it as to all others."""
+  found = {option: options.get(option) for option in module.FILES}
+  return {k: str(paths.path(x)) for k, x in found.items() if isinstance(x, str) and x}
 
 
 def to_dict(x):
