@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vargrl.data import names, text
-from vargrl.data.dialogue import encode, files
+from vargrl.data.dialogue import encode, files, pairs, prompts, train
 
 ASK, ANSWER = {'role': 'user', 'content': '<image>hello'}, {'role': 'assistant', 'content': 'a cat'}
 
@@ -109,3 +109,47 @@ def test_a_home_folder_is_expanded_and_a_name_with_a_tilde_is_a_name(talks, tmp_
   assert read('x.json')[0].images == ('~p.png',)
   (tmp_path / 'y.json').write_text(json.dumps([record | {'images': ['~/~p.png']}]))
   assert read('~/y.json', dir='~/none')[0].images == (str(tmp_path / '~p.png'),)
+
+
+@pytest.mark.parametrize('module', [train, prompts, pairs])
+def test_a_text_with_tokens_of_images_is_told_before_anything_starts(talks, tmp_path, module):
+  ask = lambda said: {'messages': [{'role': 'user', 'content': said}], 'images': []}
+  answers = {'train': {}, 'prompts': {}, 'pairs': dict(chosen=ANSWER, rejected=ANSWER)}
+  own = answers[module.__name__.rpartition('.')[2]]
+  records = [ask('hello') | own, ask(f'hello {text.VISION_PAD}') | own]
+  for record in records if module is train else ():
+    record['messages'].append(ANSWER)
+  (tmp_path / 'x.json').write_text(json.dumps(records))
+  options = dict(dataset=str(tmp_path / 'x.json'), split='', dir='', max_records=0)
+  sees = dict(tokenizer=talks.tokenizer, vision=talks.vision, size=(8, 8), crop='cover')
+  read = dict(shuffle=False, max_unreadable=0.0, threads=0, workers=0, seed=0, rows=range(1))
+  room = dict(length=32, max_patches=16)
+  if module is train:
+    room |= dict(sources={'a': options | {'weight': 1.0}}, batch=1, examples_per_row=1)
+    room |= dict(max_images=1, max_context=32, image_tokens=5, prompt_drop=0.0)
+    room |= dict(loss_on='assistant', positions='mrope')
+  else:
+    more = dict(prefill_image=False) if module is prompts else dict(max_answer=8)
+    room |= options | dict(prompts=1) | more
+  with pytest.raises(ValueError, match='x.json: record 1: dialogue: 1 places for images') as error:
+    module.make(**room, **sees, **read)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('examples', [1, 2, 3])
+def test_any_number_of_dialogues_share_a_row(examples):
+  source = dict(dataset='sums/99', split='train', dir='', max_records=32, weight=1.0)
+  read = dict(shuffle=True, max_unreadable=0.0, threads=0, workers=0, seed=0, rows=range(2))
+  room = dict(length=80, max_patches=0, max_images=0, max_context=0, image_tokens=0)
+  sees = dict(tokenizer='characters', vision={}, size=(), crop='none', positions='sequential')
+  stream = train.make(
+    sources={'a': source, 'b': source | {'weight': 3.0}},
+    batch=2,
+    examples_per_row=examples,
+    loss_on='assistant',
+    prompt_drop=0.0,
+    **room,
+    **sees,
+    **read,
+  )
+  assert [*next(stream)['segment'].max(1)] == [examples] * 2

@@ -276,6 +276,17 @@ def encode_prompt_text(format: DialogueFormat, messages) -> np.ndarray:
   )
 
 
+def check_text(format: DialogueFormat, dialogue: Dialogue, *, prompt: bool):
+  """Raises for the text of a dialogue what `encode` would, or of a prompt what `encode_prompt`
+  would; its images are not read."""
+  messages = dialogue.messages[:-1] if prompt else dialogue.messages
+  check_images(format, image_placeholders(dialogue.messages))
+  if not prompt:
+    encode_text(format, messages)
+  elif IMAGE_GEN not in image_placeholders(messages):  # which fits no prompt
+    encode_prompt_text(format, messages)
+
+
 def loss_mask(format, tokens, answer_mask, *, everything):
   """float32 [S]: 1 where predicting a token counts, never for the first one, nor for GEN_PAD.
 

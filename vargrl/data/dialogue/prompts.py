@@ -53,6 +53,7 @@ def make(
   )
   format = encode.make_format(tokenizer=tokenizer, vision=vision, size=size, crop=crop)
   pack.check_budget(pack.RowBudget(length, max_patches, 0, 1), format)
+  train.check_texts(source, format, prompt=True)
   to_row = functools.partial(
     prompt_row, format=format, length=length, max_patches=max_patches, prefill_image=prefill_image
   )

@@ -52,15 +52,19 @@ from vargrl.data.dialogue import scenes as scenes_dialogues
 from vargrl.data.dialogue import sums as sums_dialogues
 from vargrl.data.dialogue import tokenizer as tokenizers
 
+CHECKED_TEXTS = 100  # records of a file whose text is encoded before anything starts
 SOURCE_KEYS = {'dataset', 'split', 'dir', 'max_records', 'weight'}
 
 
 class Source(NamedTuple):
-  """Records: read(index) -> Dialogue, or of pairs (chosen, rejected); count of them; their name."""
+  """Records: read(index) -> Dialogue, or of pairs (chosen, rejected); count of them; their name.
+
+  checked: how many of them `check_texts` reads."""
 
   read: Callable
   count: int
   name: str
+  checked: int = 1
 
 
 image_token_ids = tokenizers.image_token_ids
@@ -102,6 +106,8 @@ def make(
   pack.check_budget(budget, format)
   check_options(examples_per_row, image_tokens, budget, loss_on, positions, prompt_drop)
   found, weights = open_mixture(sources)
+  for source in found:
+    check_texts(source, format, prompt=False)
   order = mix_sources(found, weights, seed=seed, shuffle=shuffle)
   order = order.batch(examples_per_row, batch_fn=tuple).seed(seed)
   options = dict(image_tokens=image_tokens, loss_on=loss_on, positions=positions)
@@ -206,7 +212,21 @@ def open_source(*, dataset: str, split: str, dir: str, max_records: int, role: s
     raise ValueError(
       f'{dataset}: max_records {max_records} found, 0 for all or at most {count} expected'
     )
-  return Source(read, max_records or count, f'{dataset}{"/" * bool(split)}{split}')
+  checked = CHECKED_TEXTS if dataset.endswith(files.FILES) else 1
+  return Source(read, max_records or count, f'{dataset}{"/" * bool(split)}{split}', checked)
+
+
+def check_texts(source: Source, format: encode.DialogueFormat, *, prompt: bool):
+  """Raises ValueError, which names it, for the first record whose text cannot be encoded: one with
+  tokens of images in it, or one that the chat template refuses. See encode.check_text."""
+  for i in range(min(source.count, source.checked)):
+
+    def check(i=i):
+      record = source.read(i)
+      for dialogue in [record] if isinstance(record, encode.Dialogue) else record:
+        encode.check_text(format, dialogue, prompt=prompt)
+
+    try_encode(f'{source.name}: record {i}', check)
 
 
 def mix_sources(
