@@ -212,7 +212,7 @@ def check_suffix(path):
   if ending == '.pth' and not importlib.util.find_spec('torch'):
     raise ValueError(
       f'{path}: .pth files are written by torch, which is not installed; '
-      "pip install 'vargrl[torch]', or write .safetensors"
+      'pip install torch, or write .safetensors'
     )
 
 

@@ -2,13 +2,13 @@
 
 import functools
 import math
-import pathlib
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from vargrl.checkpoint import torch_format
+from vargrl.io import downloads, paths
 from vargrl.models.judges import inception
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import multihost, rows
@@ -25,11 +25,13 @@ def network(*, weights, size):
   compiles nothing."""
   if size not in inception.SIZES:
     raise ValueError(f'size: {size!r} found, one of {sorted(inception.SIZES)} expected')
-  path, (shapes, layouts, features) = pathlib.Path(weights).expanduser(), shared_parts(size)
+  path, (shapes, layouts, features) = paths.path(weights), shared_parts(size)
   if not weights and size == 'fid':
-    raise ValueError(f"weights: '' found, the file {NAME} expected; `curl -LO {URL}` brings it")
+    command = downloads.from_url(URL)
+    raise ValueError(f"weights: '' found, the file {NAME} expected; {command} brings it")
   if weights and not path.exists():
-    raise FileNotFoundError(f'weights: there is no {path}; `curl -L -o {path} {URL}` brings it')
+    command = downloads.from_url(URL, path)
+    raise FileNotFoundError(f'weights: there is no {path}; {command} brings it')
   if weights:
     torch_format.check(path, layouts, shapes)
 

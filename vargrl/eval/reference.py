@@ -2,7 +2,6 @@
 
 from functools import partial
 import math
-import pathlib
 from typing import Callable, NamedTuple
 import zipfile
 
@@ -11,6 +10,7 @@ from numpy.lib import format as npy
 
 from vargrl.data import source
 from vargrl.eval import real
+from vargrl.io import downloads, paths
 from vargrl.parallel import rows
 
 URL = 'https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/'
@@ -37,10 +37,11 @@ def npz(path, *, features):
 
   Headers alone are read; raises FileNotFoundError, ValueError.
   """
-  path = pathlib.Path(path).expanduser()
+  path = paths.path(path)
   if not path.exists():
     raise FileNotFoundError(
-      f'reference: there is no {path}; `curl -L -o {path} {URL}{NAME}` brings that of ImageNet 256'
+      f'reference: there is no {path}; {downloads.from_url(URL + NAME, path)} brings that of '
+      'ImageNet 256'
     )
   found = headers(path)
   wanted = {'mu': (features,), 'sigma': (features, features)}

@@ -124,7 +124,7 @@ class Config:
 
 NET = 'models.nets.next_scale'  # how rollouts and scores call it
 torch_layouts, flops = infinity_layouts.torch_layouts, infinity_flops.flops
-HUB = 'FoundationVision/infinity'  # where the published files are, on huggingface.co
+HUB = 'FoundationVision/Infinity'  # where the published files are, on huggingface.co
 
 # https://github.com/FoundationVision/Infinity; '125m' to '8.8b' are those of its paper, '2b' and
 # '8b' were released.

@@ -21,7 +21,7 @@ from vargrl.tokenizers.resize import area, bilinear, resize
 from vargrl.types import TorchLayout, bounds, offsets, sides
 
 CONDITIONAL = False  # decode needs nothing but tokens
-HUB = 'FoundationVision/infinity'  # where the published files are, on huggingface.co
+HUB = 'FoundationVision/Infinity'  # where the published files are, on huggingface.co
 
 
 @dataclasses.dataclass(frozen=True)

@@ -185,8 +185,10 @@ def check_reference_file(key, path, hub, layouts, shapes):
   try:
     torch_format.check(path, layouts, shapes)
   except FileNotFoundError as e:
-    path = paths.path(path)
-    command = downloads.from_hub(f'{hub} {shlex.quote(path.name)}', path.parent)
+    what, path = hub, paths.path(path)
+    if paths.known_ending(path, files.SUFFIXES):
+      what, path = f'{hub} {shlex.quote(path.name)}', path.parent
+    command = downloads.from_hub(what, path)
     raise FileNotFoundError(f'{key}: {e}; {command} brings it, if it is a published one') from e
   except ValueError as e:
     raise ValueError(f'{key}: {e}') from e
