@@ -98,8 +98,8 @@ def merges():
   return pairs
 
 
-def write(folder, template=None):
-  """vocab.json, merges.txt, tokenizer_config.json. -> {special token: its number}"""
+def write(folder, template=None, **more):
+  """vocab.json, merges.txt, tokenizer_config.json with `more`. -> {special token: its number}"""
   folder.mkdir(parents=True, exist_ok=True)
   words = [*clip_bpe.bytes_to_unicode().values(), *dict.fromkeys(a + b for a, b in merges())]
   numbers = {token: len(words) + i for i, token in enumerate(SPECIAL)}
@@ -118,5 +118,5 @@ def write(folder, template=None):
   }
   if template is not None:
     config['chat_template'] = template
-  (folder / 'tokenizer_config.json').write_text(json.dumps(config))
+  (folder / 'tokenizer_config.json').write_text(json.dumps(config | more))
   return numbers

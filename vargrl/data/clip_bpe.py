@@ -1,11 +1,12 @@
 """CLIP's tokenizer: byte pairs of texts, by the files that a checkpoint comes with."""
 
-import gzip
 import html
-import json
-import pathlib
 
 import numpy as np
+
+from vargrl.data import tokenizer_files
+from vargrl.io import paths
+from vargrl.io import text as io_text
 
 FILES = (
   'tokenizer.json',
@@ -16,6 +17,7 @@ FILES = (
 # https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py
 SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 MERGES = 49152 - 256 - 2  # of the 262,144 lines of OpenAI's file, so many were used
+MAX_TEXT = 2**24  # bytes of OpenAI's file, which has 3 million, when it is unpacked
 LENGTH = 77
 
 
@@ -23,7 +25,7 @@ def find_file(path):
   """The tokenizer file at `path`, which is one of FILES (by ending), or a folder with one of them.
 
   Raises FileNotFoundError, which names what was looked for."""
-  path = pathlib.Path(path)
+  path = paths.path(path)
   if path.is_file():
     return path
   for name in FILES:
@@ -43,20 +45,16 @@ def encode(path, texts, *, length=LENGTH):
   ftfy: mojibake, ligatures, full-width letters, curly quotes, control characters. What follows the
   end token has no influence on CLIP. Raises ValueError where the file holds no such tokenizer."""
   path = find_file(path)
-  try:
-    tokenizer, clean, specials = (
-      load_openai(path) if path.suffix == '.gz' else load_hugging_face(path)
-    )
-  except Exception as e:  # tokenizers raises Exception itself
-    raise ValueError(f'{path}: found no CLIP tokenizer in it ({e}), expected one of {FILES}') from e
+  load = load_openai if path.suffix == '.gz' else load_hugging_face
+  with tokenizer_files.told(path, 'found no CLIP tokenizer in it'):
+    tokenizer, clean, specials = load(path)
   start, end = (tokenizer.token_to_id(token) for token in specials)
   if start is None or end is None:
     raise ValueError(f'{path}: no token {specials[start is not None]}, a CLIP tokenizer expected')
   out = np.zeros((len(texts), length), np.int32)
   for row, text in zip(out, texts):
-    ids = [start, *tokenizer.encode(clean(text), add_special_tokens=False).ids][: length - 1] + [
-      end
-    ]
+    ids = tokenizer_files.encoded(tokenizer, clean(text), path).ids
+    ids = [start, *ids][: length - 1] + [end]
     row[: len(ids)] = ids
   return out
 
@@ -65,18 +63,13 @@ def load_hugging_face(path):
   """(Tokenizer, clean, (start, end)) of tokenizer.json, or of vocab.json and merges.txt.
 
   clean(text) is what the Tokenizer takes; start and end are the special tokens of a text."""
-  from tokenizers import Regex, Tokenizer, normalizers
+  from tokenizers import Regex, normalizers
 
   specials = '<|startoftext|>', '<|endoftext|>'
   if path.name != 'vocab.json':
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer, str, specials
-  lines = (path.parent / 'merges.txt').read_text(encoding='utf-8').split('\n')
-  tokenizer = build_tokenizer(
-    json.loads(path.read_text(encoding='utf-8')), parse_merges(lines), specials
-  )
+    return tokenizer_files.load_json(path), str, specials
+  merges = tokenizer_files.read_merges(path.parent / 'merges.txt')
+  tokenizer = build_tokenizer(tokenizer_files.read_vocab(path), merges, specials)
   tokenizer.normalizer = normalizers.Sequence(
     [normalizers.NFC(), normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Lowercase()]
   )
@@ -85,8 +78,8 @@ def load_hugging_face(path):
 
 def load_openai(path):
   """`load_hugging_face` of OpenAI's file: merges alone, which the vocabulary follows from."""
-  with gzip.open(path) as file:
-    pairs = parse_merges(file.read().decode('utf-8').split('\n')[: MERGES + 1])
+  lines = io_text.split_lines(tokenizer_files.read_gzip(path, MAX_TEXT))
+  pairs = tokenizer_files.parse_merges(lines[: MERGES + 1])
   specials = '<start_of_text>', '<end_of_text>'
   symbols = [*bytes_to_unicode().values()]
   words = symbols + [s + '</w>' for s in symbols] + [a + b for a, b in pairs] + [*specials]
@@ -98,12 +91,6 @@ def load_openai(path):
   )
 
 
-def parse_merges(lines):
-  """[(left, right)] of a merges file's lines, the first of which may be a version."""
-  pairs = [tuple(line.split()) for line in lines['#version' in lines[0] :]]
-  return [pair for pair in pairs if len(pair) == 2]
-
-
 def build_tokenizer(vocab, pairs, specials):
   """A Tokenizer that splits by SPLIT_PATTERN and merges the bytes of a part, `specials` apart.
 
@@ -112,7 +99,7 @@ def build_tokenizer(vocab, pairs, specials):
 
   absent = [end for end in specials if end not in vocab]
   if absent:
-    raise ValueError(f'no token {absent[0]}')  # it would be added
+    raise ValueError(f'no token {absent[0]}, a CLIP vocabulary expected')  # it would be added
   tokenizer = Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix='</w>', unk_token=specials[1]))
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [

@@ -4,14 +4,13 @@ Both are read from the files that a checkpoint comes with."""
 
 from collections.abc import Sequence
 import dataclasses
-import functools
-import json
-import pathlib
 import shutil
 
 import numpy as np
 
-from vargrl.data import clip_bpe
+from vargrl.data import chat_template, tokenizer_files
+from vargrl.io import paths
+from vargrl.io import text as io_text
 
 # Letters with the sign before them, single digits, runs of other signs, white space.
 # https://github.com/QwenLM/Qwen/blob/main/tokenization_note.md
@@ -60,11 +59,13 @@ class TextTokenizer:
     backend: a tokenizers.Tokenizer.
     template: the chat template, Jinja source.
     folder: where both were read from, for errors.
+    special: {name: text} of special tokens that the template reads, such as bos_token.
   """
 
   backend: object
   template: str
   folder: str
+  special: dict = dataclasses.field(default_factory=dict, hash=False)
 
 
 def load(folder) -> TextTokenizer:
@@ -73,30 +74,30 @@ def load(folder) -> TextTokenizer:
   The tokenizer is tokenizer.json, or vocab.json with merges.txt, and the added tokens of
   tokenizer_config.json. A folder without a template gets CHATML. Raises FileNotFoundError where
   there are no such files, and ValueError where they are not what they should be."""
-  folder = pathlib.Path(folder).expanduser()
-  config = read_json(folder / 'tokenizer_config.json')
-  try:
-    if (path := folder / 'tokenizer.json').is_file():
-      tokenizer = load_json(path)
-    elif (path := folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
-      tokenizer = build_bpe(folder)
-    else:
-      raise FileNotFoundError(
-        f'no tokenizer in {folder}: tokenizer.json, or vocab.json and merges.txt expected'
-      )
-  except FileNotFoundError:
-    raise
-  except Exception as e:  # tokenizers raises Exception itself
-    raise ValueError(f'{path}: found no tokenizer in it ({e})') from e
-  add_tokens(tokenizer, config.get('added_tokens_decoder', {}), folder)
-  return TextTokenizer(tokenizer, read_chat_template(folder, config), str(folder))
+  folder = paths.path(folder)
+  config = read_config(folder / 'tokenizer_config.json')
+  if (path := folder / 'tokenizer.json').is_file():
+    tokenizer = tokenizer_files.load_json(path)
+  elif (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
+    tokenizer = build_bpe(folder)
+  else:
+    raise FileNotFoundError(
+      f'no tokenizer in {folder}: tokenizer.json, or vocab.json and merges.txt expected'
+    )
+  add_tokens(tokenizer, config.get('added_tokens_decoder') or {}, folder)
+  return TextTokenizer(
+    tokenizer,
+    read_chat_template(folder, config),
+    str(folder),
+    tokenizer_files.special_tokens(read_config(folder / 'special_tokens_map.json') | config),
+  )
 
 
 def save(tokenizer: TextTokenizer, folder):
   """Writes tokenizer.json and tokenizer_config.json, from which `load` makes the same tokenizer.
 
   Other files of the folder are left alone."""
-  folder = pathlib.Path(folder)
+  folder = paths.path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   added = {
     str(n): {
@@ -109,20 +110,19 @@ def save(tokenizer: TextTokenizer, folder):
     }
     for n, t in sorted(tokenizer.backend.get_added_tokens_decoder().items())
   }
-  config = {
+  special = {'eos_token': TURN_END, 'pad_token': END_OF_TEXT} | tokenizer.special
+  config = special | {
     'added_tokens_decoder': added,
     'chat_template': tokenizer.template,
-    'eos_token': TURN_END,
-    'pad_token': END_OF_TEXT,
     'tokenizer_class': 'PreTrainedTokenizerFast',
   }
   tokenizer.backend.save(str(folder / 'tokenizer.json'))
-  (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
+  io_text.write_json(folder / 'tokenizer_config.json', config)
 
 
 def copy_files(tokenizer: TextTokenizer, folder):
   """Copies the files that a tokenizer was read from, unchanged; one that has none is saved."""
-  source, folder = pathlib.Path(tokenizer.folder).expanduser(), pathlib.Path(folder).expanduser()
+  source, folder = paths.path(tokenizer.folder), paths.path(folder)
   found = [source / name for name in FILES if (source / name).is_file()]
   if not found:
     save(tokenizer, folder)
@@ -142,33 +142,19 @@ def add_image_tokens(tokenizer: TextTokenizer) -> TextTokenizer:
   return dataclasses.replace(tokenizer, backend=backend)
 
 
-def read_json(path):
+def read_config(path):
   """The dictionary in a JSON file, {} if there is no such file; ValueError if it is none."""
-  if not path.is_file():
-    return {}
-  try:
-    return dict(**json.loads(path.read_text(encoding='utf-8')))
-  except (ValueError, TypeError) as e:
-    raise ValueError(f'{path}: no dictionary in JSON ({e}); download it again') from e
-
-
-def load_json(path):
-  """The tokenizers.Tokenizer of a tokenizer.json, which neither cuts nor pads."""
-  from tokenizers import Tokenizer
-
-  tokenizer = Tokenizer.from_file(str(path))
-  tokenizer.no_truncation()
-  tokenizer.no_padding()
-  return tokenizer
+  return tokenizer_files.read_json(path) if path.is_file() else {}
 
 
 def build_bpe(folder):
   """The tokenizers.Tokenizer of vocab.json and merges.txt: byte-level BPE, as Qwen2's."""
   from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-  vocab = json.loads((folder / 'vocab.json').read_text(encoding='utf-8'))
-  lines = (folder / 'merges.txt').read_text(encoding='utf-8').split('\n')
-  tokenizer = Tokenizer(models.BPE(vocab, clip_bpe.parse_merges(lines)))
+  vocab = tokenizer_files.read_vocab(folder / 'vocab.json')
+  merges = tokenizer_files.read_merges(folder / 'merges.txt')
+  with tokenizer_files.told(folder / 'vocab.json', 'found no tokenizer in it'):
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
   tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.ByteLevel()
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [
@@ -182,22 +168,43 @@ def build_bpe(folder):
 
 def add_tokens(backend, added, folder):
   """Adds tokens {id: {'content', 'special' ...}}; ValueError unless each of them gets its id."""
-  from tokenizers import AddedToken
-
-  for token_id, metadata in sorted(added.items(), key=lambda item: int(item[0])):
+  for number, metadata in sorted(checked_tokens(added, folder / 'tokenizer_config.json').items()):
     content = metadata['content']
-    flags = {
-      k: metadata[k]
-      for k in ('lstrip', 'rstrip', 'normalized', 'single_word', 'special')
-      if k in metadata
-    }
-    token = AddedToken(content, **flags)
-    (backend.add_special_tokens if metadata.get('special') else backend.add_tokens)([token])
-    if (found := backend.token_to_id(content)) != int(token_id):
+    with tokenizer_files.told(folder / 'tokenizer_config.json', 'a token that cannot be added'):
+      add_token(backend, metadata)
+    if (found := backend.token_to_id(content)) != number:
       raise ValueError(
-        f'{folder}: token {content} becomes number {found}, {token_id} expected by '
+        f'{folder}: token {content} becomes number {found}, {number} expected by '
         'tokenizer_config.json; the tokenizer is of another model'
       )
+
+
+def checked_tokens(added, path):
+  """{id: metadata} of added_tokens_decoder; ValueError unless it is what it should be."""
+  if not isinstance(added, dict):
+    raise ValueError(
+      f'{path}: added_tokens_decoder is a {type(added).__name__}, a dictionary expected'
+    )
+  out = {}
+  for number, metadata in added.items():
+    if not isinstance(metadata, dict) or not isinstance(metadata.get('content'), str):
+      raise ValueError(f'{path}: added token {number[:20]!r} has no content, a text expected')
+    id = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else number
+    out[tokenizer_files.check_id(path, metadata['content'], id)] = metadata
+  return out
+
+
+def add_token(backend, metadata):
+  """Adds one token of added_tokens_decoder."""
+  from tokenizers import AddedToken
+
+  flags = {
+    k: bool(metadata[k])
+    for k in ('lstrip', 'rstrip', 'normalized', 'single_word', 'special')
+    if metadata.get(k) is not None
+  }
+  token = AddedToken(metadata['content'], **flags)
+  (backend.add_special_tokens if metadata.get('special') else backend.add_tokens)([token])
 
 
 def read_chat_template(folder, config):
@@ -206,18 +213,29 @@ def read_chat_template(folder, config):
   config: the dictionary of tokenizer_config.json. CHATML if there is none; ValueError where there
   are several of which none is called default."""
   if (path := folder / 'chat_template.jinja').is_file():
-    return path.read_text(encoding='utf-8')
-  found = read_json(folder / 'chat_template.json').get(
-    'chat_template', config.get('chat_template', CHATML)
-  )
+    return io_text.read_text(path, max_bytes=tokenizer_files.MAX_BYTES)
+  found = read_config(folder / 'chat_template.json').get('chat_template')
+  found = config.get('chat_template') if found is None else found
+  if found is None:
+    return CHATML
   if isinstance(found, str):
     return found
+  if not isinstance(found, list) or not all(is_named_template(item) for item in found):
+    raise ValueError(
+      f'{folder}: chat_template is a {type(found).__name__}, a text or a list of texts with names '
+      'expected'
+    )
   templates = {item['name']: item['template'] for item in found}
   if 'default' not in templates:
     raise ValueError(
-      f'{folder}: chat templates {sorted(templates)} found, one of name default expected'
+      f'{folder}: chat templates {sorted(templates)[:10]} found, one of name default expected'
     )
   return templates['default']
+
+
+def is_named_template(item):
+  """True for {'name': text, 'template': text}."""
+  return isinstance(item, dict) and all(isinstance(item.get(k), str) for k in ('name', 'template'))
 
 
 def token_id(tokenizer: TextTokenizer, token: str) -> int:
@@ -230,48 +248,31 @@ def token_id(tokenizer: TextTokenizer, token: str) -> int:
 
 def encode(tokenizer: TextTokenizer, text: str) -> np.ndarray:
   """ids int32 [L] of a text, in which special tokens stand for themselves."""
-  return np.array(tokenizer.backend.encode(text, add_special_tokens=False).ids, np.int32)
+  return np.array(tokenizer_files.encoded(tokenizer.backend, text, tokenizer.folder).ids, np.int32)
 
 
 def decode(tokenizer: TextTokenizer, ids: Sequence[int], *, special=False) -> str:
   """The text of ids; special: with special tokens."""
-  return tokenizer.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
-
-
-@functools.lru_cache(16)
-def compile_template(template):
-  """The jinja2.Template of a chat template's source, in a sandbox."""
-  import jinja2
-  from jinja2 import sandbox  # a template is a program from elsewhere
-
-  def refuse(message):
-    raise jinja2.exceptions.TemplateError(message)
-
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
-  )
-  environment.filters['tojson'] = lambda x, indent=None: json.dumps(
-    x, ensure_ascii=False, indent=indent
-  )
-  environment.globals['raise_exception'] = refuse
-  return environment.from_string(template)
+  with tokenizer_files.told(tokenizer.folder, 'its tokenizer cannot decode'):
+    return tokenizer.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
 
 def render(tokenizer: TextTokenizer, messages: Sequence[dict], *, answer: bool, **variables) -> str:
   """The text of messages [{'role', 'content'}] by the chat template.
 
   content: a text, or a list of {'type': 'text', 'text'} and {'type': 'image'}. answer: the text
-  ends where the assistant begins its answer. variables: what else the template reads. ValueError
-  where the template refuses the messages."""
-  import jinja2
-
+  ends where the assistant begins its answer. variables: what else the template reads, beside the
+  special tokens. ValueError where the template refuses the messages."""
+  given = {'tools': None, 'documents': None} | tokenizer.special | variables
   try:
-    return compile_template(tokenizer.template).render(
-      messages=list(messages), add_generation_prompt=answer, **variables
+    return chat_template.render(
+      tokenizer.template, list(messages), add_generation_prompt=answer, **given
     )
-  except jinja2.exceptions.TemplateError as e:
+  except ValueError as e:
+    pictures = any(not isinstance(message.get('content'), str) for message in messages)
+    hint = '; it may take texts alone, and a message here has pictures' if pictures else ''
     raise ValueError(
-      f'{tokenizer.folder}: the chat template refuses {len(messages)} messages ({e})'
+      f'{tokenizer.folder}: the chat template refuses {len(messages)} messages ({e}){hint}'
     ) from e
 
 
@@ -324,7 +325,7 @@ def encode_dialogue(
       )
     end = until.rfind(TURN_END, len(before))
     spans.append((len(before), len(until) if end < 0 else end + len(TURN_END)))
-  encoded = tokenizer.backend.encode(text, add_special_tokens=False)
+  encoded = tokenizer_files.encoded(tokenizer.backend, text, tokenizer.folder)
   mask = [any(start <= a and b <= stop for start, stop in spans) for a, b in encoded.offsets]
   return np.array(encoded.ids, np.int32), np.array(mask, bool)
 
