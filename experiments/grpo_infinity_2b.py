@@ -6,7 +6,8 @@ r"""GRPO on Infinity-2B with HPSv2.1 as the reward, text features as prompts, at
 v5p:4x4x4. Needs in weights/ below the current folder infinity_2b_reg.pth, infinity_vae_d32reg.pth,
 HPS_v2.1_compressed.pt and its tokenizer, bpe_simple_vocab_16e6.txt.gz; in data/ prompts.txt, one
 prompt a line, and prompts.npz: text [n, 512, 2048], the last hidden states of the Flan-T5-XL
-encoder for the same lines, and length [n]. Expect the reward to rise while kl stays small.
+encoder for the same lines, length [n], and if these are to be compared, the lines themselves,
+prompts [n]. Expect the reward to rise while kl stays small.
 
   --config experiments/grpo_infinity_2b.py:smoke     tiny sizes and random weights on noise, two
   steps

@@ -1,6 +1,8 @@
 """Text features as batches: of an .npz, of a TFDS data set, of noise; what does not fit is told."""
 
 import io
+import tracemalloc
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -8,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vargrl.data import features, image
+from vargrl.rewards import mix
 
 
 def stream(dataset, rows=range(4), **changes):
@@ -171,3 +174,46 @@ def test_a_wrong_file_is_told(arrays, tmp_path, change, message):
   (tmp_path / 'z.npz').write_bytes(b'PK nothing')
   with pytest.raises(ValueError, match='not a whole .npz'):
     stream(tmp_path / 'z.npz')
+
+
+def test_padding_takes_no_memory_and_orders_of_memory_are_alike(tmp_path, arrays):
+  text = np.zeros((40, 512, 1024), np.float32)  # 80 MiB of padding, as prompts are stored
+  text[:, :3] = np.random.default_rng(0).standard_normal((40, 3, 1024))
+  np.savez_compressed(tmp_path / 'x.npz', text=text, length=np.full(40, 3))
+  tracemalloc.start()
+  read, count = features.open_npz(str(tmp_path / 'x.npz'), ())
+  assert tracemalloc.get_traced_memory()[1] < 2**23
+  tracemalloc.stop()
+  assert count == 40
+  np.testing.assert_array_equal(read(7)['text'], text[7, :3])
+  for order in 'CF':
+    np.savez(tmp_path / 'y.npz', **arrays | {'text': np.asarray(arrays['text'], order=order)})
+    read, _ = features.open_npz(str(tmp_path / 'y.npz'), ['image'])
+    for i, n in enumerate(arrays['length']):
+      np.testing.assert_array_equal(read(i)['text'], arrays['text'][i, :n])
+      np.testing.assert_array_equal(read(i)['image'], arrays['image'][i])
+
+
+def test_prompts_in_a_file_are_compared_with_the_names_of_rewards(tmp_path, arrays):
+  said = [f'a cat {i}' for i in range(6)]
+  np.savez(tmp_path / 'x.npz', prompts=said, **arrays)
+  assert stream(tmp_path / 'x.npz').record_prompts == tuple(said)
+  check = lambda names: mix.check_names(
+    {'it': dict(name='rewards.hps', names=names)}, classes=0, records=6, prompts=said
+  )
+  check(said)
+  check([*said, 'one more'])
+  with pytest.raises(ValueError, match="reward it: name 1 is 'a cat 2', 'a cat 1' expected, the"):
+    check([said[0], *said[:0:-1][::-1][1:], said[1]])
+  np.savez(tmp_path / 'x.npz', prompts=said[:3], **arrays)
+  with pytest.raises(ValueError, match=r'prompts \[3\] found, one for each of 6 texts expected'):
+    stream(tmp_path / 'x.npz')
+
+
+def test_a_file_that_would_take_many_times_its_size_is_refused(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'x.npz', 'w', zipfile.ZIP_DEFLATED) as file:
+    for name, x in (('text', np.zeros((100, 1000, 1000), np.float32)), ('length', [1000] * 100)):
+      with file.open(f'{name}.npy', 'w') as member:
+        np.lib.format.write_array(member, np.asarray(x))
+  with pytest.raises(ValueError, match=r'x.npz: not a whole .npz \(arrays of 38. MiB found'):
+    stream(tmp_path / 'x.npz', tokens=1000, width=1000)

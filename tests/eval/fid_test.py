@@ -3,6 +3,7 @@ stores them.
 """
 
 import io
+import zipfile
 
 import fake_run
 import jax
@@ -10,30 +11,32 @@ import numpy as np
 import pytest
 import striped
 
-from vargrl.eval import fid, inception, reference, samples
+from vargrl.eval import fid, inception, reference, run, samples
 from vargrl.parallel import mesh as meshes
 from vargrl.parallel import rows
 
 EACH, WIDTH = 6, inception.feature_width('smoke')
 
 
+OPTIONS = dict(
+  weights='',
+  size='smoke',
+  images=EACH * striped.CLASSES,
+  seed=0,
+  preset='',
+  batch=8,
+  npz='',
+  dataset='',
+  split='',
+  pixels=0,
+  crop='none',
+  dir='',
+  limit=0,
+)
+
+
 def make(built=striped.BUILT, **changes):
-  options = dict(
-    weights='',
-    size='smoke',
-    images=EACH * striped.CLASSES,
-    seed=0,
-    preset='',
-    batch=8,
-    npz='',
-    dataset='',
-    split='',
-    pixels=0,
-    crop='none',
-    dir='',
-    limit=0,
-  )
-  return fid.make(built, **options | changes)
+  return fid.make(built, **OPTIONS | changes)
 
 
 @pytest.fixture(scope='module')
@@ -147,3 +150,40 @@ def test_what_cannot_work_is_told_when_it_is_made(tmp_path, real):
       make(npz=npz(**arrays))
   with pytest.raises(ValueError, match='no policy'):
     make(fake_run.built(fake_run.policy(dict(classes=4))))
+
+
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_too_few_images_are_told_when_it_is_made(tmp_path, real, count):
+  one = fake_run.policy(dict(classes=1), generate=striped.generate)
+  one = fake_run.built(one, decode=striped.decode)
+  with pytest.raises(ValueError, match=rf'^images: {count} found, at least 4 expected'):
+    make(one, npz=str(real), images=count)
+  few = saved(tmp_path / 'few.npz', arr_0=np.zeros((count, 8, 8, 3), np.uint8))
+  with pytest.raises(ValueError, match=rf'^real images: {count} found, at least 4 expected'):
+    make(one, npz=few, images=4)
+  moments = saved(tmp_path / 'm.npz', mu=np.zeros(WIDTH), sigma=np.eye(WIDTH))
+  if count > 1:
+    make(one, npz=moments, images=count)
+  section = dict(name='eval.fid', every_steps=0) | OPTIONS | dict(npz=str(real), images=count)
+  with pytest.raises(ValueError, match=rf'^evals.papers: images: {count} found'):
+    run.make({'papers': section}, one)
+
+
+def test_an_npz_that_lies_about_its_size_is_refused(tmp_path):
+  header = lambda shape: (
+    np.lib.format.magic(1, 0)
+    + (lambda text: len(text).to_bytes(2, 'little') + text)(
+      f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode()
+    )
+  )
+  bomb = header((25_000, 64, 64, 3)) + bytes(25_000 * 64 * 64 * 3)
+  for name, data, words in (
+    ('more', header((10**9, 64, 64, 3)) + bytes(64 * 64 * 3), 'bytes of numbers found'),
+    ('least', header((-1, 64, 64, 3)) + bytes(64 * 64 * 3), 'bytes of numbers found'),
+    ('bomb', bomb, r'arrays of 293 MiB found, at most 259 expected'),
+    ('deep', header(f'({"-" * 9000}1,)'), 'is no .npz of numpy'),
+  ):
+    with zipfile.ZipFile(tmp_path / f'{name}.npz', 'w', zipfile.ZIP_DEFLATED) as file:
+      file.writestr('arr_0.npy', data)
+    with pytest.raises(ValueError, match=f'reference: .*{name}.npz.*{words}'):
+      make(npz=str(tmp_path / f'{name}.npz'))

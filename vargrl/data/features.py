@@ -1,13 +1,12 @@
 """Prompts that are text features of another model, with images where the objective needs any.
 
-They are read from an .npz: 'text' [n, S, d] float, 'length' [n] integer, and any images [n, y, x,
-3] uint8; or from a TFDS data set with a float feature 'text' [S, d], S of each record's own, and
-any images. 'random' is ten records of noise."""
+They are read from an .npz: 'text' [n, S, d] float, 'length' [n] integer, any images [n, y, x, 3]
+uint8, and if it has them 'prompts' [n], the texts, with which the names of rewards are compared; or
+from a TFDS data set with a float feature 'text' [S, d], S of each record's own, and any images.
+'random' is ten records of noise."""
 
 import functools
-import pathlib
 from typing import Sequence
-import zipfile
 
 import grain
 import numpy as np
@@ -15,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from vargrl.data import image, source
 from vargrl.data import stream as streams
+from vargrl.io import arrays, paths
 
 PACKED = False  # whether rows hold several dialogues
 
@@ -61,6 +61,7 @@ def make(
     classes=None,
     class_names=(),
     record_count=count,
+    record_prompts=read_prompts(dataset, count),
     max_unreadable=0.0,
     threads=4,
     workers=0,
@@ -113,37 +114,74 @@ def open_source(dataset: str, split: str, dir: str, tokens: int, width: int, ima
 
 
 def open_npz(path: str, images: Sequence[str]):
-  """`open_source` of an .npz, all of whose arrays are held in memory."""
-  if not pathlib.Path(path).is_file():
+  """`open_source` of an .npz, all of whose arrays are held in memory, the text without padding."""
+  file = paths.path(path)
+  if not file.is_file():
     raise ValueError(f'{path}: no such file, an .npz of text features expected')
   try:
-    with np.load(path) as file:
-      found = {k: file[k] for k in ('text', 'length', *images) if k in file.files}
-  except (ValueError, OSError, zipfile.BadZipFile) as e:
+    found = arrays.headers(file, ('text', 'length', *images))
+    check_arrays(path, found, images)
+    with arrays.open_archive(file) as archive:
+      length = arrays.read(archive, 'length', found['length'])
+      if len(length) and length.max() > found['text'].shape[1]:
+        raise Misfit(
+          f'{path}: length {length.max()} found, at most {found["text"].shape[1]}, the rows of '
+          'text, expected'
+        )
+      length = np.maximum(length, 0).astype(np.int64)
+      text = arrays.read_beginnings(archive, 'text', found['text'], length)
+      pixels = {name: arrays.read(archive, name, found[name]) for name in images}
+  except Misfit:
+    raise
+  except (ValueError, OSError) as e:
     raise ValueError(f'{path}: not a whole .npz ({e})') from e
+
+  def read(i):
+    return {'text': text[i]} | {name: pixels[name][i] for name in images}
+
+  return read, len(text)
+
+
+class Misfit(ValueError):
+  """Arrays that are whole, but none of text features."""
+
+
+def check_arrays(path, found, images):
+  """Raises Misfit unless the arrays.Arrays of an .npz are those of text features."""
   for name in ('text', 'length', *images):
     if name not in found:
-      raise ValueError(f'{path}: arrays {sorted(found)} found, {name!r} expected among them')
+      raise Misfit(f'{path}: arrays {sorted(found)} found, {name!r} expected among them')
   text, length = found['text'], found['length']
   if (
-    text.ndim != 3
+    len(text.shape) != 3
     or length.shape != text.shape[:1]
     or text.dtype.kind != 'f'
     or length.dtype.kind not in 'iu'
   ):
-    raise ValueError(
+    raise Misfit(
       f'{path}: text {text.dtype} {text.shape}, length {length.dtype} {length.shape} found, floats '
       '[n, S, d] and integers [n] expected'
     )
-  if len(length) and length.max() > text.shape[1]:
+  for name in images:
+    if not (shape := found[name].shape) or shape[0] < text.shape[0]:
+      raise Misfit(f'{path}: {name} {shape} found, one for each of {text.shape[0]} texts expected')
+
+
+def read_prompts(dataset: str, count: int) -> tuple[str, ...]:
+  """The prompts that the features of an .npz are of, its array 'prompts' of texts; () if it has
+  none, and of other data sets. ValueError unless they are `count`."""
+  if not dataset.endswith('.npz'):
+    return ()
+  file = paths.path(dataset)
+  found = arrays.headers(file, ('prompts',)).get('prompts')
+  if found is None or found.dtype.kind != 'U':
+    return ()
+  if found.shape != (count,):
     raise ValueError(
-      f'{path}: length {length.max()} found, at most {text.shape[1]}, the rows of text, expected'
+      f'{dataset}: prompts {list(found.shape)} found, one for each of {count} texts expected'
     )
-
-  def read(i):
-    return {'text': text[i, : max(length[i], 0)]} | {name: found[name][i] for name in images}
-
-  return read, len(text)
+  with arrays.open_archive(file) as archive:
+    return tuple(arrays.read(archive, 'prompts', found).tolist())
 
 
 def random_record(tokens: int, width: int, images: Sequence[str], index: int):

@@ -25,6 +25,7 @@ class Stream:
       of prompts that are text, or None.
     decode_text: token ids of what a policy said, int32 [L], -1 after the end -> str, or None.
     record_count: how many records 'label' is the index of, or None where it is a class.
+    record_prompts: the prompts of these records, where they are known and no text is sampled.
     label_limit: labels from this number on, and below 0, are refused; None: any is taken.
   """
 
@@ -46,6 +47,7 @@ class Stream:
     prompt_records=None,
     decode_text=None,
     record_count: int | None = None,
+    record_prompts: Sequence[str] = (),
   ):
     """Makes a Stream of `records`, an endless dataset of blocks of rows.
 
@@ -65,7 +67,7 @@ class Stream:
     self._max_unreadable, self._threads, self._workers = max_unreadable, threads, workers
     self._records_per_row, self.record_count = records_per_row, record_count
     self.prompt_records, self.decode_text = prompt_records, decode_text
-    self.label_limit = None
+    self.record_prompts, self.label_limit = tuple(record_prompts), None
     self._state_keys = shares or {}
     self._sums = dict.fromkeys(self._state_keys, 0)
     self._step = self._seen = self._skipped = 0

@@ -49,6 +49,7 @@ def make(
     real = reference.split(
       built, dataset=dataset, split=split, size=pixels, crop=crop, dir=dir, limit=limit
     )
+  check_counts(images, real)
   memory = {}
 
   def evaluate(params, frozen, poll=None):
@@ -75,6 +76,15 @@ def check(built, images, batch, npz, dataset):
     raise ValueError(f'batch: {batch} found, at least 1 expected')
   if npz and dataset:
     raise ValueError(f"npz: {npz!r} and dataset {dataset!r} found, one of them '' expected")
+
+
+def check_counts(images, real):
+  """Raises ValueError for too few images to compare with a reference.Reference: a covariance is of
+  2, precision and recall look at more than NEIGHBOURS others."""
+  least = statistics.NEIGHBOURS + 1 if real.batches else 2
+  for name, found in (('images', images), ('real images', real.images)):
+    if found < least and (name == 'images' or real.batches):
+      raise ValueError(f'{name}: {found} found, at least {least} expected, which can be compared')
 
 
 class Real(NamedTuple):

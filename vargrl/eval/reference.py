@@ -3,14 +3,12 @@
 from functools import partial
 import math
 from typing import Callable, NamedTuple
-import zipfile
 
 import numpy as np
-from numpy.lib import format as npy
 
 from vargrl.data import source
 from vargrl.eval import real
-from vargrl.io import downloads, paths
+from vargrl.io import arrays, downloads, paths
 from vargrl.parallel import rows
 
 URL = 'https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/'
@@ -50,59 +48,48 @@ def npz(path, *, features):
       f'reference: arrays {sorted(found)} in {path}, arr_0, or mu and sigma, expected'
     )
   for name, shape in wanted.items():
-    if name in found and found[name][0] != shape:
+    if name in found and found[name].shape != shape:
       raise ValueError(
-        f'reference: {name} {list(found[name][0])} in {path}, {list(shape)} expected'
+        f'reference: {name} {list(found[name].shape)} in {path}, {list(shape)} expected'
       )
   if 'arr_0' in found:
-    shape, dtype = found['arr_0']
+    shape, dtype = found['arr_0'][:2]
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or not math.prod(shape):
       raise ValueError(
         f'reference: arr_0 {dtype} {list(shape)} in {path}, uint8 [N, y, x, 3] expected'
       )
 
   def moments():
-    with np.load(path, allow_pickle=False) as file:
-      return file['mu'], file['sigma']
+    with arrays.open_archive(path) as file:
+      return tuple(arrays.read(file, name, found[name]) for name in ('mu', 'sigma'))
 
   return Reference(
     moments if wanted.keys() <= found.keys() else None,
-    found['arr_0'][0][0] if 'arr_0' in found else 0,
-    partial(image_batches, path) if 'arr_0' in found else None,
+    found['arr_0'].shape[0] if 'arr_0' in found else 0,
+    partial(image_batches, path, found['arr_0']) if 'arr_0' in found else None,
   )
 
 
 def headers(path):
-  """{name: (shape, dtype)} of the arrays in an .npz; ValueError where it is none."""
+  """{name: arrays.Array} of an .npz; ValueError where it is none, or has arrays that would take
+  many times its size of memory."""
   try:
-    with zipfile.ZipFile(path) as file:
-      names = [name for name in file.namelist() if name.endswith('.npy')]
-      return {name.removesuffix('.npy'): header(file, name) for name in names}
-  except (zipfile.BadZipFile, ValueError, OSError, EOFError) as e:
+    found = arrays.headers(path)
+    if bad := [x.dtype for x in found.values() if x.dtype.hasobject]:
+      raise ValueError(f'{bad[0]} found')
+    if 'arr_0' in found and found['arr_0'].fortran:
+      raise ValueError('arr_0 in Fortran order found')
+    arrays.check_cost(sum(x.size for x in found.values()), path)
+    return found
+  except (ValueError, OSError) as e:
     raise ValueError(f'reference: {path} is no .npz of numpy ({e})') from e
 
 
-def header(file, name):
-  with file.open(name) as array:
-    return read_header(array)
-
-
-def read_header(array):
-  """(shape, dtype) of an .npy stream, which is left where the numbers begin."""
-  read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-  version = npy.read_magic(array)
-  if version not in read:
-    raise ValueError(f'array of version {version} found, 1.0 or 2.0 expected')
-  shape, fortran, dtype = read[version](array)
-  if fortran or dtype.hasobject:
-    raise ValueError(f'{dtype} in {"Fortran" if fortran else "C"} order found')
-  return shape, dtype
-
-
-def image_batches(path, batch, poll=None):
+def image_batches(path, header, batch, poll=None):
   """Yields (uint8 image_Byxc, counts_B) of arr_0, of which one batch is in memory at once."""
-  with zipfile.ZipFile(path) as file, file.open('arr_0.npy') as array:
-    (count, *shape), _ = read_header(array)
+  count, *shape = header.shape
+  with arrays.open_archive(path) as file, file.open('arr_0.npy') as array:
+    array.read(header.begin)
     for row_B, counts_B in rows.batches(count, batch, poll):
       n, size = int(counts_B.sum()), math.prod(shape)
       data = array.read(n * size)

@@ -8,6 +8,7 @@ class-conditional ImageNet models are compared."""
 import numpy as np
 
 SPLIT = 5000  # images in a split of the Inception Score: ten of the customary 50,000
+NEIGHBOURS = 3  # of an image, which the ball around it holds
 BLOCK = 1024  # rows whose distances exist at once
 
 
@@ -67,7 +68,7 @@ def inception_score(logits_NV, splits=None):
   return float(np.mean(scores))
 
 
-def precision_recall(real_ND, fake_MD, neighbours=3):
+def precision_recall(real_ND, fake_MD, neighbours=NEIGHBOURS):
   """(precision: share of fakes within a ball of a real, recall: share of reals within a ball of a
   fake).
 

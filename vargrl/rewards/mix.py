@@ -73,19 +73,21 @@ def make(
   return Mix(names, weights, device, judges, host, max_failed, records, decode_text)
 
 
-def check_names(rewards, *, classes, records):
+def check_names(rewards, *, classes, records, prompts=()):
   """Refuses a reward whose list of `names` does not fit the labels of its rows.
 
   rewards: as in `make`. classes: how many classes labels are of, each with its name; 0 where labels
-  are the numbers of records, `records` of them, or None where nobody knows how many. Raises
+  are the numbers of records, `records` of them, or None where nobody knows how many. prompts: of
+  these records, in their order, where they are known: the names must be the same. Raises
   ValueError."""
   for nickname, section in rewards.items():
     if 'names' not in section or not (classes or records):
       continue
     try:
-      count = len(class_names.load(section['names']))
+      names = class_names.load(section['names'])
     except (ValueError, OSError):
       continue  # `make` says what is wrong, in the words of the reward
+    count = len(names)
     if classes and count != classes:
       raise ValueError(
         f'reward {nickname}: {count} names of classes, {classes} classes in the policy'
@@ -95,6 +97,12 @@ def check_names(rewards, *, classes, records):
         f'reward {nickname}: {count} names found, at least {records} expected, one for each record '
         'of the data'
       )
+    for i, (name, prompt) in enumerate(zip(names, prompts)):
+      if name.strip() != prompt.strip():
+        raise ValueError(
+          f'reward {nickname}: name {i} is {name!r}, {prompt!r} expected, the prompt of record {i} '
+          'of the data'
+        )
 
 
 def without_files(module, options):

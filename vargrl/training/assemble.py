@@ -201,7 +201,8 @@ def rewards(config, built, data=None, abstract=False):
   classes = contracts.offers(built.policy.config, 'classes') or 0
   if not abstract:
     count = contracts.offers(data, 'record_count')
-    mix.check_names(collect.rewards, classes=classes, records=count)
+    prompts = contracts.offers(data, 'record_prompts') or ()
+    mix.check_names(collect.rewards, classes=classes, records=count, prompts=prompts)
   found = mix.make(
     collect.rewards,
     bind=built.bound,
@@ -236,6 +237,19 @@ def check_samples(rewards, policy):
         f'reward {nickname}: {section.name} looks at pictures, rows of the segments '
         f'{[s.name for s in policy.spans]} found'
       )
+
+
+def check_answers(data, spans):
+  """ValueError for answers of pairs that the text of a row has no room for."""
+  text = next((span for span in spans if not span.picture), None)
+  if text is None or 'max_answer' not in data:
+    return
+  room = text.stop - text.start
+  if data.max_answer > room:
+    raise ValueError(
+      f'data.max_answer: {data.max_answer} tokens found, at most {room} expected (max_tokens of '
+      f'rollout.{text.name})'
+    )
 
 
 def captions(data):
