@@ -87,11 +87,9 @@ def check_names(rewards, *, classes, records, prompts=()):
       names = class_names.load(section['names'])
     except (ValueError, OSError):
       continue  # `make` says what is wrong, in the words of the reward
-    count = len(names)
+    count, of_classes = len(names), f'{len(names)} names of classes'
     if classes and count != classes:
-      raise ValueError(
-        f'reward {nickname}: {count} names of classes, {classes} classes in the policy'
-      )
+      raise ValueError(f'reward {nickname}: {of_classes}, {classes} classes in the policy')
     if not classes and count < records:
       raise ValueError(
         f'reward {nickname}: {count} names found, at least {records} expected, one for each record '
@@ -99,10 +97,8 @@ def check_names(rewards, *, classes, records, prompts=()):
       )
     for i, (name, prompt) in enumerate(zip(names, prompts)):
       if name.strip() != prompt.strip():
-        raise ValueError(
-          f'reward {nickname}: name {i} is {name!r}, {prompt!r} expected, the prompt of record {i} '
-          'of the data'
-        )
+        wrong = f'name {i} is {name!r}, {prompt!r} expected, the prompt of that record'
+        raise ValueError(f'reward {nickname}: {wrong}')
 
 
 def without_files(module, options):
