@@ -103,7 +103,7 @@ def test_grpo_in_the_place_of_dpo_runs_two_steps_too(tmp_path, capsys):
   argv = ['--config', 'experiments/scenes.py:smoke-grpo', '--workdir', str(tmp_path)]
   assert main.main(['vargrl', 'train', *argv]) == 0, capsys.readouterr().err
   last = [row for row in writing.load(tmp_path / 'grpo') if 'reward' in row][-1]
-  assert last['images'] == 1 and last['sampler/trainer_gap'] < 1e-5 and np.isfinite(last['loss'])
+  assert last['sampler/trainer_gap'] < 1e-5 and np.isfinite(last['loss'])
 
 
 def test_pairs_of_a_group_are_never_cut(tmp_path):
