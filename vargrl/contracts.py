@@ -75,8 +75,9 @@ CONTRACTS = {
   },
   # With HOST = False: reward(frozen, samples, **options) -> r_B, jitted; or, with a network of its
   # own, judge(**options) -> rewards.judge.Judge and FILES, its options that name files. With HOST =
-  # True: reward(samples, **options) -> a number or None per row, in worker processes; GROUPS =
-  # True: of whole groups. A user's function, 'module.function', is a host reward.
+  # True: reward(samples, **options) -> a number or None per row, in worker processes; may have
+  # check(**options), ValueError for values that cannot work; GROUPS = True: of whole groups. A
+  # user's function, 'module.function', is a host reward.
   'reward': {'HOST': 'whether it runs on the host; else on the device'},
   # May have image_token_ids(section), of dialogues.
   'data': {

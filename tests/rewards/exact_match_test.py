@@ -1,9 +1,11 @@
 """Verifiable answers."""
 
+import math
+
 import numpy as np
 import pytest
 
-from vargrl.rewards import exact_match, mix
+from vargrl.rewards import exact_match, mix, worker
 from vargrl.rewards.host_samples import HostSamples
 from vargrl.types import Samples
 
@@ -52,6 +54,24 @@ def test_what_cannot_be_compared_is_one_sentence(change, message):
   rows = HostSamples(None, {'text': ['a']}, [{'label': 0}], np.arange(1))
   with pytest.raises(ValueError, match=message):
     exact_match.reward(rows, **dict(segment='text', mode='exact', pattern='') | change)
+
+
+@pytest.mark.parametrize(
+  'name, options, message',
+  [
+    ('rewards.exact_match', dict(segment='text', mode='fuzzy', pattern=''), "mode: 'fuzzy' found"),
+    (
+      'rewards.exact_match',
+      dict(segment='text', mode='regex', pattern='('),
+      r"pattern: '\(' found",
+    ),
+    ('rewards.jpeg', dict(quality=math.nan, sign=1), 'quality: nan found, an integer expected'),
+    ('rewards.scenes', dict(world='large', strict=True, partial=True), "world: 'large' found"),
+  ],
+)
+def test_values_that_cannot_work_are_told_before_the_first_row(name, options, message):
+  with pytest.raises(ValueError, match=f'reward {name}: {message}'):
+    worker.load(name, options)
 
 
 def test_it_is_a_host_reward_of_rows_of_text_alone():

@@ -39,6 +39,13 @@ def test_a_reward_of_text_wants_a_text_and_one_of_pictures_a_picture():
     assemble.check_samples(jpeg, policy(TEXT))
 
 
+def test_answers_must_have_room():
+  assemble.check_answers(ConfigDict({'max_answer': 4}), (IMAGE, TEXT))
+  assemble.check_answers(ConfigDict({}), (TEXT,))
+  with pytest.raises(ValueError, match='data.max_answer: 5 tokens found, at most 4 expected'):
+    assemble.check_answers(ConfigDict({'max_answer': 5}), (TEXT, IMAGE))
+
+
 OWN = """
 from vargrl.models import var
 SIZES, Config, Model, init, NET = var.SIZES, var.Config, var.Model, var.init, var.NET

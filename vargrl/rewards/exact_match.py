@@ -8,6 +8,19 @@ MODES = ('exact', 'number', 'regex')
 NUMBER = re.compile(r'[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)')  # 1,234.5 and -$3, as GSM8K has them
 
 
+def check(*, segment, mode, pattern):
+  """ValueError for a mode, or a pattern, that cannot be."""
+  if mode not in MODES:
+    raise ValueError(f'mode: {mode!r} found, one of {MODES} expected')
+  if bool(pattern) != (mode == 'regex'):
+    expected = 'a regular expression' if mode == 'regex' else "''"
+    raise ValueError(f'pattern: {pattern!r} found, {expected} expected with mode {mode!r}')
+  try:
+    re.compile(pattern)
+  except re.error as e:
+    raise ValueError(f'pattern: {pattern!r} found, a regular expression expected ({e})') from e
+
+
 def reward(samples, *, segment, mode, pattern):
   """r_B: 1.0 where the row's answer is its record's 'answer', 0.0 where it is another or none.
 
@@ -16,11 +29,7 @@ def reward(samples, *, segment, mode, pattern):
   record's answer, by value. 'regex': what the last match of `pattern` has in its first group, or
   the match itself if it has no groups. Spaces around either are dropped. pattern: '' but for
   'regex'. Raises ValueError for another mode, segment or pattern, or a record without 'answer'."""
-  if mode not in MODES:
-    raise ValueError(f'mode: {mode!r} found, one of {MODES} expected')
-  if bool(pattern) != (mode == 'regex'):
-    expected = 'a regular expression' if mode == 'regex' else "''"
-    raise ValueError(f'pattern: {pattern!r} found, {expected} expected with mode {mode!r}')
+  check(segment=segment, mode=mode, pattern=pattern)
   if segment not in samples.texts:
     raise ValueError(f'segment: {segment!r} found, one of {sorted(samples.texts)} expected')
   rows = zip(samples.texts[segment], samples.record, strict=True)

@@ -22,7 +22,10 @@ FILES = ('file', 'vocab')
 LENGTH = 35  # tokens of a prompt; what is longer is cut, its end token kept
 # Of the scores that the head was trained to give, https://github.com/THUDM/ImageReward.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-PUBLISHED = {'file': 'THUDM/ImageReward ImageReward.pt', 'vocab': 'google-bert/bert-base-uncased vocab.txt'}
+PUBLISHED = {
+  'file': 'THUDM/ImageReward ImageReward.pt',
+  'vocab': 'google-bert/bert-base-uncased vocab.txt',
+}
 
 
 def judge(*, file, size, dtype, vocab, template, names):

@@ -4,7 +4,15 @@ import io
 
 from PIL import Image
 
+from vargrl.io import numbers
+
 HOST = True
+
+
+def check(*, quality, sign):
+  """ValueError for a quality that no file has."""
+  numbers.check_number('quality', quality, whole=True)
+  numbers.check_number('sign', sign)
 
 
 def reward(samples, *, quality, sign):

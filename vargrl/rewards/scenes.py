@@ -8,6 +8,11 @@ from vargrl.scenes import world as worlds
 HOST = True
 
 
+def check(*, world, strict, partial):
+  """ValueError for a world that there is not."""
+  worlds.find(world)
+
+
 def reward(samples, *, world, strict, partial):
   """r_B: 1 for a picture that shows what its caption says, 0 for one that does not.
 

@@ -70,7 +70,23 @@ def load(name, options, arrays=('samples',)):
   if not callable(found):
     raise ValueError(f'reward {name}: found a {type(found).__name__}, expected a function')
   check_options(name, found, options, arrays)
+  if path == 'reward':
+    check_values(name, sys.modules[module], options)
   return found
+
+
+def check_values(name, module, options):
+  """Raises ValueError, which names the reward, for values of options that its module refuses: its
+  function `check` takes the same options, and sees no row."""
+  check = getattr(module, 'check', None)
+  try:
+    inspect.signature(check).bind(**options)
+  except (TypeError, ValueError):
+    return  # another function, or none
+  try:
+    check(**options)
+  except ValueError as e:
+    raise ValueError(f'reward {name}: {e}') from e
 
 
 def wants_groups(name, function):

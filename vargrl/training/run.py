@@ -44,6 +44,10 @@ class Run:
     self.policy, self.tokenizer = self.built.policy, self.built.tokenizer
     self.rewards = None
     self.check_objective()
+    if contracts.offers(self.policy.config, 'attention') == 'splash':
+      from vargrl.models.layers import splash  # late: its kernels take long to import
+
+      splash.interpreted(self.mesh.devices.flat[0].platform)
     self.shapes = self.shape()
     weights.check_sources(config, self.built, self.mesh, root, dict(upstream))
     self.evals, self.data = [], None
@@ -194,6 +198,7 @@ class Run:
           'policy'
         )
     self.check_pictures(bool(vision))
+    building.check_answers(data, self.built.learner.spans)
     places = contracts.offers(c, 'image_places')
     if places and 'image_tokens' in data and data.image_tokens != places:
       raise ValueError(
