@@ -82,6 +82,28 @@ def test_word_pieces_are_berts(tmp_path):
   assert t_VL[2].tolist() == [2] + [4] * 33 + [3]  # cut, with its end
 
 
+def test_vocabularies_are_text_in_any_form(tmp_path):
+  words = '[PAD] [UNK] [CLS] [SEP] a cat'.split()
+  for end, mark in (('\n', ''), ('\r\n', '\ufeff')):
+    (tmp_path / 'vocab.txt').write_text(mark + end.join([*words, '']), newline='')
+    assert image_reward.encode_texts(tmp_path, ['a CAT'], 96).tolist() == [[2, 4, 5, 3]]
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('{"model": {"type": "WordPiece", "vocab": {"[CLS]": 2147483648}}}', 'has id 2147483648'),
+    ('{"model": null}', 'no tokenizer in it'),
+    ('[' * 100_000, 'JSON nested too deeply'),
+    ('', 'no JSON'),
+  ],
+)
+def test_a_vocabulary_that_is_none_is_one_sentence(text, words, tmp_path):
+  (tmp_path / 'tokenizer.json').write_text(text)
+  with pytest.raises(ValueError, match=f'^vocab: {tmp_path}/tokenizer.json: .*{words}'):
+    image_reward.encode_texts(tmp_path, ['a'], 96)
+
+
 def test_what_cannot_work_is_told_when_it_is_made(tmp_path):
   (tmp_path / 'vocab.txt').write_text('no\nends')
   wrong = [

@@ -3,6 +3,7 @@
 import types
 
 from ml_collections import ConfigDict
+import numpy as np
 import pytest
 
 from experiments import quickstart
@@ -41,6 +42,16 @@ def test_the_same_command_continues_after_a_crash(tmp_path):
   loop.train(c, tmp_path, log=said.append)
   assert loop.io_text.read_json(tmp_path / 'config.json')['steps'] == 3
   assert (tmp_path / loop.FINAL_EVAL_FILE).read_text() == '3'
+
+
+def test_a_part_of_pairs_that_is_cut_is_drawn_again(tmp_path):
+  path, part = tmp_path / '0.npz', {'label': np.arange(3), 'group': np.arange(3)}
+  assert pairs.read_part(path) is None
+  pairs.save_part(path, part)
+  assert [*pairs.read_part(path)] == ['label', 'group']
+  for left in (*LEFT, path.read_bytes()[:-40]):
+    path.write_bytes(left)
+    assert pairs.read_part(path) is None
 
 
 def test_pairs_of_another_config_are_refused_once_there_are_any(tmp_path):

@@ -87,7 +87,8 @@ def draw(run, folder, groups, seed):
   parts = []
   for i in tqdm(range(-(-groups // P)), unit='batch', desc='pairs', dynamic_ncols=True):
     labels, path = next(run.data)['label'], folder / f'{i:06d}.npz'
-    if not path.exists():
+    part = read_part(path)
+    if part is None:
       key = jax.random.fold_in(jax.random.key(seed), i)
       prompt_P, keys = jnp.asarray(labels), policy.keys(key, P, R)
       out = generate(params, frozen, prompt_P, *keys)
@@ -103,8 +104,7 @@ def draw(run, folder, groups, seed):
       if i == 0:
         save_preview(folder.parent / 'pairs.png', part, np.asarray(image_Byxc), rows)
       save_part(path, part)
-    with np.load(path) as part:
-      parts.append({k: part[k] for k in part.files})
+    parts.append(part)
   used = np.concatenate(
     [np.arange(i * P, (i + 1) * P)[part['group']] < groups for i, part in enumerate(parts)]
   )
@@ -132,6 +132,16 @@ def best_and_worst(label_P, tokens_PRL, r_PR):
   }
   R = r_PR.shape[1]
   return part, (chosen * R + best, chosen * R + worst)
+
+
+def read_part(path):
+  """What `save_part` wrote; None if there is no such file, or what a crash has left of one: then it
+  is drawn again."""
+  try:
+    with np.load(path) as part:
+      return {k: part[k] for k in part.files}
+  except Exception:  # zipfile, zlib and numpy raise what they like
+    return None
 
 
 def save_part(path, part):

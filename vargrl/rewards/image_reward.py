@@ -11,7 +11,9 @@ import numpy as np
 
 from vargrl.checkpoint import torch_format
 from vargrl.data import names as class_names
+from vargrl.data import tokenizer_files
 from vargrl.io import downloads, paths
+from vargrl.io import text as io_text
 from vargrl.models.judges import blip
 from vargrl.parallel import place
 from vargrl.rewards import preprocess
@@ -153,29 +155,33 @@ def encode_texts(path, texts, vocab):
   """t_VL int32, -1 after the end: [CLS], word pieces, [SEP]; as transformers' BertTokenizer,
   uncased.
   """
-  import tokenizers
-
   files = [path] if path.is_file() else [path / name for name in ('vocab.txt', 'tokenizer.json')]
   if not (found := [f for f in files if f.is_file()]):
     raise FileNotFoundError(
       f'vocab: no vocab.txt or tokenizer.json in {path}; {download_hint("vocab", path)}'
     )
-  try:
-    if found[0].suffix == '.json':
-      tokenizer = tokenizers.Tokenizer.from_file(str(found[0]))
-    else:
-      tokenizer = tokenizers.BertWordPieceTokenizer(str(found[0]), lowercase=True)
-  except Exception as e:  # tokenizers raises Exception itself
-    raise ValueError(f'vocab: {found[0]} is no vocabulary of BERT ({e})') from e
-  tokenizer.no_padding()
-  tokenizer.enable_truncation(LENGTH)
-  rows = [tokenizer.encode(text).ids for text in texts]
-  ends = [tokenizer.token_to_id(token) for token in ('[CLS]', '[SEP]')]
+  with tokenizer_files.told(f'vocab: {found[0]}', 'no vocabulary of BERT'):
+    tokenizer = load_tokenizer(found[0])
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(LENGTH)
+    rows = [tokenizer.encode(text).ids for text in texts]
+    ends = [tokenizer.token_to_id(token) for token in ('[CLS]', '[SEP]')]
   if any([row[0], row[-1]] != ends for row in rows) or max(map(max, rows)) >= vocab:
     raise ValueError(
       f'vocab: {found[0]} gives {rows[0]}, tokens below {vocab} from [CLS] to [SEP] expected'
     )
   return pad_rows(rows)
+
+
+def load_tokenizer(path):
+  """The tokenizer of vocab.txt, a token in each line, or of tokenizer.json."""
+  import tokenizers
+
+  if paths.known_ending(path, ('.json',)):
+    return tokenizer_files.load_json(path)
+  lines = io_text.split_lines(io_text.read_text(path, max_bytes=tokenizer_files.MAX_BYTES))
+  vocab = {line.rstrip(): i for i, line in enumerate(lines)}
+  return tokenizers.BertWordPieceTokenizer(vocab, lowercase=True)
 
 
 def encode_letters(texts, vocab):

@@ -132,8 +132,8 @@ def device_module(name):
     return None  # a function, not a module that says HOST: called as host rewards are
   try:
     module = importlib.import_module(path)
-  except ImportError as e:
-    raise ValueError(f'reward {name}: importing {path} failed: {e}') from e
+  except Exception as e:  # what its own code raises
+    raise ValueError(f'reward {name}: importing {path} failed: {type(e).__name__}: {e}') from e
   if not (hasattr(module, 'HOST') and (hasattr(module, 'reward') or hasattr(module, 'judge'))):
     expected = (
       f'HOST = True or False and a function `reward` or `judge` in it, or {name}.<function>'
