@@ -78,6 +78,7 @@ COSTLY = {
   'round': "{{ 1.5|round(10**9, 'ceil') }}",
   'comparisons': "{% set a='a'*10**6 %}{% set b='a'*10**6 %}" + SLOW + '{{ a == b }}{% endfor %}',
   'filters of long lists': SLOW + "{{ range(99999)|select('odd')|sum }}{% endfor %}",
+  'a long text': '{{ messages|tojson(indent=99999) }}',
   'nesting': '{{ ' + '[' * 5000 + ']' * 5000 + ' }}',
   'many statements': '{% set a=1 %}' * 10**5,
 }

@@ -147,9 +147,10 @@ def open_indexed(index):
   where = text.read_json(index).get('weight_map')
   if type(where) is not dict or not all(type(name) is str for name in where.values()):
     raise ValueError(f'{index}: no index with a weight_map, a file for each tensor expected')
-  names = sorted({*where.values()})
+  names = sorted({*check_keys(index, where).values()})
   for name in names:
-    if os.path.basename(name) != name or '\0' in name or not name.endswith(SUFFIXES):
+    plain = os.path.basename(name) == name and '\0' not in name and len(name) < 200
+    if not plain or not name.endswith(SUFFIXES):
       raise ValueError(
         f'{index}: names {name[:200]!r}, expected a checkpoint file of the same folder'
       )

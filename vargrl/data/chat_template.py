@@ -20,6 +20,7 @@ from jinja2.utils import Namespace
 MAX_SOURCE = 100_000  # characters of a template
 # Of a rendering: what it makes in all, in characters and values, and what goes into it counts more.
 MAX_WEIGHT = 2**25
+MAX_TEXT = 2**19  # characters of its text, which a tokenizer needs 300 bytes each for
 STEP = 64  # what a step of a loop counts, at least
 NODE, ITEM = 4, 8  # what a value counts in another, and an item that a filter goes through
 MAX_DIGITS = 4096  # bits of an integer
@@ -336,7 +337,10 @@ def render(source, messages, **variables):
   given = weight([messages, *variables.values()]) + len(source)
   try:
     with metering(Meter(given, len(messages))):
-      return compiled(source).render(messages=messages, **variables)
+      text = compiled(source).render(messages=messages, **variables)
+    if len(text) > MAX_TEXT + 4 * given:
+      raise Costly(f'it writes {len(text)} characters, at most {MAX_TEXT + 4 * given} expected')
+    return text
   except Exception as e:  # a program can raise any
     said = ' '.join(str(e).split())[:300]
     own = isinstance(e, jinja2.exceptions.TemplateError)

@@ -135,7 +135,8 @@ def add_image_tokens(tokenizer: TextTokenizer) -> TextTokenizer:
   """The tokenizer with the tokens of generated images, which follow all others if they are new."""
   from tokenizers import AddedToken, Tokenizer
 
-  backend = Tokenizer.from_str(tokenizer.backend.to_str())
+  with tokenizer_files.told(tokenizer.folder, 'its tokenizer cannot be copied'):
+    backend = Tokenizer.from_str(tokenizer.backend.to_str())
   backend.add_special_tokens(
     [AddedToken(t, special=True, normalized=False) for t in (GEN_START, GEN_END, GEN_PAD)]
   )
@@ -174,7 +175,7 @@ def add_tokens(backend, added, folder):
       add_token(backend, metadata)
     if (found := backend.token_to_id(content)) != number:
       raise ValueError(
-        f'{folder}: token {content} becomes number {found}, {number} expected by '
+        f'{folder}: token {content[:80]} becomes number {found}, {number} expected by '
         'tokenizer_config.json; the tokenizer is of another model'
       )
 
@@ -270,7 +271,8 @@ def render(tokenizer: TextTokenizer, messages: Sequence[dict], *, answer: bool, 
     )
   except ValueError as e:
     pictures = any(not isinstance(message.get('content'), str) for message in messages)
-    hint = '; it may take texts alone, and a message here has pictures' if pictures else ''
+    odd = pictures and isinstance(e.__cause__, TypeError)
+    hint = '; it may take texts alone, and a message here has pictures' if odd else ''
     raise ValueError(
       f'{tokenizer.folder}: the chat template refuses {len(messages)} messages ({e}){hint}'
     ) from e
