@@ -63,8 +63,9 @@ def test_a_pickle_that_repeats_itself_is_told_and_cheap(tmp_path, what, monkeypa
 def test_names_of_tensors_are_short_texts(tmp_path):
   for code, words in (
     (b'}K\x01Ns', 'a int as the name of a tensor'),
-    (b'}' + MEGABYTE + b'Ns', 'a text of 1048576 characters as the name'),
+    (b'}' + MEGABYTE + b'Ns', ' of 1048576 characters as the name'),
     (b'}N\x85Ns', 'a tuple as the name'),
+    (b'}X\3\0\0\0a\nbNs', 'of 3 characters as the name'),
   ):
     with pytest.raises(ValueError, match=words) as error:
       files.open_tensors(torch_file.write(tmp_path / 'x.pth', code))
@@ -73,8 +74,8 @@ def test_names_of_tensors_are_short_texts(tmp_path):
 
 def test_plain_values_of_real_files_are_within_the_budget():
   """A list of a sampler's indices, an optimizer's state, many small tensors."""
-  indices = torch_file.plain([*range(1_300_000)])
-  assert len(torch_pickle.run(indices + b'.', None, len(indices))) == 1_300_000
+  indices = torch_file.plain([*range(500_000)])
+  assert len(torch_pickle.run(indices + b'.', None, len(indices))) == 500_000
   state = torch_file.plain({i: {'step': i * 1000.5, 'groups': [i, None]} for i in range(50_000)})
   assert len(torch_pickle.run(state + b'.', None, len(state))) == 50_000
   memory = torch_values.Storage(np.dtype('f4'), np.zeros(24, np.uint8))

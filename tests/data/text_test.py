@@ -155,7 +155,7 @@ def test_what_is_no_tokenizer_is_told_in_a_sentence(words, tmp_path):
     json.dumps({'added_tokens_decoder': {'151643': added[min(added)]}})
   )
   with pytest.raises(
-    ValueError, match=rf'endoftext\|> becomes number {min(added)}, 151643 expected'
+    ValueError, match=rf'endoftext\|>. becomes number {min(added)}, 151643 expected'
   ):
     text.load(folder)
   for name, content in (

@@ -8,7 +8,7 @@ import pytest
 import small_bpe
 import small_qwen
 
-from vargrl.data import clip_bpe, text
+from vargrl.data import clip_bpe, scenes_tokenizer, text, tokenizer_rules
 
 
 @pytest.fixture
@@ -97,6 +97,49 @@ def test_a_thread_of_the_library_that_ends_is_a_sentence(folder):
   pattern = {'pre_tokenizer': split | {'pattern': {'Regex': '(a+)+$'}}}
   change(folder / 'tokenizer.json', lambda x: x.update(pattern))
   refused(folder, 'its tokenizer cannot encode the text')
+
+
+def replace(pattern, content):
+  return {'type': 'Replace', 'pattern': pattern, 'content': content}
+
+
+@pytest.mark.parametrize(
+  'part, rule, words',
+  [
+    ('normalizer', [replace({'String': 'a'}, 'aa')] * 30, 'times as long a text'),
+    ('normalizer', [replace({'Regex': ''}, 'a')] * 30, 'times as long a text'),
+    ('normalizer', [replace({'Regex': '(?<=a)'}, 'a' * 500)], '501 times as long a text'),
+    ('decoder', [replace({'String': 'a'}, 'a' * 9)] * 3, '729 times as long a text'),
+    (
+      'normalizer',
+      [{'type': 'Prepend', 'prepend': 'a' * 600}] * 2,
+      '1200 characters that are added',
+    ),
+    ('pre_tokenizer', [{'type': 'Split', 'pattern': {'Regex': r'\p{L}' * 5000}}], 'of regular exp'),
+    ('post_processor', [{'type': 'X', 'single': [{'Sequence': {}}] * 100}], 'characters that are'),
+    ('normalizer', [{'type': 'NFC'}] * 2000, '2001 rules'),
+    (
+      'normalizer',
+      [{'type': 'P', 'precompiled_charsmap': '/////w=='}],
+      'precompiled_charsmap is cut',
+    ),
+  ],
+)
+def test_rules_that_make_much_of_a_short_text_are_told(folder, part, rule, words):
+  change(folder / 'tokenizer.json', lambda x: x.update({part: {'type': 'Sequence', 'x': rule}}))
+  refused(folder, f'tokenizer.json: .*{words}')
+
+
+def test_rules_of_published_tokenizers_are_read(tmp_path):
+  for rules in (
+    [{'type': 'Prepend', 'prepend': '▁'}, replace({'String': ' '}, '▁')],
+    [replace({'Regex': ' {2,}'}, '▁'), {'type': 'NFC'}, {'type': 'Lowercase'}],
+    [replace({'Regex': r'\s+|\p{L}'}, ' ')] * 20 + [replace({'Regex': '(?i:x)y'}, 'zz')],
+    [replace({'String': x}, x * 2) for x in 'ab'],
+  ):
+    tokenizer_rules.check('x', {'normalizer': {'type': 'Sequence', 'normalizers': rules}})
+  text.save(scenes_tokenizer.build(), tmp_path)
+  assert text.load(tmp_path).backend.get_vocab_size()
 
 
 def test_half_of_a_surrogate_pair_is_a_sentence(folder):

@@ -118,10 +118,12 @@ def open_tensors(path):
 def check_keys(path, state):
   """Returns a state dict; ValueError unless its keys are texts of at most MAX_KEY characters."""
   for key in state:
-    if type(key) is not str or len(key) > MAX_KEY:
-      found = f'a text of {len(key)} characters' if type(key) is str else f'a {type(key).__name__}'
+    if type(key) is not str or len(key) > MAX_KEY or not key.isprintable():
+      text = type(key) is str
+      found = f'{key[:20]!a} of {len(key)} characters' if text else f'a {type(key).__name__}'
       raise ValueError(
-        f'{path}: {found} as the name of a tensor, a text of at most {MAX_KEY} characters expected'
+        f'{path}: {found} as the name of a tensor, a text of at most {MAX_KEY} printable '
+        'characters expected'
       )
   return state
 

@@ -56,7 +56,7 @@ def load(path):
     raise ValueError(f'{path}: {e}') from e
   except Exception as e:  # of a damaged pickle or zip: underflows, bad operands, overflows...
     raise ValueError(
-      f'{path}: damaged, download it again ({type(e).__name__}: {str(e)[:80]})'
+      f'{path}: damaged, download it again ({type(e).__name__}: {torch_values.shown(str(e), 80)})'
     ) from e
 
 
@@ -114,7 +114,7 @@ def not_an_archive(head):
 
 def member_bytes(info, data):
   """The bytes of one member of the archive; torch.save compresses none, so they can be mapped."""
-  name = info.filename[:80]
+  name = torch_values.shown(info.filename, 80)
   if (
     info.compress_type != zipfile.ZIP_STORED
     or info.file_size != info.compress_size
@@ -149,11 +149,11 @@ def load_storage(members, persistent_id):
     raise ValueError('damaged, a persistent id that is no storage; download it again')
   _, kind, key, _, count = persistent_id
   if f'data/{key}' not in members:
-    raise ValueError(f'damaged, no entry data/{key[:20]}; download it again')
+    raise ValueError(f'damaged, no entry data/{torch_values.shown(key, 20)}; download it again')
   dtype, data = torch_values.STORAGES[kind.name], members[f'data/{key}']
   if len(data) < torch_values.natural(count) * dtype.itemsize:
     raise ValueError(
-      f'data/{key[:20]} has {len(data)} bytes, {count} elements of {dtype} expected; '
+      f'data/{torch_values.shown(key, 20)} has {len(data)} bytes, {count} elements of {dtype} expected; '
       'download it again'
     )
   return torch_values.Storage(dtype, data[: count * dtype.itemsize])

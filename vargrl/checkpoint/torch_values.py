@@ -202,6 +202,11 @@ def exactly(value, *types):
   return value
 
 
+def shown(text, length):
+  """The beginning of a text of the file, for a message: one line of ASCII."""
+  return text[:length].encode('unicode_escape').decode()
+
+
 def keys_of(budget, items):
   """The items of a list or tuple, each of which may be a key."""
   return map(budget.key, exactly(items, list, tuple))
@@ -213,6 +218,6 @@ def resolve_global(name):
     return name
   if name not in FUNCTIONS and name not in STORAGES:
     raise ValueError(
-      f'holds {name[:80]}, which is refused (tensors and plain containers are read); {SAVE_AGAIN}'
+      f'holds {shown(name, 80)}, which is refused (tensors and plain containers are read); {SAVE_AGAIN}'
     )
   return Global(name)

@@ -175,7 +175,7 @@ def add_tokens(backend, added, folder):
       add_token(backend, metadata)
     if (found := backend.token_to_id(content)) != number:
       raise ValueError(
-        f'{folder}: token {content[:80]} becomes number {found}, {number} expected by '
+        f'{folder}: token {content[:80]!r} becomes number {found}, {number} expected by '
         'tokenizer_config.json; the tokenizer is of another model'
       )
 

@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import reprlib
 
+from vargrl.data import tokenizer_rules
 from vargrl.io import paths
 from vargrl.io import text as io_text
 
@@ -93,6 +94,7 @@ def load_json(path):
   for token in added if isinstance(added, list) else ():
     if isinstance(token, dict) and 'id' in token:
       check_id(path, token.get('content'), token['id'])
+  tokenizer_rules.check(path, value)
   del value, model, vocab, added
   with told(path, 'found no tokenizer in it'):
     tokenizer = Tokenizer.from_file(str(path))
