@@ -9,6 +9,8 @@ import math
 import re
 from typing import NamedTuple
 
+from vargrl.io import text as io_text
+
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 DTYPE_BYTES = {
   'token': 0,
@@ -94,7 +96,7 @@ def parse(text):
   A loop whose trip count is not known counts once.
   """
   computations, name, entry = {}, None, None
-  for line in text.splitlines():
+  for line in io_text.split_lines(text):
     if head := COMPUTATION_START.match(line):
       name = head[2]
       computations[name] = {}
