@@ -148,3 +148,9 @@ def test_an_endless_order_has_a_length_that_can_be_divided(count):
     assert 2**50 < len(mixed.batch(size, batch_fn=tuple)) * size < 2**63
   last = len(order) - 1
   assert order[last] == last % count and len(streams.HostRows(order, 3, [0, 2])) > 2**50
+
+
+def test_a_share_that_is_no_number_is_told(open_images):
+  for share in (float('nan'), -0.1):
+    with pytest.raises(ValueError, match='data.max_unreadable: .* found, a number at least 0'):
+      open_images(max_unreadable=share)

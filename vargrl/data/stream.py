@@ -7,6 +7,8 @@ from absl import flags
 import grain
 import numpy as np
 
+from vargrl.io import numbers
+
 TRIES = 100  # random records tried in place of an unreadable one before giving up
 # Records of an order without end. grain divides lengths as floats, which hold no larger integers:
 # of sys.maxsize it makes 2**63, which len() may not return.
@@ -61,6 +63,7 @@ class Stream:
     max_unreadable: share of skipped records from which `next` raises. threads, workers: of reading,
     0 for none."""
     assert rows % block == 0, (rows, block)
+    numbers.check_number('data.max_unreadable', max_unreadable, least=0, finite=False)
     self.features, self.classes = tuple(features), classes
     self.class_names = tuple(class_names)
     self._records, self._name, self._rows, self._pulls = records, name, rows, rows // block

@@ -153,3 +153,13 @@ def test_any_number_of_dialogues_share_a_row(examples):
     **read,
   )
   assert [*next(stream)['segment'].max(1)] == [examples] * 2
+
+
+@pytest.mark.parametrize('weight', [float('nan'), float('inf'), 0.0, -1.0])
+def test_a_weight_that_is_none_is_told(talks, weight):
+  source = dict(dataset=talks.path, split='', dir='', max_records=0)
+  train.open_mixture({'a': source | {'weight': 0.5}})
+  with pytest.raises(
+    ValueError, match=r'data.sources.a.weight: .* found, a (finite )?number above'
+  ):
+    train.open_mixture({'a': source | {'weight': weight}})

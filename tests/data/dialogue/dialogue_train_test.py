@@ -154,7 +154,7 @@ def test_sources_are_mixed_exactly_in_proportion_each_record_once_an_epoch(weigh
       dict(sources={'a': {'dataset': 'x.json'}}),
       r"data.sources.a: keys \['dataset'\] found, \['dataset', 'dir',",
     ),
-    (dict(source={'weight': 0}), 'data.sources.a.weight: 0.0 found, more than 0 expected'),
+    (dict(source={'weight': 0}), 'data.sources.a.weight: 0.0 found, a number above 0 expected'),
     (dict(source={'max_records': 9}), 'max_records 9 found, 0 for all or at most 4 expected'),
     (dict(image_tokens=0), 'data.image_tokens: 0 found, at least 1 expected'),
     (dict(examples_per_row=0), 'data.examples_per_row: 0 found, at least 1'),
@@ -163,7 +163,7 @@ def test_sources_are_mixed_exactly_in_proportion_each_record_once_an_epoch(weigh
       dict(positions='all'),
       r"data.positions: 'all' found, one of \('mrope', 'sequential'\) expected",
     ),
-    (dict(prompt_drop=2.0), 'data.prompt_drop: 2.0 found, a share expected'),
+    (dict(prompt_drop=2.0), 'data.prompt_drop: 2.0 found, a number at least 0 and at most 1'),
     (
       dict(source={'dataset': 'scenes/small/32/x', 'max_records': 1}),
       "'scenes/small/32/x' found, 'scenes/WORLD/PIX",

@@ -109,7 +109,8 @@ def answer_tokens(format, answer):
   if not format.size:
     return text.encode(format.tokenizer, messages.unmark(answer) + text.TURN_END)
   if encode.IMAGE_GEN not in answer:
+    found = messages.short(messages.unmark(answer))
     raise encode.DoesNotFit(
-      f'answer {answer!r} found, one {encode.IMAGE_GEN} expected in it, or data.size ()'
+      f'answer {found} found, one {encode.IMAGE_GEN} expected in it, or data.size ()'
     )
   return encode.answer_prefix(format, answer)

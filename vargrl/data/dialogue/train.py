@@ -51,6 +51,7 @@ from vargrl.data.dialogue import encode, files, pack
 from vargrl.data.dialogue import scenes as scenes_dialogues
 from vargrl.data.dialogue import sums as sums_dialogues
 from vargrl.data.dialogue import tokenizer as tokenizers
+from vargrl.io import numbers
 
 CHECKED_TEXTS = 100  # records of a file whose text is encoded before anything starts
 SOURCE_KEYS = {'dataset', 'split', 'dir', 'max_records', 'weight'}
@@ -157,8 +158,7 @@ def check_options(examples_per_row, image_tokens, budget, loss_on, positions, pr
   ):
     if value not in known:
       raise ValueError(f'data.{name}: {value!r} found, one of {known} expected')
-  if not 0 <= prompt_drop <= 1:
-    raise ValueError(f'data.prompt_drop: {prompt_drop} found, a share expected')
+  numbers.check_number('data.prompt_drop', prompt_drop, least=0, most=1)
 
 
 def shapes(data) -> dict:
@@ -179,9 +179,8 @@ def open_mixture(sources) -> tuple[list[Source], list[float]]:
   for name, options in sources.items():
     contracts.check_keys(f'data.sources.{name}', options, SOURCE_KEYS)
     options = dict(options.items())
-    weights.append(float(options.pop('weight')))
-    if not weights[-1] > 0:
-      raise ValueError(f'data.sources.{name}.weight: {weights[-1]} found, more than 0 expected')
+    weight = float(options.pop('weight'))
+    weights.append(numbers.check_number(f'data.sources.{name}.weight', weight, above=0))
     found.append(open_source(**options, role='train'))
   return found, weights
 
