@@ -236,6 +236,8 @@ def write(path, shapes, arrays):
       import torch
 
       torch.save({key: torch.from_numpy(np.array(x, order='C')) for key, x in arrays}, part)
+      with part.open('rb') as file:
+        os.fsync(file.fileno())
     os.replace(part, path)
   finally:
     with contextlib.suppress(FileNotFoundError):

@@ -56,6 +56,8 @@ def read_metadata(path, step):
   record, data = found['meta'], found['data']
   if not isinstance(record, dict) or 'sha256' not in record:
     return None, None, 'meta/metadata: no sha256 of its own found, expected one'
+  if absent := {'step', 'leaves', 'data', 'meta'} - record.keys():
+    return None, None, f'meta/metadata: no {sorted(absent)[0]} found, expected one'
   own = sha256({key: value for key, value in record.items() if key != 'sha256'})
   if own != record['sha256']:
     return None, None, f'meta/metadata: sha256 {own} found, {record["sha256"]} expected'

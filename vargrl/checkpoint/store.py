@@ -244,7 +244,8 @@ def _steps(folder):
   steps = [
     int(path.name)
     for path in folder.iterdir()
-    if path.name.isdigit()
+    if path.name.isascii()
+    and path.name.isdigit()
     and path.is_dir()
     and (not bucket or (path / 'commit_success.txt').exists())
   ]

@@ -153,7 +153,7 @@ def load_storage(members, persistent_id):
   dtype, data = torch_values.STORAGES[kind.name], members[f'data/{key}']
   if len(data) < torch_values.natural(count) * dtype.itemsize:
     raise ValueError(
-      f'data/{torch_values.shown(key, 20)} has {len(data)} bytes, {count} elements of {dtype} expected; '
-      'download it again'
+      f'data/{torch_values.shown(key, 20)} has {len(data)} bytes, {count} elements of {dtype} '
+      'expected; download it again'
     )
   return torch_values.Storage(dtype, data[: count * dtype.itemsize])

@@ -12,7 +12,7 @@ import pickletools
 import sys
 
 from vargrl.checkpoint import torch_values
-from vargrl.checkpoint.torch_values import Budget, exactly
+from vargrl.checkpoint.torch_values import Budget, exactly, shown
 
 # What things take in memory: a place on the stack, an item of a list or tuple, an entry of a
 # dictionary or set while it grows, an entry of the memo, a tensor or storage with its parts.
@@ -37,7 +37,7 @@ def call_function(function, args, budget):
     raise ValueError(f'{function.name}: {e}') from e
   except (TypeError, OverflowError) as e:
     raise ValueError(
-      f'{function.name} is given odd arguments ({torch_values.shown(str(e), 120)}); download it again'
+      f'{function.name} is given odd arguments ({shown(str(e), 120)}); download it again'
     ) from e
 
 
@@ -156,7 +156,7 @@ def instructions(code):
       yield op.name, operand
   except ValueError as e:
     raise ValueError(
-      f'damaged, its pickle cannot be taken apart ({torch_values.shown(str(e), 80)}); download it again'
+      f'damaged, its pickle cannot be taken apart ({shown(str(e), 80)}); download it again'
     ) from e
 
 

@@ -218,6 +218,7 @@ def resolve_global(name):
     return name
   if name not in FUNCTIONS and name not in STORAGES:
     raise ValueError(
-      f'holds {shown(name, 80)}, which is refused (tensors and plain containers are read); {SAVE_AGAIN}'
+      f'holds {shown(name, 80)}, which is refused (tensors and plain containers are read); '
+      f'{SAVE_AGAIN}'
     )
   return Global(name)
