@@ -26,6 +26,15 @@ def test_unknown_dataset_names_the_nearest(capsys, compiles, tmp_path):
   assert "'digit'" in error and 'digits' in error
 
 
+@pytest.mark.parametrize(
+  'summary', ["(('reward','up'),)", "('reward',)", "(('reward','higher','x'),)", "((1,''),)"]
+)
+def test_a_summary_that_the_report_cannot_show(capsys, compiles, tmp_path, summary):
+  """Not at the end, when the report is written."""
+  error = refused_train(capsys, compiles, tmp_path, f'--config.summary={summary}')
+  assert "found, (name of a metric, one of ('higher', 'lower', '')) expected" in error
+
+
 def test_group_of_one(capsys, compiles, tmp_path):
   error = refused_train(
     capsys,

@@ -16,6 +16,7 @@ from vargrl.reporting import report, writer
 from vargrl.training import loop
 from vargrl.training.run import Run
 
+BETTER = ('higher', 'lower', '')  # what a metric of the summary shall become
 REPORT_SECONDS = 120  # the report of a run that is under way is not much older than this
 
 
@@ -81,6 +82,7 @@ def build_all(config, root):
   """{name: Run} of all runs. Raises what is wrong with any of them, so that a mistake in a late run
   of the chain is found before the first one starts."""
   built = {}
+  check_summary(config)
   try:
     for name, run in runs(config):
       shapes = {earlier: r.shapes.params for earlier, r in built.items()}
@@ -140,6 +142,14 @@ def summary(root, config):
     if values:
       out.append({'name': key, 'before': values[0], 'after': values[-1], 'better': better})
   return out
+
+
+def check_summary(config):
+  """ValueError for a `summary` that the report at the end could not show."""
+  for row in config.summary if 'summary' in config else ():
+    pair = isinstance(row, (tuple, list)) and len(row) == 2
+    if not pair or not isinstance(row[0], str) or row[1] not in BETTER:
+      raise ValueError(f'summary: {row!r} found, (name of a metric, one of {BETTER}) expected')
 
 
 def write_report(root, config):
