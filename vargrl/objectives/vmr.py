@@ -58,7 +58,7 @@ def check(
   numbers.check_number('objective.collect.continuations', continuations, least=1, whole=True)
   numbers.check_number('objective.collect.eta', eta, above=0)
   for name, steps in (('prefix_steps', prefix_steps), ('suffix_steps', suffix_steps)):
-    numbers.check_number(f'objective.collect.{name}', steps, least=0, whole=True)
+    numbers.check_number(f'objective.collect.{name}', steps, least=0)
   if not prefix_steps + suffix_steps >= 1:
     raise ValueError('objective.collect: prefix_steps and suffix_steps are 0, expected not both')
 

@@ -37,7 +37,7 @@ class Pool:
   def __init__(self, function_name, options, *, workers, timeout, retries, chunk):
     least = {'workers': (workers, 1), 'chunk': (chunk, 1), 'retries': (retries, 0)}
     for key, (value, at_least) in least.items():
-      numbers.check_number(f'objective.collect.pool.{key}', value, least=at_least, whole=True)
+      numbers.check_number(f'objective.collect.pool.{key}', value, least=at_least)
     numbers.check_number('objective.collect.pool.timeout', timeout, above=0)
     locate(function_name)  # before the cost of a process
     self.name, self.options, self.size, self.chunk = function_name, options, workers, chunk

@@ -79,9 +79,9 @@ class Run:
     signature(self.objective.collect, collect, 'objective.collect')
     signature(self.objective.loss, config.objective.loss, 'objective.loss')
     signature(self.data_module.make, config.data, 'data', given=('seed', 'rows'))
-    for name in ('steps', 'minibatches', 'accum', 'epochs', 'keep'):
+    for name in ('steps', 'minibatches', 'accum', 'epochs'):
       io_numbers.check_number(name, config[name], least=1, whole=True)
-    for name in ('save_every', 'show_every'):
+    for name in ('save_every', 'show_every', 'keep'):
       io_numbers.check_number(name, config[name], least=1)
     io_numbers.check_number('max_replicated_share', config.max_replicated_share)
     timing.check(config.profile)

@@ -51,7 +51,7 @@ class Config:
 
   def __post_init__(self):
     check(self)
-    io_numbers.check_number('rollout.top_k', self.top_k, least=0, whole=True)
+    io_numbers.check_number('rollout.top_k', self.top_k, least=0)
 
   images = 1
 

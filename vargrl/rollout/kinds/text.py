@@ -46,7 +46,7 @@ class Config:
 
   def __post_init__(self):
     numbers.check_number('rollout.temperature', self.temperature, above=0)
-    numbers.check_number('rollout.top_k', self.top_k, least=0, whole=True)
+    numbers.check_number('rollout.top_k', self.top_k, least=0)
     numbers.check_number('rollout.top_p', self.top_p, least=0, most=1)
     numbers.check_number('rollout.max_tokens', self.max_tokens, least=1, whole=True)
 
