@@ -3,6 +3,7 @@
 import gzip
 import json
 import resource
+import time
 
 import pytest
 import small_bpe
@@ -145,6 +146,18 @@ def test_rules_of_published_tokenizers_are_read(tmp_path):
 def test_half_of_a_surrogate_pair_is_a_sentence(folder):
   with pytest.raises(ValueError, match=r"half of a surrogate pair .'.ud83d'. found"):
     text.encode(text.load(folder), 'a\ud83d')
+
+
+def test_thousands_of_added_tokens_take_no_longer_than_they_need(folder):
+  """As many as Emu3's visual tokens: one at a time, they would take a quarter of an hour."""
+  first = text.load(folder).backend.get_vocab_size()
+  flags = {'special': True, 'normalized': False}
+  more = {str(first + i): {'content': f'<v{i}>', **flags} for i in range(30_000)}
+  change(folder / 'tokenizer_config.json', lambda x: x['added_tokens_decoder'].update(more))
+  began = time.perf_counter()
+  ours = text.load(folder)
+  assert text.encode(ours, '<v29999>').tolist() == [first + 29_999]
+  assert text.decode(ours, [first]) == '' and time.perf_counter() - began < 20
 
 
 def test_openais_file_is_unpacked_as_far_as_it_may_be(tmp_path):

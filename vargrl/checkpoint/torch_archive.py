@@ -140,6 +140,7 @@ def load_storage(members, persistent_id):
   if (
     type(persistent_id) is not tuple
     or len(persistent_id) != 5
+    or type(persistent_id[0]) is not str
     or persistent_id[0] != 'storage'
     or type(persistent_id[1]) is not torch_values.Global
     or persistent_id[1].name not in torch_values.STORAGES

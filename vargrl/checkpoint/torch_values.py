@@ -126,7 +126,7 @@ def rebuild_tensor(budget, memory, offset, size, stride, grad, hooks, metadata=N
     or len(size) > 32
   ):
     raise ValueError('a tensor of odd arguments')
-  if metadata:
+  if exactly(metadata, dict, type(None)):
     raise ValueError('a tensor with conjugate or negative bit; resolve it before it is saved')
   if dtype is not None and (type(dtype) is not str or dtype not in DTYPES):
     raise ValueError('a tensor of no dtype')
@@ -170,7 +170,7 @@ def ordered_dict(budget, pairs=()):
 
 def encode_latin1(budget, text, encoding):
   """_codecs.encode: protocol 2 writes bytes as text in latin1."""
-  if encoding != 'latin1':
+  if exactly(encoding, str) != 'latin1':  # a tensor would be compared number by number
     raise ValueError('bytes of odd arguments')
   return exactly(text, str).encode('latin1')
 

@@ -169,14 +169,15 @@ def build_bpe(folder):
 
 def add_tokens(backend, added, folder):
   """Adds tokens {id: {'content', 'special' ...}}; ValueError unless each of them gets its id."""
-  for number, metadata in sorted(checked_tokens(added, folder / 'tokenizer_config.json').items()):
-    content = metadata['content']
-    with tokenizer_files.told(folder / 'tokenizer_config.json', 'a token that cannot be added'):
-      add_token(backend, metadata)
-    if (found := backend.token_to_id(content)) != number:
+  path = folder / 'tokenizer_config.json'
+  tokens = sorted(checked_tokens(added, path).items())
+  with tokenizer_files.told(path, 'tokens that cannot be added'):
+    backend.add_tokens([added_token(x) for _, x in tokens])  # at once: each call reads all again
+  for number, metadata in tokens:
+    if (found := backend.token_to_id(metadata['content'])) != number:
       raise ValueError(
-        f'{folder}: token {content[:80]!r} becomes number {found}, {number} expected by '
-        'tokenizer_config.json; the tokenizer is of another model'
+        f'{folder}: token {metadata["content"][:80]!r} becomes number {found}, {number} expected '
+        'by tokenizer_config.json; the tokenizer is of another model'
       )
 
 
@@ -195,8 +196,8 @@ def checked_tokens(added, path):
   return out
 
 
-def add_token(backend, metadata):
-  """Adds one token of added_tokens_decoder."""
+def added_token(metadata):
+  """The tokenizers.AddedToken of one in added_tokens_decoder."""
   from tokenizers import AddedToken
 
   flags = {
@@ -204,8 +205,7 @@ def add_token(backend, metadata):
     for k in ('lstrip', 'rstrip', 'normalized', 'single_word', 'special')
     if metadata.get(k) is not None
   }
-  token = AddedToken(metadata['content'], **flags)
-  (backend.add_special_tokens if metadata.get('special') else backend.add_tokens)([token])
+  return AddedToken(metadata['content'], **flags)
 
 
 def read_chat_template(folder, config):
