@@ -16,8 +16,8 @@ ORDERED, SET = (torch_file.global_name(x) for x in ('collections OrderedDict', '
 ENCODE = torch_file.global_name('_codecs encode')
 PAIRS = b'](' + 10_000 * b'N' + b'eq\0'  # a long list, remembered
 TUPLES = b''.join(b'J' + i.to_bytes(4, 'little') + b'\x85N' for i in range(11_000))
-# A tensor of one number, seen 2**50 times.
-HUGE = torch_file.float_tensor((2**30, 2**20), (0, 0))
+# A tensor of one number, seen a million times.
+EXPANDED = torch_file.float_tensor((1000, 1000), (0, 0))
 COSTLY = {  # instructions: words of the error
   'a key that is a tuple of one text 20,000 times': (
     MEGABYTE + b'q\x000}(' + 20_000 * b'h\0' + b'tK\x01s',
@@ -40,10 +40,15 @@ COSTLY = {  # instructions: words of the error
   'a memo': (b'N' + 150_000 * b'\x94', 'would take more than'),
   'keys that are tuples': (b'}(' + TUPLES + b'u', 'a key, at most 10000 of them'),
   'a tensor as the name of an encoding': (
-    torch_file.call('_codecs encode', torch_file.plain('a'), HUGE),
+    torch_file.call('_codecs encode', torch_file.plain('a'), EXPANDED),
     'ndarray found, str expected',
   ),
-  'a tensor as a tag': (b'(' + HUGE + b'NNNNtQ', 'a persistent id that is no storage'),
+  'a tensor as a tag': (b'(' + EXPANDED + b'NNNNtQ', 'a persistent id that is no storage'),
+  'a tensor of 2**50 numbers': (
+    torch_file.float_tensor((2**30, 2**20), (0, 0)),
+    'would take more than',
+  ),
+  'many expanded tensors': (b'(' + 9 * EXPANDED + b't', 'would take more than'),
   'a key of many digits': (b'}\x8a\x09' + 8 * b'\xff' + b'\x7fNs', 'more than 64 bits'),
 }
 

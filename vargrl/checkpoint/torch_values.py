@@ -88,7 +88,7 @@ class Budget:
     if self.left < 0:
       raise ValueError(
         f'its pickle would take more than {self.most / 2**20:.0f} MiB of memory, by values that it '
-        f'repeats; {SAVE_AGAIN}'
+        f'repeats or tensors that it expands; {SAVE_AGAIN}'
       )
 
   def key(self, value):
@@ -140,6 +140,8 @@ def rebuild_tensor(budget, memory, offset, size, stride, grad, hooks, metadata=N
     raise ValueError(f'a tensor that reaches element {last} of a storage of {count}')
   if math.prod(size) >= 2**58:
     raise ValueError(f'a tensor of {math.prod(size)} elements')
+  # Of a number that it shows again and again, a reader would make an array.
+  budget.charge(max(0, math.prod(size) * dtype.itemsize - len(memory.data)))
   stride = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(size, stride)]
   return np.ndarray(size, dtype, memory.data, offset * dtype.itemsize, stride)
 
