@@ -30,6 +30,7 @@ import torch_file  # noqa: E402
 
 from vargrl.data import text  # noqa: E402
 
+MAX_BYTES = 2**20  # of a changed file
 NUMBERS = (
   '0',
   '-1',
@@ -173,7 +174,7 @@ def mutant(kinds, seed):
   name = rng.choice(sorted(files))
   for _ in range(rng.choice((1, 1, 2, 4))):
     other = rng.choice([x for one in kinds.values() for y in one for x in y.values()])
-    files[name] = rng.choice(mutators(name))(rng, files[name], other)[: 2**20]
+    files[name] = rng.choice(mutators(name))(rng, files[name], other)[:MAX_BYTES]
   return kind, files
 
 
@@ -203,12 +204,17 @@ def change_bytes(rng, data, other):
     return data[:at] + bit + data[at + 1 :]
   new = (
     b'',
-    part * rng.choice((2, 3, 100, 10_000)),
+    repeated(part, rng.choice((2, 3, 100, 10_000))),
     rng.randbytes(until - at),
     part + rng.choice((b'\0', b'\xff', b'"', b'[', b'{', b'\n')) * rng.choice((1, 4, 1000)),
     other[len(other) * at // (len(data) + 1) :][: until - at],
   )
   return data[:at] if rng.random() < 0.1 else data[:at] + new[kind - 1] + data[until:]
+
+
+def repeated(part, count):
+  """Bytes, as often as fits in MAX_BYTES, at most `count` times."""
+  return part * min(count, MAX_BYTES // (len(part) + 1) + 1)
 
 
 def change_numbers(rng, data, other):
@@ -242,7 +248,7 @@ def change_json(rng, data, other):
       {'Regex': rng.choice(REGEXES)} if isinstance(owner[key], dict) else rng.choice(REGEXES)
     )
   elif kind == 4 and isinstance(owner[key], (list, str)):
-    owner[key] = owner[key] * rng.choice((2, 10, 300))
+    owner[key] = owner[key] * min(rng.choice((2, 10, 300)), 1 + MAX_BYTES // len(data))
   else:
     owner[key] = rng.choice(VALUES)
   try:
@@ -307,7 +313,7 @@ def change_instructions(rng, data, other):
   elif kind == 1:
     parts[at : at + rng.choice((1, 2, 5))] = []
   elif kind == 2:
-    parts[at : at + 3] = [b''.join(parts[at : at + rng.choice((1, 3))]) * count]
+    parts[at : at + 3] = [repeated(b''.join(parts[at : at + rng.choice((1, 3))]), count)]
   else:
     parts[at : at + 1] = [rng.choice((*EXTRA, rng.choice(parts) if parts else b''))]
   return archive(b''.join(parts))
