@@ -18,6 +18,10 @@ from vargrl.training.run import Run
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob('experiments/*.py'))
 # What these run, others run too.
 ALIKE = (
+  'grpo_vargpt_7b',
+  'grpo_qwen2_text',
+  'pretrain_var_d16_imagenet256',
+  'tokenizer_msvq_imagenet256',
   'grpo_var_aesthetic',
   'grpo_var_painting',
   'grpo_var_aesthetic_painting',

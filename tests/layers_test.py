@@ -195,10 +195,10 @@ def test_files_and_functions_are_short():
   assert not wrong, wrong
 
 
-def test_what_tests_share_has_a_name_of_its_own():
+def test_every_file_of_tests_has_a_name_of_its_own():
   """`conftest` is whichever folder's was first, and so is any module that two folders have."""
-  helpers = [p for p in (ROOT / 'tests').rglob('*.py') if not p.stem.endswith('_test')]
-  names = [p.stem for p in helpers if not (p.parent / '__init__.py').exists()]
+  files = [p for p in (ROOT / 'tests').rglob('*.py') if not (p.parent / '__init__.py').exists()]
+  names = [p.stem for p in files]
   assert len({*names}) == len(names), sorted({name for name in names if names.count(name) > 1})
   for path in (ROOT / 'tests').rglob('*.py'):
     assert not any(within(name, ('conftest',)) for name in imports(path)), path

@@ -48,7 +48,7 @@ def test_mean_and_deviation_of_every_reward_over_the_images():
     (dict(classes=5), 'classes: 5 found, some of 0 .. 3'),
     (dict(classes=()), 'classes'),
     (dict(preset='var'), "preset: 'var' found"),
-    (dict(rewards={}), '0 rewards'),
+    (dict(rewards={}), 'rewards: none found, at least one expected'),
     (
       dict(rewards=dict(a=dict(name='rewards.brightnes', weight=1.0))),
       "did you mean 'rewards.brightness'",

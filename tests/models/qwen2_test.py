@@ -237,7 +237,7 @@ def test_flops_are_those_of_the_compiled_program():
     (dict(dtype='int8'), "policy.dtype: 'int8'"),
     (dict(attention='flash'), "policy.attention: 'flash'"),
     (dict(remat='some'), "policy.remat: 'some'"),
-    (dict(lora_rank=2), 'policy.lora_alpha: 0.0 with rank 2'),
+    (dict(lora_rank=2), 'policy.lora_alpha: 0.0 found, a number above 0 expected'),
   ],
 )
 def test_a_model_that_means_nothing_is_refused(change, words):

@@ -39,6 +39,7 @@ def parameters(workdir):
   return steps[-1], hosts.arrays(workdir / 'checkpoints' / str(steps[-1]) / 'state')
 
 
+@pytest.mark.slow
 def test_a_notice_to_one_of_two_hosts_and_a_new_start_on_one_are_the_run_on_one(tmp_path):
   """SIGTERM in the middle of a step, to one: both save the same step and end well. One process of
   eight devices goes on. The tokens, seen by rewards and pictures, are those of one device, and so

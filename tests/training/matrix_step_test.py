@@ -58,6 +58,7 @@ def test_preferences_between_the_texts_that_a_policy_says():
   assert batch.ref_logp.shape == batch.loss_mask.shape == (8, 2, 5)
 
 
+@pytest.mark.slow
 def test_prefixes_of_bits():
   phases, batch, metrics, facts = step(Run(tiny_configs.config('vmr', 'infinity'), ''), 0)
   assert phases[:3] == ['wait_for_update', 'rollout', 'reward']

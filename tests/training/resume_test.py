@@ -161,6 +161,7 @@ def test_a_finished_chain_is_not_run_again(whole):
   assert all(before[r][k].tobytes() == after[r][k].tobytes() for r in RUNS for k in before[r])
 
 
+@pytest.mark.slow
 def test_another_tokenizer_under_finished_runs_is_refused(whole, capsys):
   workdir = whole.parent / 'changed'
   shutil.copytree(whole, workdir)

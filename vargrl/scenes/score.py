@@ -3,7 +3,6 @@
 Checks take objects and a word, so that they judge a scene as they judge an image of it, in which
 check.detect finds them."""
 
-import json
 import string
 
 import numpy as np
@@ -17,14 +16,15 @@ STOP_WORDS = {'a', 'an', 'the', 'it', 'is', 'are', 'there', 'to', 'of'}
 
 def parse_prompt(prompt, world):
   """The Meaning of a caption or of a meaning's JSON; ValueError for others and for other worlds."""
-  try:
-    found = (
-      captions.from_json(prompt) if prompt.lstrip().startswith('{') else captions.parse(prompt)
-    )
-  except (AttributeError, KeyError, TypeError, json.JSONDecodeError):
-    raise ValueError(
-      f'prompt: {prompt!r} found, a caption of scenes or the JSON of its meaning expected'
-    ) from None
+  if isinstance(prompt, str) and not prompt.lstrip().startswith('{'):
+    found = captions.parse(prompt)
+  else:
+    try:
+      found = captions.from_json(prompt)
+    except (AttributeError, KeyError, TypeError, ValueError):
+      raise ValueError(
+        f'prompt: {prompt!r} found, a caption of scenes or the JSON of its meaning expected'
+      ) from None
   for thing in found.things:
     if thing.shape not in world.shapes or thing.colour not in ('', *world.colours):
       raise ValueError(

@@ -54,12 +54,12 @@ class Run:
     if inference_only:
       return
     building.check_reference(config, self.built, self.optimizer.trained)
-    flops.check(self)
     options = {k: v for k, v in config.data.items() if k != 'name'}
     self.data = self.data_module.make(
       seed=config.seed, rows=multihost.local_rows(self.mesh, self.n_prompts), **options
     )
     self.check_data()
+    flops.check(self)
     self.evals = evaluators.make(config.evals, self.built)  # last: these two may start processes
     try:
       self.rewards = building.rewards(config, self.built, self.data)
